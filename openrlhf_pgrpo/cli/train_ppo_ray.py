@@ -1,0 +1,6 @@
+"""`python -m openrlhf.cli.train_ppo_ray`, plus `--advantage_estimator pgrpo` and `--pgrpo.*`; the host stays untouched."""
+
+from openrlhf_pgrpo.host.doors import run
+
+if __name__ == "__main__":
+    run("openrlhf.cli.train_ppo_ray")

@@ -1,0 +1,1 @@
+"""The methods themselves: numpy only, no Ray, no OpenRLHF."""

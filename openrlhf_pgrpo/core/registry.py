@@ -1,0 +1,155 @@
+"""What an advantage estimator is, and the names under which `--advantage_estimator` finds them.
+
+A new estimator is one class in one file:
+
+    from openrlhf_pgrpo.core.registry import AdvantageEstimator, register_advantage_estimator
+
+    @register_advantage_estimator("median_baseline")
+    class MedianBaseline(AdvantageEstimator):
+        def __call__(self, batch):
+            return batch.rewards - np.median(batch.rewards)
+
+Axes: B samples, P prompt groups.
+"""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """One training step as an estimator sees it; every field has one entry per sample, in any order.
+
+    Attributes:
+        rewards: (B,) float64, after the host's length penalties, before KL and before the host's clip.
+        prompt_groups: (B,) int64 in 0 ... P-1; samples of one prompt share a number.
+        pref_groups: (B,) names of preference groups.
+        users: (B,) user ids; None where no `--pgrpo.user_key` was given.
+        labels: (B,) labels as the dataset has them.
+    """
+
+    rewards: np.ndarray
+    prompt_groups: np.ndarray
+    pref_groups: Sequence[str]
+    users: Sequence[Optional[str]]
+    labels: Sequence[Any]
+
+    def __post_init__(self):
+        object.__setattr__(self, "rewards", np.asarray(self.rewards, np.float64))
+        object.__setattr__(self, "prompt_groups", np.asarray(self.prompt_groups, np.int64))
+        lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
+        if self.rewards.ndim != 1 or len(set(lengths.values())) != 1:
+            raise ValueError(f"a reward batch needs one entry per sample in every field, got {lengths}")
+        bad = np.flatnonzero(~np.isfinite(self.rewards))
+        if len(bad):
+            i = bad[0]
+            raise ValueError(
+                f"a reward batch needs finite rewards, got {self.rewards[i]} for sample {i} "
+                f"of preference group {self.pref_groups[i]!r} ({len(bad)} of {len(self.rewards)} samples)"
+            )
+
+
+class AdvantageEstimator:
+    """Turns the rewards of one step into one advantage per sample.
+
+    An instance lives as long as the run, in the process that makes experiences, and sees each training step once;
+    evaluation never reaches it. What it remembers travels in checkpoints through `state_dict`.
+
+    Args:
+        options: the parsed `--pgrpo.*` options, a `PGRPOOptions`.
+    """
+
+    uses_pref_groups = True  # False: the run needs no --pgrpo.group_key
+
+    def __init__(self, options):
+        self.options = options
+
+    @property
+    def min_samples_per_prompt(self) -> int:
+        """The smallest `--rollout.n_samples_per_prompt` that makes sense."""
+        return 1
+
+    def __call__(self, batch: RewardBatch) -> np.ndarray:
+        """Advantages (B,), finite. May change the estimator's state; must not if it raises."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got keys {sorted(state)}")
+
+    def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Numbers to log for each of `pref_groups`, after the step."""
+        return {}
+
+
+_estimators: dict[str, Callable] = {}
+
+
+def register_advantage_estimator(name: str) -> Callable:
+    """Class decorator that makes an estimator known as `--advantage_estimator name`.
+
+    Raises:
+        ValueError: the name is taken by another class; both are named. Registering the same class again is fine.
+    """
+
+    def decorate(estimator: Callable) -> Callable:
+        known = _estimators.setdefault(name, estimator)
+        if _source(known) != _source(estimator):
+            raise ValueError(
+                f"advantage estimator {name!r} needs one owner, got {_source(known)} and {_source(estimator)}: "
+                "rename one of them"
+            )
+        _estimators[name] = estimator
+        return estimator
+
+    return decorate
+
+
+def _source(estimator: Callable) -> str:
+    return f"{estimator.__module__}.{estimator.__qualname__}"
+
+
+def advantage_estimators() -> dict[str, Callable]:
+    """Name -> class of every registered estimator."""
+    return dict(_estimators)
+
+
+def make_advantage_estimator(name: str, options) -> AdvantageEstimator:
+    """A fresh estimator without history.
+
+    Raises:
+        ValueError: nobody registered `name`; the message lists what exists.
+    """
+    if name not in _estimators:
+        raise ValueError(f"advantage estimator needs one of {sorted(_estimators)}, got {name!r}")
+    return _estimators[name](options)
+
+
+def load_plugin(plugin: str) -> None:
+    """Runs a user's file (`my_file.py`) or imports a dotted module so that it can register its estimators.
+
+    Raises:
+        ValueError: there is no such file or module. An error inside the plugin itself is passed on as it is.
+    """
+    path = Path(plugin).expanduser()
+    if path.suffix != ".py":
+        if importlib.util.find_spec(plugin) is None:
+            raise ValueError(f"a plugin needs a .py file or an importable module, got {plugin!r}")
+        importlib.import_module(plugin)
+        return
+    if not path.is_file():
+        raise ValueError(f"a plugin needs an existing file, got {str(path)!r}")
+    name = f"openrlhf_pgrpo_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)

@@ -1,0 +1,57 @@
+"""The estimator's state in the host's checkpoints: exact, under one key, refused when it does not fit.
+
+The host saves `client_states` with every regular and best checkpoint, on the actor group. The experience maker holds
+that group, so wrapping one method of this one instance reaches sync and async training and both kinds of checkpoint.
+"""
+
+from copy import deepcopy
+
+import ray
+
+KEY = "openrlhf_pgrpo"
+SCHEMA = 1
+
+
+def attach(actor_group, owner) -> None:
+    """Lets `owner.checkpoint_state()` travel with every checkpoint of `actor_group`, and `owner.restore(state)` see
+    what a resumed run finds there (None if the checkpoint was saved without this add-on)."""
+    run = actor_group.async_run_method
+
+    def async_run_method(method_name, *args, **kwargs):
+        if method_name == "save_checkpoint":
+            # A copy, made now: saving is asynchronous, and the host reuses the dictionary of an earlier save.
+            state = {"schema": SCHEMA, **deepcopy(owner.checkpoint_state())}
+            kwargs["client_states"] = {**(kwargs.get("client_states") or {}), KEY: state}
+        refs = run(method_name, *args, **kwargs)
+        if method_name == "get_checkpoint_states":
+            owner.restore(_readable(ray.get(refs)[0].get(KEY)))
+        return refs
+
+    actor_group.async_run_method = async_run_method
+
+
+def _readable(state: dict | None) -> dict | None:
+    if state is None:
+        return None
+    if state.get("schema") != SCHEMA:
+        raise ValueError(
+            f"resuming needs a checkpoint of schema {SCHEMA}, got schema {state.get('schema')!r}: resume with the "
+            "openrlhf_pgrpo version that wrote it, or pass --pgrpo.fresh_history to start with an empty history"
+        )
+    return {key: value for key, value in state.items() if key != "schema"}
+
+
+def check_settings(saved: dict, current: dict) -> None:
+    """Refuses a history made under other settings.
+
+    Raises:
+        ValueError: names every setting that differs, with both values.
+    """
+    keys = sorted(saved.keys() | current.keys())
+    differing = [key for key in keys if saved.get(key) != current.get(key)]
+    if differing:
+        pairs = "; ".join(f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in differing)
+        raise ValueError(
+            f"resuming needs the settings under which the history was made, got {pairs}. Use the checkpoint's values, "
+            "or pass --pgrpo.fresh_history to start with an empty history"
+        )

@@ -1,0 +1,141 @@
+"""Our flags on the host's parser, and what they refuse."""
+
+import argparse
+import os
+from dataclasses import fields
+
+from openrlhf_pgrpo.core import advantages  # noqa: F401  registers the built-in estimators
+from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.registry import (
+    AdvantageEstimator,
+    advantage_estimators,
+    load_plugin,
+    make_advantage_estimator,
+)
+
+ESTIMATOR = "algo.advantage.estimator"
+
+
+def early(argv: list[str]) -> argparse.Namespace:
+    """The flags that must be known before the host is imported: `pgrpo.device` and `pgrpo.plugin`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_early_flags(parser)
+    return parser.parse_known_args(argv)[0]
+
+
+def _add_early_flags(parser) -> None:
+    parser.add_argument(
+        "--pgrpo.device",
+        choices=("auto", "gpu", "cpu"),
+        default="auto",
+        help="Where the whole stack runs. auto (default): cpu if this machine has no CUDA device and RAY_ADDRESS names "
+        "no cluster, else gpu.",
+    )
+    parser.add_argument(
+        "--pgrpo.plugin",
+        default=None,
+        help="A .py file or dotted module with estimators of your own (@register_advantage_estimator); every node "
+        "must be able to read it.",
+    )
+
+
+def _add_flags(parser) -> None:
+    group = parser.add_argument_group("preference groups (openrlhf_pgrpo)")
+    _add_early_flags(group)
+    group.add_argument(
+        "--pgrpo.group_key",
+        default=None,
+        help="Dataset column, or key of a struct label, that names the preference group of a prompt. With an "
+        "estimator of the host it only adds logging per preference group.",
+    )
+    group.add_argument(
+        "--pgrpo.user_key", default=None, help="Dataset column, or key of a struct label, that names the user."
+    )
+    for spec in fields(PGRPOOptions):
+        group.add_argument(
+            f"--pgrpo.{spec.name}",
+            type=spec.metadata["type"],
+            choices=spec.metadata["choices"],
+            default=spec.default,
+            help=spec.metadata["help"],
+        )
+    group.add_argument(
+        "--pgrpo.fresh_history",
+        action="store_true",
+        help="Resume model and optimizer but start with an empty reward history.",
+    )
+    group.add_argument(
+        "--pgrpo.metrics_path",
+        default=None,
+        help="JSONL file with the metrics of each step. Default: metrics.jsonl in --ckpt.output_dir.",
+    )
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    """Adds our flags, and the names of registered estimators, to a host parser."""
+    action = parser._option_string_actions[f"--{ESTIMATOR}"]
+    taken = sorted(set(action.choices) & set(advantage_estimators()))
+    if taken:
+        raise ValueError(f"a registered estimator needs a name that the host does not use, got {', '.join(taken)}")
+    action.choices = [*action.choices, *advantage_estimators()]
+    action.help += " Of openrlhf_pgrpo: " + ", ".join(advantage_estimators()) + "."
+    parser.add_argument(
+        "--advantage_estimator",
+        dest=ESTIMATOR,
+        choices=action.choices,
+        default=argparse.SUPPRESS,
+        help=f"Short for --{ESTIMATOR}.",
+    )
+    _add_flags(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Validates our flags in the flat namespace of the host's parser; makes paths absolute.
+
+    Raises:
+        ValueError: what was needed, what came, what to do.
+    """
+    flat = vars(args)
+    name = flat[ESTIMATOR]
+    make = PGRPOOptions(**{spec.name: flat[f"pgrpo.{spec.name}"] for spec in fields(PGRPOOptions)})
+    if name in advantage_estimators():
+        estimator = make_advantage_estimator(name, make)
+        if estimator.uses_pref_groups and flat["pgrpo.group_key"] is None:
+            raise ValueError(f"{name} needs --pgrpo.group_key, got none: name the dataset column of preference groups")
+        n, needed = flat["rollout.n_samples_per_prompt"], estimator.min_samples_per_prompt
+        if n < needed:
+            raise ValueError(
+                f"{name} with --pgrpo.center {estimator.options.center} needs --rollout.n_samples_per_prompt >= "
+                f"{needed}, got {n}: raise it or centre on the history"
+            )
+    elif flat["pgrpo.user_key"] is not None and flat["pgrpo.group_key"] is None:
+        raise ValueError("--pgrpo.user_key needs --pgrpo.group_key, got none: name the column of preference groups too")
+    plugin = flat["pgrpo.plugin"]
+    if plugin is not None and plugin.endswith(".py"):
+        flat["pgrpo.plugin"] = os.path.abspath(plugin)
+
+
+def make_estimator(args) -> AdvantageEstimator | None:
+    """The estimator that the nested host arguments name; None if it is one of the host's own."""
+    if args.pgrpo.plugin is not None:
+        load_plugin(args.pgrpo.plugin)
+    if args.algo.advantage.estimator not in advantage_estimators():
+        return None
+    return make_advantage_estimator(args.algo.advantage.estimator, _options(args))
+
+
+def _options(args) -> PGRPOOptions:
+    return PGRPOOptions(**{spec.name: getattr(args.pgrpo, spec.name) for spec in fields(PGRPOOptions)})
+
+
+def settings(args) -> dict:
+    """Everything that gives a reward history its meaning, for the check at resume."""
+    return {
+        "advantage_estimator": args.algo.advantage.estimator,
+        "group_key": args.pgrpo.group_key,
+        **vars(_options(args)),
+    }
+
+
+def metrics_path(args) -> str:
+    return args.pgrpo.metrics_path or os.path.join(args.ckpt.output_dir, "metrics.jsonl")

@@ -1,0 +1,131 @@
+"""How we get into a host that has no plug-in mechanism: which modules we touch, and what we expect to find there.
+
+The host trains in Ray actors that import it afresh, so a patch made in the driver alone is silently half-applied.
+Instead, every process registers post-import hooks (wrapt) on the modules that *define* what we replace: the driver in
+`doors.activate`, before it imports the host, and every Ray worker in `setup_worker`, which Ray calls first. A hook checks
+the shape of its seam and then hands over to one short file beside this one.
+
+This module runs in every Ray worker and therefore imports nothing heavy.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+from typing import NamedTuple
+
+import wrapt
+
+from openrlhf_pgrpo.host import cpu
+
+HOST_VERSIONS = ("0.11.2",)
+DEVICE = "OPENRLHF_PGRPO_DEVICE"
+
+
+class Seam(NamedTuple):
+    """One place of the host that we replace: the functions it must have, with their parameters, and who replaces it."""
+
+    contract: dict[str, tuple[str, ...]]
+    install: str
+
+
+SEAMS = {
+    "openrlhf.datasets.utils": Seam(
+        {
+            "blending_datasets": (
+                *("datasets", "probabilities", "strategy", "seed", "max_count"),
+                *("stopping_strategy", "dataset_split"),
+            )
+        },
+        "openrlhf_pgrpo.host.prompts:install_check",
+    ),
+    "openrlhf.datasets.prompts_dataset": Seam(
+        {"PromptDataset.__init__": ("self", "dataset", "tokenizer", "strategy", "input_template")},
+        "openrlhf_pgrpo.host.prompts:install_tags",
+    ),
+    "openrlhf.trainer.ppo_utils.experience_maker": Seam(
+        {
+            "RemoteExperienceMaker.__init__": (
+                *("self", "actor_model_group", "critic_model_group", "reward_model_group", "initial_model_group"),
+                *("kl_controller", "strategy", "tokenizer", "kwargs"),
+            ),
+            "RemoteExperienceMaker.make_experience_batch": ("self", "rollout_samples"),
+            "RemoteExperienceMaker.compute_advantages_and_returns": ("self", "experiences"),
+            "RemoteExperienceMaker.get_cumulative_returns": ("self", "rewards", "action_mask", "gamma"),
+            "apply_length_penalties": ("experiences", "args"),
+            "compute_reward": ("r", "kl_coef", "kl", "action_mask", "reward_clip_range"),
+        },
+        "openrlhf_pgrpo.host.experience_maker:install",
+    ),
+    "openrlhf.trainer.ppo_trainer": Seam(
+        {
+            "BasePPOTrainer.__init__": (
+                *("self", "strategy", "actor_model_group", "critic_model_group", "reward_model_group"),
+                *("reference_model_group", "vllm_engines", "tokenizer"),
+            ),
+            "BasePPOTrainer.save_logs_and_checkpoints": ("self", "global_step", "logs_dict", "client_states"),
+            "BasePPOTrainer.init_checkpoint_states": ("self",),
+        },
+        "openrlhf_pgrpo.host.metrics:install",
+    ),
+}
+
+
+class SeamError(RuntimeError):
+    """The host is not what this version was written for; nothing was replaced."""
+
+
+def setup_worker() -> None:
+    """Registers the hooks of this process; Ray's `worker_process_setup_hook`. Calling it again changes nothing."""
+    if setup_worker.done:
+        return
+    for name, seam in SEAMS.items():
+        if name in sys.modules:
+            raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
+        wrapt.register_post_import_hook(_hook(seam), name)
+    if os.environ[DEVICE] == "cpu":
+        cpu.install()
+    setup_worker.done = True
+
+
+setup_worker.done = False
+
+
+def _hook(seam: Seam):
+    def check_and_install(module) -> None:
+        for path, expected in seam.contract.items():
+            check_contract(module, path, expected)
+        where, function = seam.install.split(":")
+        getattr(importlib.import_module(where), function)(module)
+
+    return check_and_install
+
+
+def check_contract(module, path: str, expected: tuple[str, ...]) -> None:
+    """Raises SeamError unless `path` in `module` is a function with the parameters `expected`, by name and order."""
+    found = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    parameters = tuple(inspect.signature(found).parameters) if callable(found) else None
+    if parameters and parameters[-1] == "_ray_trace_ctx":  # ray.remote adds it to all methods of a class, in place
+        parameters = parameters[:-1]
+    if parameters != expected:
+        raise SeamError(
+            f"openrlhf_pgrpo needs {module.__name__}.{path}({', '.join(expected)}), found "
+            f"{'nothing callable' if parameters is None else '(' + ', '.join(parameters) + ')'}: install one of the "
+            f"hosts it was tested with, openrlhf {', '.join(HOST_VERSIONS)}"
+        )
+
+
+def check_version() -> None:
+    """Raises SeamError unless the installed host is one that this version was tested with."""
+    if importlib.util.find_spec("openrlhf") is None:
+        raise SeamError(f"openrlhf_pgrpo needs its host: pip install openrlhf=={HOST_VERSIONS[0]}")
+    found = importlib.metadata.version("openrlhf")
+    if found not in HOST_VERSIONS:
+        raise SeamError(
+            f"openrlhf_pgrpo needs openrlhf {' or '.join(HOST_VERSIONS)}, found {found}: "
+            f"pip install openrlhf=={HOST_VERSIONS[0]}"
+        )

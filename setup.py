@@ -1,0 +1,29 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+
+# The exact set that was tested together on one machine.
+GPU_HOST = [
+    "openrlhf[vllm]==0.11.2",
+    "ray[default]==2.55.0",
+    "vllm==0.29.0",
+    "deepspeed==0.19.6",
+    "transformers==5.15.0",
+    "torch==2.13.0",
+]
+
+setup(
+    name="openrlhf-pgrpo",
+    version=re.search(r'__version__ = "(.+)"', (here / "openrlhf_pgrpo/__init__.py").read_text())[1],
+    description="Many preferences instead of one: P-GRPO as a plug-in for OpenRLHF",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["openrlhf_pgrpo", "openrlhf_pgrpo.*"]),
+    install_requires=["numpy", "torch", "wrapt>=2.0"],
+    extras_require={"gpu": GPU_HOST, "test": ["pytest"]},
+)
