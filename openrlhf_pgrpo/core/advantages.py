@@ -36,8 +36,8 @@ class PGRPOOptions:
         "before",
         str,
         "Update the history before or after it normalises the current batch. before (default): the batch is part of "
-        "its own history, so |A| <= sqrt(count - 1) always; costs a self-reference bias of order 1/count. after: the "
-        "past alone is the baseline, unbiased but unbounded.",
+        "its own history, which bounds advantages by about sqrt(count); costs a self-reference bias of order 1/count. "
+        "after: the past alone is the baseline, unbiased but unbounded.",
         ("before", "after"),
     )
     half_life: Optional[float] = _option(
@@ -130,7 +130,7 @@ class PGRPO(AdvantageEstimator):
 
     def normalise(self, batch: RewardBatch, rows, baseline, scale, known) -> np.ndarray:
         """(R - baseline) / (scale + eps) where the history is `known` and varies, else the fallback; all (B,)."""
-        usable = known & (scale > self.options.eps)
+        usable = known & varies(scale, baseline, self.options.eps)
         advantages = ratio(batch.rewards - baseline, scale + self.options.eps)
         if usable.all():
             return advantages
@@ -140,13 +140,16 @@ class PGRPO(AdvantageEstimator):
         return {"history": self.history.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        if set(state) != {"history"}:
+            raise ValueError(f"{type(self).__name__} state needs keys ['history'], got {sorted(state)}")
         self.history.load_state_dict(state["history"])
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
+        rows = self.history.rows(pref_groups)
         count, mean, std = self.history.count, self.history.mean, self.history.moments.std(self.options.variance)
         return {
             name: {"history_count": count[row], "history_mean": mean[row], "history_std": std[row]}
-            for name, row in zip(pref_groups, self.history.rows(pref_groups))
+            for name, row in zip(pref_groups, rows)
         }
 
 
@@ -217,7 +220,8 @@ class PGRPOEmpiricalBayes(PGRPO):
             history.update(rows, batch.rewards, batch.prompt_groups)
         mean, sig2, tau2 = history.mean[rows], history.sig2()[rows], history.tau2(o.variance)[rows]
         others = prompt_counts(batch) - 1
-        mean_others = ratio(prompt_means(batch) * (others + 1) - batch.rewards, others)
+        own = prompt_means(batch)
+        mean_others = own - ratio(batch.rewards - own, others)
         lam = ratio(others * tau2, others * tau2 + sig2) if o.center == "history" else np.ones_like(mean)
         baseline = mean + lam * (mean_others - mean)
         scale = np.sqrt(sig2 + ratio(lam**2 * sig2, others) + (1 - lam) ** 2 * tau2)
@@ -228,6 +232,7 @@ class PGRPOEmpiricalBayes(PGRPO):
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
         h = self.history
+        rows = h.rows(pref_groups)
         sig2, tau2 = h.sig2(), h.tau2(self.options.variance)
         return {
             name: {
@@ -237,7 +242,7 @@ class PGRPOEmpiricalBayes(PGRPO):
                 "history_within_std": np.sqrt(sig2[row]),
                 "history_between_std": np.sqrt(tau2[row]),
             }
-            for name, row in zip(pref_groups, h.rows(pref_groups))
+            for name, row in zip(pref_groups, rows)
         }
 
 
@@ -253,15 +258,23 @@ def prompt_means(batch: RewardBatch) -> np.ndarray:
     ]
 
 
-def segment_advantages(rewards: np.ndarray, rows: np.ndarray, options: PGRPOOptions) -> np.ndarray:
-    """(R - mean) / (std + eps) over the samples that share a row; 0 where they do not vary."""
+def segment_advantages(rewards: np.ndarray, rows: np.ndarray, options: PGRPOOptions, baseline=None) -> np.ndarray:
+    """(R - baseline) / (std + eps), mean (unless given) and std over the samples that share a row; 0 where they do not
+    vary."""
     moments = segment_moments(rows, rewards, rows.max(initial=-1) + 1)
     std = moments.std(options.variance)[rows]
-    return ratio(rewards - moments.mean[rows], np.where(std > options.eps, std + options.eps, 0.0))
+    baseline = moments.mean[rows] if baseline is None else baseline
+    return ratio(rewards - baseline, np.where(varies(std, baseline, options.eps), std + options.eps, 0.0))
+
+
+def varies(std: np.ndarray, mean: np.ndarray, eps: float) -> np.ndarray:
+    """Is `std` a scale to divide by: more than eps, and more than what float64 leaves of a constant `mean`?"""
+    return std > eps + 1e-12 * np.abs(mean)
 
 
 def batch_advantages(batch: RewardBatch, rows: np.ndarray, options: PGRPOOptions) -> np.ndarray:
     """The fallback (B,): normalised in the batch's preference group if that is large enough, else in the prompt group."""
     enough = np.bincount(rows)[rows] >= options.min_count
-    by_pref_group = segment_advantages(batch.rewards, rows, options)
+    baseline = prompt_means(batch) if options.center == "prompt" else None
+    by_pref_group = segment_advantages(batch.rewards, rows, options, baseline)
     return np.where(enough, by_pref_group, segment_advantages(batch.rewards, batch.prompt_groups, options))

@@ -146,9 +146,10 @@ class RewardHistory:
         sizes = {key: len(state[key]) for key in ("names", *self.columns)}
         if len(set(sizes.values())) != 1 or len(set(state["names"])) != sizes["names"]:
             raise ValueError(f"{type(self).__name__} state needs one row per distinct name, got sizes {sizes}")
+        columns = {column: np.array(state[column], np.float64) for column in self.columns}
         self._rows = _Rows((name, row) for row, name in enumerate(state["names"]))
-        for column in self.columns:
-            setattr(self, column, np.array(state[column], np.float64))
+        for column, values in columns.items():
+            setattr(self, column, values)
 
 
 class VarianceComponents(RewardHistory):

@@ -21,6 +21,8 @@ from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 
+from openrlhf_pgrpo.core.history import RewardHistory
+
 
 @dataclass(frozen=True)
 class RewardBatch:
@@ -28,7 +30,7 @@ class RewardBatch:
 
     Attributes:
         rewards: (B,) float64, after the host's length penalties, before KL and before the host's clip.
-        prompt_groups: (B,) int64 in 0 ... P-1; samples of one prompt share a number.
+        prompt_groups: (B,) int64 in 0 ... P-1; samples of one prompt share a number, and a preference group.
         pref_groups: (B,) names of preference groups.
         users: (B,) user ids; None where no `--pgrpo.user_key` was given.
         labels: (B,) labels as the dataset has them.
@@ -46,6 +48,17 @@ class RewardBatch:
         lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
         if self.rewards.ndim != 1 or len(set(lengths.values())) != 1:
             raise ValueError(f"a reward batch needs one entry per sample in every field, got {lengths}")
+        rows = RewardHistory().rows(self.pref_groups)
+        owner = np.zeros(self.prompt_groups.max(initial=-1) + 1, np.int64)
+        owner[self.prompt_groups[::-1]] = rows[::-1]  # the first sample of a prompt group, written last, decides
+        mixed = np.flatnonzero(owner[self.prompt_groups] != rows)
+        if len(mixed):
+            i = mixed[0]
+            first = self.pref_groups[np.argmax(self.prompt_groups == self.prompt_groups[i])]
+            raise ValueError(
+                f"a prompt group needs samples of one preference group, got {first!r} and {self.pref_groups[i]!r} "
+                f"in prompt group {self.prompt_groups[i]} (sample {i})"
+            )
         bad = np.flatnonzero(~np.isfinite(self.rewards))
         if len(bad):
             i = bad[0]
@@ -134,6 +147,18 @@ def make_advantage_estimator(name: str, options) -> AdvantageEstimator:
     return _estimators[name](options)
 
 
+def _is_module(name: str) -> bool:
+    """Can `name` be imported? A missing parent package is a no; an error inside it is passed on."""
+    if not all(map(str.isidentifier, name.split("."))):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if f"{name}.".startswith(f"{error.name}."):
+            return False
+        raise
+
+
 def load_plugin(plugin: str) -> None:
     """Runs a user's file (`my_file.py`) or imports a dotted module so that it can register its estimators.
 
@@ -142,13 +167,13 @@ def load_plugin(plugin: str) -> None:
     """
     path = Path(plugin).expanduser()
     if path.suffix != ".py":
-        if importlib.util.find_spec(plugin) is None:
+        if not _is_module(plugin):
             raise ValueError(f"a plugin needs a .py file or an importable module, got {plugin!r}")
         importlib.import_module(plugin)
         return
     if not path.is_file():
         raise ValueError(f"a plugin needs an existing file, got {str(path)!r}")
-    name = f"openrlhf_pgrpo_plugin_{path.stem}"
+    name = f"openrlhf_pgrpo plugin {path.resolve()}"  # two plugins may share a file name
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

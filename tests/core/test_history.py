@@ -1,0 +1,327 @@
+"""Running moments: one pass over a stream must equal two passes over everything at once."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from openrlhf_pgrpo.core.history import RewardHistory, VarianceComponents
+
+pytestmark = pytest.mark.core
+
+both = pytest.mark.parametrize("kind", [RewardHistory, VarianceComponents])
+decay = pytest.mark.parametrize("half_life", [None, 50.0])
+
+
+def stream(seed, batches=20, offset=0.0):
+    """Batches of (names, rewards, prompt numbers): 5 preference groups, 24 prompt groups of 1 to 4 samples.
+
+    Rewards are multiples of 2^-20, so adding an offset of a million loses no bit of them.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(batches):
+        owner = rng.integers(5, size=24)
+        prompts = np.repeat(np.arange(24), rng.integers(1, 5, size=24))
+        rewards = (1 + owner[prompts]) * rng.standard_normal(len(prompts)) + rng.standard_normal(24)[prompts]
+        yield [f"group {owner[q]}" for q in prompts], np.round(rewards * 2**20) / 2**20 + offset, prompts
+
+
+def absorb(history, batches):
+    for names, rewards, prompts in batches:
+        rows = history.rows(names)
+        history.update(rows, rewards, *[prompts] * isinstance(history, VarianceComponents))
+    return history
+
+
+def content(history):
+    """Everything a history holds, keyed by preference group, so that row order does not matter."""
+    state = history.state_dict()
+    return {name: [state[column][row] for column in history.columns] for row, name in enumerate(state["names"])}
+
+
+def assert_same(a, b, rtol=1e-12):
+    a, b = content(a), content(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-12, err_msg=name)
+
+
+def welford(rewards):
+    n = mean = m2 = 0.0
+    for reward in rewards:
+        n += 1
+        delta = reward - mean
+        mean += delta / n
+        m2 += delta * (reward - mean)
+    return n, mean, m2
+
+
+# --- moments -------------------------------------------------------------------------------------------------------
+
+
+def test_batches_equal_welford_sample_by_sample_and_two_passes():
+    history = absorb(RewardHistory(), stream(0))
+    for row, name in enumerate(history.names):
+        rewards = np.array([r for names, values, _ in stream(0) for n, r in zip(names, values) if n == name])
+        got = history.count[row], history.mean[row], history.m2[row]
+        np.testing.assert_allclose(got, welford(rewards), rtol=1e-12)
+        np.testing.assert_allclose(got, (len(rewards), rewards.mean(), rewards.var() * len(rewards)), rtol=1e-12)
+        assert history.seen[row] == len(rewards)
+
+
+@both
+def test_an_offset_of_a_million_costs_the_spread_no_more_than_its_six_digits(kind):
+    near, far = absorb(kind(), stream(0)), absorb(kind(), stream(0, offset=1e6))
+    np.testing.assert_allclose(far.mean, near.mean + 1e6, rtol=1e-15)
+    np.testing.assert_allclose(far.m2, near.m2, rtol=1e-10)  # M2 as sum R^2 - n mean^2 would be off by 1e-3
+
+
+def test_standard_deviation_divides_by_n_or_by_n_minus_1():
+    history = RewardHistory()
+    history.update(history.rows("aaab"), np.array([1.0, 2.0, 6.0, 7.0]))
+    # a: mean 3, M2 = 4 + 1 + 9 = 14; b: a single sample
+    np.testing.assert_allclose(history.moments.std(), [np.sqrt(14 / 3), 0])
+    np.testing.assert_allclose(history.moments.std("sample"), [np.sqrt(14 / 2), 0])
+
+
+@both
+@decay
+def test_order_of_samples_inside_a_batch_does_not_matter(kind, half_life):
+    def shuffled():
+        rng = np.random.default_rng(1)
+        for names, rewards, prompts in stream(0):
+            order, renumber = rng.permutation(len(rewards)), rng.permutation(24)
+            yield [names[i] for i in order], rewards[order], renumber[prompts[order]]
+
+    assert_same(absorb(kind(half_life), shuffled()), absorb(kind(half_life), stream(0)))
+
+
+@both
+@decay
+def test_merge_with_a_later_history_equals_one_history_of_both_streams(kind, half_life):
+    earlier, later = absorb(kind(half_life), stream(0, 3)), absorb(kind(half_life), stream(1, 3))
+    later.rows(["only later"])
+    both_streams = absorb(absorb(kind(half_life), stream(0, 3)), stream(1, 3))
+    both_streams.rows(["only later"])
+    earlier.merge(later)
+    assert_same(earlier, both_streams)
+
+
+@both
+def test_merge_needs_equal_half_lives(kind):
+    with pytest.raises(ValueError, match="half-lives, got 50.0 and None"):
+        kind(50.0).merge(kind())
+
+
+@both
+@decay
+def test_an_absent_preference_group_is_left_alone_bit_for_bit(kind, half_life):
+    history = absorb(kind(half_life), stream(0))
+    before = content(history)
+    absorb(history, [(["newcomer"] * 3, np.array([1e3, 2e3, 4e3]), np.array([0, 0, 1]))])
+    assert content(history).pop("newcomer")[0] == 3
+    assert {name: content(history)[name] for name in before} == before
+
+
+@both
+@decay
+def test_an_empty_batch_changes_nothing(kind, half_life):
+    history = absorb(kind(half_life), stream(0))
+    before = content(history)
+    absorb(history, [([], np.zeros(0), np.zeros(0, int))])
+    assert content(history) == before
+
+
+# --- half-life -----------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_halves_after_half_life_samples_of_its_own_preference_group():
+    history = RewardHistory(half_life=4)
+    history.update(history.rows("aabb"), np.array([6.0, 10.0, 1.0, 3.0]))
+    history.update(history.rows("a"), np.array([2.0]))
+    history.update(history.rows("aaa"), np.array([2.0, 2.0, 2.0]))
+    # a, after 1 + 3 = 4 more samples: [6, 10] weigh 1/2 each, the first 2 weighs w = 2^(-3/4), the last three 1 each
+    w = 2 ** (-3 / 4)
+    weights, rewards = [0.5, 0.5, w, 1, 1, 1], [6, 10, 2, 2, 2, 2]
+    mean = np.average(rewards, weights=weights)
+    assert history.count[0] == pytest.approx(1 + w + 3, rel=1e-14)
+    assert history.mean[0] == pytest.approx(mean, rel=1e-14)
+    assert history.m2[0] == pytest.approx(np.dot(weights, (np.array(rewards) - mean) ** 2), rel=1e-14)
+    # b was absent: it forgot nothing
+    assert (history.count[1], history.mean[1], history.m2[1]) == (2, 2, 2)
+    assert list(history.seen) == [6, 2]
+
+
+def test_count_levels_off_near_half_life_over_ln_2():
+    history = RewardHistory(half_life=100)
+    for _ in range(2000):
+        history.update(history.rows("a"), np.ones(1))
+    assert history.count[0] == pytest.approx(1 / (1 - 2 ** (-1 / 100)), rel=1e-5)  # the geometric series: 144.77
+    assert history.count[0] == pytest.approx(100 / np.log(2), rel=0.01)  # 144.27
+    assert history.seen[0] == 2000
+
+
+def test_variance_components_forget_by_samples_all_numbers_alike():
+    history = VarianceComponents(half_life=3)
+    first, second = np.array([0.0, 2.0, 5.0, 5.0, 8.0]), np.array([4.0, 4.0, 4.0])
+    history.update(history.rows("aaaaa"), first, np.array([0, 0, 1, 1, 1]))
+    history.update(history.rows("aaa"), second, np.array([0, 0, 0]))
+    # 3 samples later everything old weighs 1/2: prompt means 1 and 6 at weight 1/2 each, then 4 at weight 1
+    assert history.count[0] == pytest.approx(0.5 * 2 + 1)
+    assert history.mean[0] == pytest.approx((0.5 * 1 + 0.5 * 6 + 4) / 2)  # 3.75
+    assert history.m2[0] == pytest.approx(0.5 * 2.75**2 + 0.5 * 2.25**2 + 0.25**2)
+    assert history.within_ss[0] == pytest.approx(0.5 * (2 + 6) + 0)
+    assert history.within_df[0] == pytest.approx(0.5 * (1 + 2) + 2)
+    assert history.inverse_n[0] == pytest.approx(0.5 * (1 / 2 + 1 / 3) + 1 / 3)
+    assert history.samples[0] == pytest.approx(0.5 * 5 + 3)
+    assert history.seen[0] == 8
+
+
+@pytest.mark.parametrize("half_life", [0, -1.0, float("nan")])
+def test_half_life_is_positive(half_life):
+    with pytest.raises(ValueError, match="positive number of samples or None, got"):
+        RewardHistory(half_life)
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_any_string():
+    names = ["", " ", "a", "A", "a/b", "../a", "line\nbreak", "Grüße", "猫", "🙂", "0", "None", "x" * 10_000]
+    history = RewardHistory()
+    history.update(history.rows(names), np.arange(len(names), dtype=float))
+    copy = RewardHistory()
+    copy.load_state_dict(history.state_dict())
+    assert copy.names == names
+    assert list(copy.mean[copy.rows(names[::-1])]) == list(range(len(names)))[::-1]
+
+
+def test_a_new_name_gets_the_next_row_and_nothing_else_moves():
+    history = RewardHistory()
+    assert list(history.rows(["b", "a", "b"])) == [0, 1, 0]
+    assert list(history.rows(["a", "c"])) == [1, 2]
+    assert history.names == ["b", "a", "c"] and len(history) == 3
+    assert list(history.count) == [0, 0, 0]
+
+
+def test_a_million_preference_groups():
+    names, rewards = [str(i) for i in range(10**6)], np.arange(1e6)
+    history = RewardHistory()
+    history.update(history.rows(names), rewards)
+    state = history.state_dict()
+    assert sum(state[column].nbytes for column in history.columns) == 32 * 10**6  # 4 float64 each
+    copy = RewardHistory()
+    copy.load_state_dict(state)
+    copy.update(copy.rows(["999999"]), np.array([0.0]))
+    assert (len(copy), copy.mean[-1], copy.mean[-2]) == (10**6, 999_999 / 2, 999_998)
+
+
+# --- state ---------------------------------------------------------------------------------------------------------
+
+
+@both
+@decay
+def test_state_is_exact_to_the_bit_pickles_and_goes_on_equally(kind, half_life):
+    history, copy = absorb(kind(half_life), stream(0)), kind(half_life)
+    copy.load_state_dict(pickle.loads(pickle.dumps(history.state_dict())))
+    assert copy.names == history.names and content(copy) == content(history)
+    assert content(absorb(copy, stream(1))) == content(absorb(history, stream(1)))
+
+
+@both
+def test_state_is_a_copy_in_both_directions(kind):
+    history, copy = absorb(kind(), stream(0)), kind()
+    before, state = content(history), history.state_dict()
+    for column in kind.columns:
+        getattr(history, column)[:] = -1  # what any later in-place arithmetic would do
+    history.rows(["newcomer"])
+    copy.load_state_dict(state)
+    for column in kind.columns:
+        state[column][:] = -2
+    state["names"].clear()
+    assert content(copy) == before
+
+
+damages = {
+    "other half-life": (lambda s: s.update(half_life=7.0), "half_life is None here but 7.0 in the saved history"),
+    "missing key": (lambda s: s.pop("m2"), "needs keys .*'m2'.*, got"),
+    "additional key": (lambda s: s.update(colour=1), "needs keys .*, got .*'colour'"),
+    "duplicate names": (lambda s: s["names"].__setitem__(1, s["names"][0]), "one row per distinct name, got sizes"),
+    "too few names": (lambda s: s["names"].pop(), "one row per distinct name, got sizes .*'names': 4"),
+    "short column": (lambda s: s.update(mean=s["mean"][:-1]), "one row per distinct name, got sizes .*'mean': 4"),
+    "words for numbers": (lambda s: s.update(m2=["many"] * 5), "many"),
+}
+
+
+@both
+@pytest.mark.parametrize("damage", damages)
+def test_load_refuses_a_foreign_state_and_changes_nothing(kind, damage):
+    history = absorb(kind(), stream(0))
+    before, state = content(history), absorb(kind(), stream(1)).state_dict()
+    spoil, message = damages[damage]
+    spoil(state)
+    with pytest.raises(ValueError, match=message):
+        history.load_state_dict(state)
+    assert content(history) == before
+
+
+def test_load_refuses_the_state_of_the_other_kind():
+    with pytest.raises(ValueError, match="VarianceComponents state needs keys"):
+        VarianceComponents().load_state_dict(RewardHistory().state_dict())
+
+
+# --- variance components -------------------------------------------------------------------------------------------
+
+
+def test_one_way_anova_by_hand_with_unequal_n():
+    history = VarianceComponents()
+    rewards, prompts = np.array([0.0, 2.0, 4.0, 6.0, 8.0, 5.0]), np.array([0, 0, 1, 1, 1, 2])
+    history.update(history.rows("aaaaaa"), rewards, prompts)
+    # prompt means 1, 6, 5: mean 4, M2 = 9 + 4 + 1 = 14      within: SS = 2 + 8 + 0 on 1 + 2 + 0 degrees of freedom
+    assert (history.count[0], history.mean[0], history.m2[0], history.samples[0]) == (3, 4, 14, 6)
+    assert history.sig2()[0] == pytest.approx(10 / 3)
+    # tau2 = Var(prompt means) - sig2 * mean(1/n),  mean(1/n) = (1/2 + 1/3 + 1) / 3 = 11/18
+    assert history.tau2()[0] == pytest.approx(14 / 3 - 10 / 3 * 11 / 18)
+    assert history.tau2("sample")[0] == pytest.approx(14 / 2 - 10 / 3 * 11 / 18)
+
+
+def test_single_samples_put_everything_between_prompts():
+    history = VarianceComponents()
+    history.update(history.rows("aaa"), np.array([1.0, 2.0, 6.0]), np.arange(3))
+    assert (history.sig2()[0], history.tau2()[0]) == (0, pytest.approx(14 / 3))
+
+
+def test_tau2_is_never_negative():
+    history = VarianceComponents()
+    history.update(history.rows("aaaa"), np.array([-1.0, 1.0, -1.0, 1.0]), np.array([0, 0, 1, 1]))
+    assert (history.sig2()[0], history.tau2()[0]) == (2, 0)  # equal prompt means: 0 - 2/2 < 0
+
+
+def test_known_components_are_recovered():
+    # 400 preference groups are 400 repetitions, each of 100 prompt groups of 1 to 4 samples; sig2 = 1, tau2 = 2
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(400), 100)
+    prompts = np.repeat(np.arange(len(owner)), rng.integers(1, 5, size=len(owner)))
+    rewards = np.sqrt(2) * rng.standard_normal(len(owner))[prompts] + rng.standard_normal(len(prompts))
+    history = VarianceComponents()
+    history.update(history.rows([str(p) for p in owner[prompts]]), rewards, prompts)
+    for estimate, truth in ((history.sig2(), 1), (history.tau2("sample"), 2)):
+        error = estimate.std() / np.sqrt(400)
+        assert abs(estimate.mean() - truth) < 4 * error
+        assert 4 * error < 0.12  # so 1/mean(n) = 0.40 in place of mean(1/n) = 0.52 would be seen
+
+
+def test_prompt_numbers_may_have_gaps():
+    dense, gaps = VarianceComponents(), VarianceComponents()
+    rewards = np.array([0.0, 2.0, 4.0, 6.0, 8.0, 5.0])
+    dense.update(dense.rows("aaabbb"), rewards, np.array([0, 0, 1, 2, 2, 2]))
+    gaps.update(gaps.rows("aaabbb"), rewards, np.array([70, 70, 10**12, 3, 3, 3]))
+    assert content(gaps) == content(dense)
+
+
+def test_a_mixed_prompt_group_is_refused_and_changes_nothing():
+    history = absorb(VarianceComponents(), stream(0))
+    before, rows = content(history), history.rows(["group 0", "group 0", "group 1"])
+    with pytest.raises(ValueError, match="prompt groups of one preference group each"):
+        history.update(rows, np.ones(3), np.array([0, 1, 1]))
+    assert content(history) == before
