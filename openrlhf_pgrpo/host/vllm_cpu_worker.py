@@ -1,0 +1,60 @@
+"""vLLM's side of the weight sync without a GPU: `host.cpu.send_weights` writes a file, this reads it.
+
+vLLM mixes this class into its worker (`worker_extension_cls`). It is imported in vLLM's own process, which no Ray hook
+reaches, so it must stay importable without Ray, DeepSpeed and the host.
+"""
+
+import logging
+import os
+
+from safetensors import safe_open
+
+
+class WeightsFromFile:
+    """Stands where the host has openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap."""
+
+    def update_weight(self, name, dtype, shape, empty_cache=False) -> None:
+        """Loads all weights from the safetensors file `name`, which holds `shape` tensors.
+
+        The signature is the host's; `dtype` and `empty_cache` mean nothing here. vLLM has packed its linear layers
+        for the CPU and dropped the originals, so the layers are rebuilt: put back to their checkpoint form, loaded,
+        packed again.
+
+        Raises FileNotFoundError if the trainer runs on another node, ValueError if the file is not the whole model.
+        """
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        if not os.path.exists(name):
+            raise FileNotFoundError(
+                f"CPU mode needs the trainer and vLLM on one node, got a weights file {name} that is not here; "
+                "run the Ray cluster on one machine."
+            )
+        # At every sync it warns of layers that have no weights of their own; the check below is stricter.
+        logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
+        model = self.model_runner.get_model()
+        expected = {parameter for parameter, _ in model.named_parameters()}
+        with safe_open(name, framework="pt") as weights, set_current_vllm_config(self.vllm_config):
+            tensors = list(weights.keys())
+            if len(tensors) != shape:
+                raise ValueError(f"The weight sync needs {shape} tensors, got {len(tensors)}; report this as a bug.")
+            initialize_layerwise_reload(model)
+            loaded = model.load_weights((tensor, weights.get_tensor(tensor)) for tensor in tensors)
+            finalize_layerwise_reload(model, self.model_config)
+        missing = sorted(expected - loaded)
+        if missing:
+            raise ValueError(
+                f"The weight sync needs every parameter of vLLM's model, got nothing for {', '.join(missing)}; "
+                "use a model whose parameter names vLLM knows."
+            )
+        repack_heads(model)
+
+
+def repack_heads(model) -> None:
+    """Packs the output layer again: when it is tied to the embedding, the reload leaves its packed copy as it was, and
+    vLLM would go on sampling from the old one."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)

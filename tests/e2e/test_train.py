@@ -1,0 +1,192 @@
+"""Real OpenRLHF, Ray, vLLM and DeepSpeed on CPU; every run checks much, because every start costs a minute."""
+
+import json
+import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.registry import make_advantage_estimator
+
+pytestmark = pytest.mark.e2e
+
+PLUGIN = Path(__file__).parent / "recorder.py"
+GROUPS = ("--pgrpo.group_key", "persona", "--pgrpo.user_key", "who", "--pgrpo.min_count", "4")
+
+
+def records(path):
+    found = []
+    with open(path, "rb") as file:
+        while file.peek(1):
+            found.append(pickle.load(file))
+    return found
+
+
+def equal(one, other):
+    """Equality to the bit of nested states."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def step_of(tag):
+    """The step of a checkpoint, "global_step4" or "best_global_step4"."""
+    return int(tag.rpartition("global_step")[2])
+
+
+def check_kill_and_resume(start, tmp_path, name, *flags):
+    """Kills a run after a checkpoint, resumes it, and compares histories to the bit. Returns the resumed run."""
+    flags = ("--pgrpo.plugin", PLUGIN, "--advantage_estimator", name, *GROUPS, "--ckpt.save_steps", 2, *flags)
+    before, after = tmp_path / "before.pkl", tmp_path / "after.pkl"
+    run = start(*flags, RECORD=str(before))
+    run.until(lambda: len(run.steps) >= 3)
+    run.stop()
+    tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
+    saved = run.checkpoint(tag)
+    with open(run.folder / "out" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "half a li')
+
+    resumed = start(*flags, "--ckpt.load_enable", RECORD=str(after)).succeed()
+    (what, restored), *batches = records(after)
+    assert what == "restored" and equal(restored, saved["estimator"])
+    assert restored["history"]["seen"].sum() == saved["estimator"]["history"]["seen"].sum() > 0
+
+    steps = [row["step"] for row in resumed.steps]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > step_of(tag)
+    replayed = make_advantage_estimator("pgrpo_eb" if name.endswith("eb") else "pgrpo", PGRPOOptions(min_count=4))
+    replayed.load_state_dict(restored)
+    last = (resumed.folder / "ckpt" / "_actor" / "latest").read_text()
+    for _, batch in batches[: step_of(last) - step_of(tag)]:
+        replayed(batch)
+    assert equal(replayed.state_dict(), resumed.checkpoint(last)["estimator"])
+    resumed.batches = [batch for _, batch in batches]
+    return resumed
+
+
+def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, tiny, tmp_path):
+    evaluation = ("--eval.dataset", tiny / "eval.jsonl", "--eval.steps", 2, "--eval.n_samples_per_prompt", 2)
+    run = check_kill_and_resume(
+        start, tmp_path, "recorded_pgrpo", "--reward.remote_url", tiny / "reward.py", *evaluation,
+        "--algo.kl.init_coef", 1e-4, "--train.num_episodes", 2, "--logger.tensorboard_dir", tmp_path / "tb",
+    )  # fmt: skip
+    assert "advantages: recorded_pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
+
+    # The policy has moved far from the reference, and vLLM has moved with it.
+    assert run.steps[-1]["train"]["kl"] > 0.1
+    assert all(abs(row["train"]["vllm_kl"]) < 0.01 for row in run.steps), [row["train"]["vllm_kl"] for row in run.steps]
+
+    # Logged is the raw reward, not the advantage; the same numbers stand in JSONL and TensorBoard.
+    last, batch = run.steps[-1], run.batches[-1]
+    assert last["train"]["reward"] == pytest.approx(batch.rewards.mean())
+    assert last["train"]["reward"] == pytest.approx(last["train"]["vowels"])
+    for name, group in last["pref_groups"].items():
+        rewards = batch.rewards[[owner == name for owner in batch.pref_groups]]
+        assert group["reward_mean"] == pytest.approx(rewards.mean()) and group["share"] == len(rewards) / 8
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    newest = max((tmp_path / "tb").rglob("events*"), key=lambda path: path.stat().st_mtime)
+    board = EventAccumulator(str(newest.parent)).Reload()
+    name, group = next(iter(last["pref_groups"].items()))
+    for key, value in group.items():
+        logged = board.Scalars(f"train/pref_group/{name}/{key}")[-1]
+        assert (logged.step, logged.value) == (last["step"], pytest.approx(value, rel=1e-6))
+
+    # Best checkpoints carry the history; users and prompts came along; evaluation rewards stayed out.
+    (best,) = (run.folder / "ckpt" / "_actor").glob("best_global_step*")
+    assert run.checkpoint(best.name)["estimator"]["history"]["names"]
+    assert set(batch.users) <= {f"u{i}" for i in range(6)}
+    assert max(np.bincount(batch.prompt_groups)) == 2
+    assert run.checkpoint(f"global_step{last['step']}")["estimator"]["history"]["seen"].sum() == 8 * last["step"]
+
+    from transformers import AutoModelForCausalLM
+
+    trained = AutoModelForCausalLM.from_pretrained(run.folder / "out").state_dict()
+    original = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()
+    assert not torch.equal(trained["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
+
+
+@pytest.fixture
+def http_reward_model():
+    """A reward server as the host expects one: answers lists, and checks that labels arrive as they stand in the data."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.extend(body["labels"])
+            answer = body["query"][0][len(body["prompts"][0]) :]
+            vowels = float(sum(letter in "aeiouAEIOU" for letter in answer))
+            payload = json.dumps({"rewards": [vowels], "scores": [vowels]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/reward", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_async_partial_rollout_filtering_http_and_struct_labels_kill_resume(start, tmp_path, http_reward_model):
+    url, labels = http_reward_model
+    run = check_kill_and_resume(
+        start, tmp_path, "recorded_pgrpo_eb", "--reward.remote_url", url, "--data.label_key", "struct",
+        "--train.async_enable", "--train.partial_rollout_enable", "--algo.dynamic_filtering_enable",
+        "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 4,
+    )  # fmt: skip
+    assert "prompts that it drops do not enter the reward history" in run.output()
+    filtered = run.output().count("Filtered out")
+    assert filtered > 0, "the range filtered nothing: choose another"
+    assert all(batch.rewards.reshape(-1).min() >= 0 for batch in run.batches)
+    assert labels[0]["persona"] in ("ann", "bob", "cleo/3") and set(labels[0]) == {"persona", "who", "nested"}
+    assert run.batches[0].labels[0] in labels
+
+
+def test_zero_3_two_ranks_local_reward_model(start, tiny, tmp_path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(tiny / "model", num_labels=1)
+    reward_model = AutoModelForSequenceClassification.from_config(config)
+    reward_model.to(torch.bfloat16).save_pretrained(tmp_path / "reward_model")
+    AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(tmp_path / "reward_model")
+    run = start(
+        "--advantage_estimator", "pgrpo", *GROUPS, "--ds.zero_stage", 3, "--actor.num_gpus_per_node", 2,
+        "--train.micro_batch_size", 2, "--reward.model_name_or_path", tmp_path / "reward_model",
+        "--ckpt.save_steps", 3,
+    ).succeed()  # fmt: skip
+    assert len(run.steps) == 6
+    assert all(abs(row["train"]["vllm_kl"]) < 0.01 for row in run.steps)
+    assert run.checkpoint("global_step6")["estimator"]["history"]["seen"].sum() == 6 * 8
+
+
+def test_a_failing_reward_function_stops_the_run_and_leaves_the_checkpoint(start, tiny, tmp_path):
+    out = tmp_path / "the judge is out"
+    (tmp_path / "reward.py").write_text(
+        (tiny / "reward.py").read_text().replace(
+            "    answer =",
+            f"    import os\n    if labels[0] == 'bob' and os.path.exists({str(out)!r}):\n        raise OSError('no judge')\n    answer =",
+        )
+    )
+    run = start("--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tmp_path / "reward.py",
+                "--ckpt.save_steps", 1, "--train.num_episodes", 50)  # fmt: skip
+    run.until(lambda: len(run.steps) >= 2)
+    out.touch()
+    assert run.wait() != 0
+    assert "ValueError: every sample needs a reward, got none for preference group 'bob', prompt '" in run.output()
+    assert "Failed to fetch reward from remote RM: no judge" in run.output()
+    tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
+    assert tag == f"global_step{len(run.steps)}"
+    assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * len(run.steps)

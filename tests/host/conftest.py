@@ -1,0 +1,118 @@
+"""The host tier: the real OpenRLHF modules, imported in this process through our hooks, without Ray."""
+
+import argparse
+import os
+import runpy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from openrlhf_pgrpo.host import options, seams
+from openrlhf_pgrpo.host.prompts import TaggedPrompt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hooks():
+    """What `doors.activate` does on a machine without a GPU, for the whole test session."""
+    from openrlhf_pgrpo.host import cpu
+
+    os.environ.update({seams.DEVICE: "cpu", **cpu.environment()})
+    seams.setup_worker()
+
+
+class ParserBuilt(Exception):
+    pass
+
+
+@pytest.fixture
+def host_parser(hooks):
+    """A fresh parser, exactly as the host's script builds it."""
+
+    def build():
+        def stop(parser, *args, **kwargs):
+            raise ParserBuilt(parser)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            with pytest.raises(ParserBuilt) as built:
+                runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__")
+        return built.value.args[0]
+
+    return build
+
+
+@pytest.fixture
+def host_args(host_parser, tmp_path):
+    """Nested host arguments from a command line, with our flags."""
+    from openrlhf.utils.config import hierarchize
+
+    def parse(*argv):
+        parser = host_parser()
+        options.extend(parser)
+        args = parser.parse_args([*argv, "--ckpt.output_dir", str(tmp_path)])
+        options.check(args)
+        return hierarchize(args)
+
+    return parse
+
+
+class ActorGroup:
+    """What a checkpoint sees of the host's RayActorGroup: the last saved client states come back when asked for."""
+
+    def __init__(self):
+        self.saved = {}
+
+    def async_run_method(self, method_name, client_states=None, **kwargs):
+        if method_name == "save_checkpoint":
+            self.saved = client_states
+        return [self.saved]
+
+
+@pytest.fixture
+def make_maker(monkeypatch):
+    """An experience maker of the host's class, or of the one that stands in its place, for nested arguments."""
+    monkeypatch.setattr("ray.get", lambda refs: refs)
+
+    def make(args, cls=None, kl_coef=0.0):
+        from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+        kl_controller, strategy = SimpleNamespace(value=kl_coef), SimpleNamespace(args=args)
+        maker_class = cls or RemoteExperienceMaker
+        return maker_class(ActorGroup(), None, None, None, kl_controller, strategy, tokenizer=None)
+
+    return make
+
+
+@pytest.fixture
+def make_experiences():
+    """Experiences of `rewards` (P, n) in a shuffled order, two or three samples each, prompts tagged p % groups."""
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    def make(rewards, pref_groups=("a", "b"), seed=0, kl=0.0, tokens=3):
+        generator = torch.Generator().manual_seed(seed)
+        rewards = torch.as_tensor(rewards, dtype=torch.float32)
+        n = rewards.shape[1]
+        order = torch.randperm(rewards.numel(), generator=generator).tolist()
+        experiences = []
+        while order:
+            index = [order.pop() for _ in range(min(len(order), 2 + len(experiences) % 2))]
+            mask = torch.ones(len(index), tokens, dtype=torch.bool)
+            mask[0, -1] = False
+            experiences.append(
+                Experience(
+                    index=index,
+                    rewards=rewards.flatten()[index].clone(),
+                    prompts=[TaggedPrompt(f"p{i // n}", pref_groups[i // n % len(pref_groups)], "u") for i in index],
+                    labels=[f"label {i // n}" for i in index],
+                    action_mask=mask,
+                    values=torch.zeros(len(index), tokens),
+                    kl=torch.full((len(index), tokens), kl),
+                    response_length=mask.sum(-1),
+                    truncated=torch.zeros(len(index), dtype=torch.bool),
+                    info={"reward": rewards.flatten()[index].clone()},
+                )
+            )
+        return experiences
+
+    return make

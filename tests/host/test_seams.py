@@ -1,0 +1,62 @@
+"""What we expect of the host, and what we say when it is not there."""
+
+import importlib.metadata
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_pgrpo.host import seams
+
+pytestmark = pytest.mark.host
+
+
+def test_our_classes_stand_in_the_hosts_modules():
+    from openrlhf.trainer import ppo_trainer
+    from openrlhf.trainer.ppo_utils import experience_maker
+
+    assert experience_maker.RemoteExperienceMaker.__name__ == "PreferenceExperienceMaker"
+    assert ppo_trainer.RemoteExperienceMaker is experience_maker.RemoteExperienceMaker
+
+
+@pytest.mark.parametrize(
+    "host, found",
+    [
+        (SimpleNamespace(__name__="host", f=lambda a, c: 0), r"needs host.f\(a, b\), found \(a, c\)"),
+        (SimpleNamespace(__name__="host", f=lambda b, a: 0), r"found \(b, a\)"),
+        (SimpleNamespace(__name__="host", f=1), "found nothing callable"),
+        (SimpleNamespace(__name__="host"), r"found nothing callable: install one of the hosts .* openrlhf 0\.11\.2"),
+    ],
+)
+def test_another_shape_is_refused(host, found):
+    with pytest.raises(seams.SeamError, match=found):
+        seams.check_contract(host, "f", ("a", "b"))
+
+
+def test_another_version_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.10")
+    with pytest.raises(seams.SeamError, match="needs openrlhf 0.11.2, found 0.9.10: pip install openrlhf==0.11.2"):
+        seams.check_version()
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_hooks_that_come_too_late_are_refused():
+    done = run(
+        "import sys, types, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'gpu'\n"
+        "sys.modules['openrlhf.datasets.utils'] = types.ModuleType('late')\n"
+        "from openrlhf_pgrpo.host import seams; seams.setup_worker()"
+    )
+    assert "needs to come before the host, got openrlhf.datasets.utils already imported" in done.stderr
+
+
+def test_the_worker_hook_imports_nothing_heavy():
+    done = run(
+        "import sys, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'cpu'\n"
+        "from openrlhf_pgrpo.host import seams; seams.setup_worker()\n"
+        "print(sorted({'torch', 'numpy', 'ray', 'openrlhf', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
