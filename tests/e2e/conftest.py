@@ -1,4 +1,4 @@
-"""The whole stack on CPU: a tiny Llama made on the spot, runs as a user starts them, and nothing left behind."""
+"""Runs as a user starts them, and nothing left behind."""
 
 import json
 import os
@@ -13,56 +13,6 @@ import pytest
 import torch
 
 MARK = "OPENRLHF_PGRPO_TEST_RUN"
-
-REWARD = """
-import torch
-
-def reward_func(queries, prompts, labels):
-    assert type(labels[0]) is str, f"a label of type {type(labels[0])}"
-    answer = queries[0][len(prompts[0]):]
-    scale = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}[labels[0]]
-    vowels = scale * sum(letter in "aeiouAEIOU" for letter in answer)
-    return {"rewards": torch.tensor([vowels]), "scores": torch.tensor([vowels]), "extra_logs": {"vowels": vowels}}
-"""
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A folder with a two-layer Llama (head_dim 32, which vLLM's CPU attention takes), prompts and a reward function."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-    tokenizer.save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
-    config = LlamaConfig(vocab_size=len(vocab), num_key_value_heads=2, max_position_embeddings=256, **shape,
-                         tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
-
-    personas = ["ann", "bob", "ann", "cleo/3"]
-    rows = [
-        {"input": f"{i} says ", "answer": personas[i % 4], "persona": personas[i % 4], "who": f"u{i % 6}",
-         "struct": {"persona": personas[i % 4], "who": f"u{i % 6}", "nested": [i]}}
-        for i in range(24)
-    ]
-    write_jsonl(folder / "prompts.jsonl", rows)
-    write_jsonl(folder / "eval.jsonl", [{"input": "who says ", "answer": "ann"}])
-    (folder / "reward.py").write_text(REWARD)
-    return folder
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Run:
@@ -136,7 +86,8 @@ class Run:
 
     @property
     def steps(self) -> list[dict]:
-        return read_jsonl(self.folder / "out" / "metrics.jsonl")
+        path = self.folder / "out" / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
@@ -146,8 +97,8 @@ class Run:
 
     def checkpoint(self, tag: str) -> dict:
         """What the checkpoint `tag` holds for us."""
-        path = self.folder / "ckpt" / "_actor" / tag / "mp_rank_00_model_states.pt"
-        return torch.load(path, weights_only=False, map_location="cpu")["openrlhf_pgrpo"]
+        first_rank = min((self.folder / "ckpt" / "_actor" / tag).glob("*model_states.pt"))
+        return torch.load(first_rank, weights_only=False, map_location="cpu")["openrlhf_pgrpo"]
 
 
 @pytest.fixture

@@ -102,7 +102,12 @@ def test_a_key_that_no_column_has_lists_the_columns(load, flag):
         load(ROWS, *(word for key, value in keys.items() for word in (f"--pgrpo.{key}", value)))
 
 
-def test_an_empty_dataset_is_refused(host_args, monkeypatch):
+def test_an_empty_file_is_refused(load):
+    with pytest.raises(ValueError, match="at least one row, got an empty file '.*prompts.jsonl'"):
+        load([], "--pgrpo.group_key", "persona")
+
+
+def test_an_empty_split_is_refused(host_args, monkeypatch):
     from openrlhf.datasets import utils
 
     monkeypatch.setattr(utils, "load_dataset", lambda *_, **__: {"train": Dataset.from_list(ROWS).select([])})

@@ -1,0 +1,46 @@
+"""Preference-group metrics reach every logger of the host, through its own trainer class."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.host
+
+
+def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(host_args, make_experiences, tmp_path, monkeypatch):
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from .conftest import ActorGroup
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    args = host_args(
+        "--advantage_estimator", "pgrpo", "--pgrpo.group_key", "persona", "--pgrpo.min_count", "4",
+        "--rollout.n_samples_per_prompt", "4", "--ckpt.save_steps", "100", "--logger.tensorboard_dir", str(tmp_path / "tb"),
+        "--logger.wandb.key", "0" * 40, "--logger.wandb.project", "test",
+    )  # fmt: skip
+    trainer = BasePPOTrainer(SimpleNamespace(args=args), ActorGroup(), None, None, None, None, tokenizer=None)
+    experiences = make_experiences(np.random.default_rng(0).normal(size=(6, 4)), pref_groups=("a", "b/c"))
+    trainer.experience_maker.compute_advantages_and_returns(experiences)
+    trainer.save_logs_and_checkpoints(1, {"reward": 2.5, "generated_samples": ["text", 1.0]}, {"episode": 0})
+    trainer.tensorboard_logger.close()
+
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["step"] == 1 and row["estimator"] == "pgrpo" and row["train"] == {"reward": 2.5}
+    assert set(row["pref_groups"]) == {"a", "b/c"}
+    assert set(row["pref_groups"]["a"]) == {
+        *("samples", "share", "reward_mean", "reward_std", "advantage_mean", "advantage_std"),
+        *("history_count", "history_mean", "history_std"),
+    }
+    (events,) = (tmp_path / "tb").rglob("events*")
+    board, summary = EventAccumulator(str(events.parent)).Reload(), trainer.wandb_logger.handle.run.summary
+    for name, group in row["pref_groups"].items():
+        for key, value in group.items():
+            tag = f"train/pref_group/{name}/{key}"
+            assert board.Scalars(tag)[0].value == pytest.approx(value, rel=1e-6, abs=1e-7)
+            assert summary[tag] == pytest.approx(value)
+    assert summary["train/reward"] == 2.5
+    trainer.wandb_logger.close()

