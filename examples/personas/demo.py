@@ -8,6 +8,8 @@ FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoar
 
 import argparse
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
@@ -81,6 +83,25 @@ def progress(row: dict, steps: int, seconds: float) -> str:
     return f"step {row['step']:3d}/{steps}  {seconds:4.0f} s  reward: {groups}"
 
 
+def summary(rows: list[dict]) -> str:
+    """Mean reward of each persona in the first and the last quarter of the run, with standard errors over samples."""
+    quarter = max(1, len(rows) // 4)
+    lines = ["", f"reward, first {quarter} steps -> last {quarter} steps (± standard error over samples)"]
+    for name in sorted({name for row in rows for name in row["pref_groups"]}):
+        lines.append(f"  {name}  {mean_reward(rows[:quarter], name)}  ->  {mean_reward(rows[-quarter:], name)}")
+    return "\n".join(lines)
+
+
+def mean_reward(rows: list[dict], name: str) -> str:
+    groups = [row["pref_groups"][name] for row in rows if name in row["pref_groups"]]
+    count = sum(group["samples"] for group in groups)
+    if count == 0:
+        return "not in these steps"
+    mean = sum(group["samples"] * group["reward_mean"] for group in groups) / count
+    spread = sum(group["samples"] * (group["reward_std"] ** 2 + (group["reward_mean"] - mean) ** 2) for group in groups)
+    return f"{mean:+.2f} ± {math.sqrt(spread) / count:.2f}"
+
+
 def read(metrics: Path) -> list[dict]:
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -107,6 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training run is ended with us
+    os.environ.setdefault("TQDM_DISABLE", "1")  # our own line a step is the progress bar
     args.folder.mkdir(parents=True, exist_ok=True)
 
     print("building SmolLM2-135M-Instruct from its pip package (once)")
@@ -118,6 +140,7 @@ def main() -> None:
     for name in SHOWN:
         question, old = before[name]
         print(f"\n{name}: {question}\n  before: {' '.join(old.split())}\n  after:  {' '.join(after[name][1].split())}")
+    print(summary(read(args.folder / "metrics.jsonl")))
     print(f"\ncheckpoint   {args.folder / 'checkpoint'}\nmetrics      {args.folder / 'metrics.jsonl'}")
     print(f"TensorBoard  {args.folder / 'tensorboard'}\nplot         {figure}")
 

@@ -21,7 +21,7 @@ def activate() -> None:
     """Prepares this process, the driver, and every Ray worker that it will start.
 
     Raises:
-        SeamError: the host is missing, of another version, or already imported.
+        SeamError: the host is missing, of another version, or already imported; or the device asked for is not there.
         ValueError: `--pgrpo.plugin` cannot be found.
     """
     seams.check_version()
@@ -39,9 +39,9 @@ def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.Argume
 
     Exits with a usage message, as argparse does, where a value is refused.
     """
-    options.extend(parser)
-    args = parse(parser, argv)
     try:
+        options.extend(parser)
+        args = parse(parser, argv)
         options.check(args)
         nested = _nested(args)
         if _on_cpu():
@@ -72,12 +72,16 @@ def run(module: str) -> None:
 
 
 def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
     import torch
 
     # A driver without a GPU may well steer a cluster with GPUs.
-    return "gpu" if torch.cuda.is_available() or "RAY_ADDRESS" in os.environ else "cpu"
+    reachable = torch.cuda.is_available() or "RAY_ADDRESS" in os.environ
+    if asked == "gpu" and not reachable:
+        raise seams.SeamError(
+            "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the flag "
+            "out to run on the CPU"
+        )
+    return ("gpu" if reachable else "cpu") if asked == "auto" else asked
 
 
 def _nested(args):

@@ -172,7 +172,7 @@ def test_zero_3_two_ranks_local_reward_model(start, tiny, tmp_path):
     assert run.checkpoint("global_step6")["estimator"]["history"]["seen"].sum() == 6 * 8
 
 
-def test_a_failing_reward_function_stops_the_run_and_leaves_the_checkpoint(start, tiny, tmp_path):
+def test_a_failing_reward_function_stops_an_async_run_and_leaves_the_checkpoint(start, tiny, tmp_path):
     out = tmp_path / "the judge is out"
     (tmp_path / "reward.py").write_text(
         (tiny / "reward.py").read_text().replace(
@@ -181,7 +181,7 @@ def test_a_failing_reward_function_stops_the_run_and_leaves_the_checkpoint(start
         )
     )
     run = start("--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tmp_path / "reward.py",
-                "--ckpt.save_steps", 1, "--train.num_episodes", 50)  # fmt: skip
+                "--ckpt.save_steps", 1, "--train.num_episodes", 50, "--train.async_enable")  # fmt: skip
     run.until(lambda: len(run.steps) >= 2)
     out.touch()
     assert run.wait() != 0
