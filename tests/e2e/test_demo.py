@@ -1,5 +1,7 @@
-"""The demo, as `make demo` runs it, for one step."""
+"""The demo, as `make demo` runs it, for one step, on a policy built from its pip package."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -9,18 +11,47 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "personas" / "demo.py"
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "personas"
 
 
-def test_the_demo_trains_plots_and_shows_answers(tmp_path):
+@pytest.fixture(scope="module")
+def models():
+    spec = importlib.util.spec_from_file_location("demo_models", FOLDER / "models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def policy(models, tmp_path_factory):
+    return models.build_policy(tmp_path_factory.mktemp("models") / "policy")
+
+
+def test_the_converted_policy_is_the_known_model(models, policy):
+    models.check_policy(policy)
+    assert [path.name for path in policy.parent.iterdir()] == ["policy"]  # nothing half-built is left beside it
+    saved = json.loads((policy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved["padding_side"] == "left" and saved["clean_up_tokenization_spaces"] is False
+
+
+def test_every_prompt_is_short_for_the_policy(policy):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    rows = [json.loads(line) for line in (FOLDER / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in rows]
+    assert max(map(len, tokenizer(texts)["input_ids"])) < 70
+
+
+def test_the_demo_trains_plots_and_shows_answers(policy, tmp_path):
     done = subprocess.run(
-        [sys.executable, DEMO, tmp_path / "run", "--steps", "1"],
-        env={**os.environ, "PERSONAS_POLICY": str(tmp_path / "policy")},
+        [sys.executable, FOLDER / "demo.py", tmp_path / "run", "--steps", "1"],
+        env={**os.environ, "PERSONAS_POLICY": str(policy)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "step   1/1" in done.stdout
+    assert "step   1/1" in done.stdout and "reward, first 1 steps -> last 1 steps" in done.stdout
     for name in ("vera", "zoe", "mara"):
         assert f"\n{name}: I love" in done.stdout
     assert done.stdout.count("before: ") == done.stdout.count("after:  ") == 3
