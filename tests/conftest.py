@@ -19,7 +19,7 @@ def reward_func(queries, prompts, labels):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A folder with a two-layer Llama (head_dim 32, which vLLM's CPU attention takes), prompts and a reward function."""
+    """A folder with a two-layer Llama (head_dim 32, as vLLM's CPU attention wants), prompts and a reward function."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,17 +32,15 @@ def tiny(tmp_path_factory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32)
-    config = LlamaConfig(vocab_size=len(vocab), num_key_value_heads=2, max_position_embeddings=256, **shape,
-                         tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
+    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, max_position_embeddings=256)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True)
+    tokens = dict(vocab_size=len(vocab), pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    LlamaForCausalLM(LlamaConfig(**shape, **heads, **tokens)).to(torch.bfloat16).save_pretrained(folder / "model")
 
-    personas = ["ann", "bob", "ann", "cleo/3"]
-    rows = [
-        {"input": f"{i} says ", "answer": personas[i % 4], "persona": personas[i % 4], "who": f"u{i % 6}",
-         "struct": {"persona": personas[i % 4], "who": f"u{i % 6}", "nested": [i]}}
-        for i in range(24)
-    ]
+    rows = []
+    for i in range(24):
+        owner = {"persona": ["ann", "bob", "ann", "cleo/3"][i % 4], "who": f"u{i % 6}"}
+        rows.append({"input": f"{i} says ", "answer": owner["persona"], **owner, "struct": {**owner, "nested": [i]}})
     write_jsonl(folder / "prompts.jsonl", rows)
     write_jsonl(folder / "eval.jsonl", [{"input": "who says ", "answer": "ann"}])
     (folder / "reward.py").write_text(REWARD)

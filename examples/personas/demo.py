@@ -98,8 +98,9 @@ def mean_reward(rows: list[dict], name: str) -> str:
     if count == 0:
         return "not in these steps"
     mean = sum(group["samples"] * group["reward_mean"] for group in groups) / count
-    spread = sum(group["samples"] * (group["reward_std"] ** 2 + (group["reward_mean"] - mean) ** 2) for group in groups)
-    return f"{mean:+.2f} ± {math.sqrt(spread) / count:.2f}"
+    deviations = [(group["samples"], group["reward_std"], group["reward_mean"] - mean) for group in groups]
+    squares = sum(samples * (std**2 + shift**2) for samples, std, shift in deviations)
+    return f"{mean:+.2f} ± {math.sqrt(squares) / count:.2f}"
 
 
 def read(metrics: Path) -> list[dict]:

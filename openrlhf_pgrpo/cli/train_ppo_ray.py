@@ -1,4 +1,4 @@
-"""`python -m openrlhf.cli.train_ppo_ray`, plus `--advantage_estimator pgrpo` and `--pgrpo.*`; the host stays untouched."""
+"""`python -m openrlhf.cli.train_ppo_ray` with `--advantage_estimator pgrpo` and `--pgrpo.*`; the host stays as is."""
 
 from openrlhf_pgrpo.host.doors import run
 

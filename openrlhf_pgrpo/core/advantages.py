@@ -26,7 +26,7 @@ def _option(default, type, text, choices=None):
 
 @dataclass(frozen=True)
 class PGRPOOptions:
-    """What the paper leaves open. Each field is a flag `--pgrpo.<name>`; the help text gives the reason of its default.
+    """What the paper leaves open. Each field is a flag `--pgrpo.<name>`; the help text says why its default.
 
     Raises:
         ValueError: a value outside its range.
@@ -272,7 +272,7 @@ def varies(std: np.ndarray, mean: np.ndarray, eps: float) -> np.ndarray:
 
 
 def batch_advantages(batch: RewardBatch, rows: np.ndarray, options: PGRPOOptions) -> np.ndarray:
-    """The fallback (B,): normalised in the batch's preference group if that is large enough, else in the prompt group."""
+    """The fallback (B,): normalised in the batch's preference group if large enough, else in the prompt group."""
     enough = np.bincount(rows)[rows] >= options.min_count
     baseline = prompt_means(batch) if options.center == "prompt" else None
     by_pref_group = segment_advantages(batch.rewards, rows, options, baseline)

@@ -50,8 +50,8 @@ def check_settings(saved: dict, current: dict) -> None:
     keys = sorted(saved.keys() | current.keys())
     differing = [key for key in keys if saved.get(key) != current.get(key)]
     if differing:
-        pairs = "; ".join(f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in differing)
+        pairs = [f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in differing]
         raise ValueError(
-            f"resuming needs the settings under which the history was made, got {pairs}. Use the checkpoint's values, "
-            "or pass --pgrpo.fresh_history to start with an empty history"
+            f"resuming needs the settings under which the history was made, got {'; '.join(pairs)}. Use the values of "
+            "the checkpoint, or pass --pgrpo.fresh_history to start with an empty history"
         )

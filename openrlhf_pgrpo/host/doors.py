@@ -52,7 +52,7 @@ def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.Argume
     except ValueError as refusal:
         parser.error(str(refusal))
     for module in seams.SEAMS:
-        importlib.import_module(module)  # a seam that does not fit is refused here, not after Ray and vLLM have started
+        importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM have started
     _prepare_ray(nested)
     return args
 
@@ -78,8 +78,8 @@ def _device(asked: str) -> str:
     reachable = torch.cuda.is_available() or "RAY_ADDRESS" in os.environ
     if asked == "gpu" and not reachable:
         raise seams.SeamError(
-            "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the flag "
-            "out to run on the CPU"
+            "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the "
+            "flag out to run on the CPU"
         )
     return ("gpu" if reachable else "cpu") if asked == "auto" else asked
 

@@ -154,14 +154,14 @@ def _prompt_group_stds(batch: RewardBatch) -> torch.Tensor:
 
 
 def _refuse_missing_rewards(rollout_samples) -> None:
-    """The host swallows exceptions of reward functions and servers; here they stop the run, before any state changes."""
+    """The host swallows exceptions of reward functions and servers; here they stop the run before state changes."""
     missing = [sample for sample in rollout_samples if sample.rewards is None]
     if missing:
         raise ValueError(
             f"every sample needs a reward, got none for {_who(missing[0].prompts[0])} "
             f"({len(missing)} of {len(rollout_samples)} samples). The reward function or server raised an exception: "
-            "it is in the output of the RolloutRayActor, in the line that begins '[SingleTurnExecutor] Failed to fetch "
-            "reward from remote RM'"
+            "it is in the output of the RolloutRayActor, in the line that begins '[SingleTurnExecutor] Failed to "
+            "fetch reward from remote RM'"
         )
 
 

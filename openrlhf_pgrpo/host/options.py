@@ -28,8 +28,8 @@ def _add_early_flags(parser) -> None:
         "--pgrpo.device",
         choices=("auto", "gpu", "cpu"),
         default="auto",
-        help="Where the whole stack runs. auto (default): cpu if this machine has no CUDA device and RAY_ADDRESS names "
-        "no cluster, else gpu.",
+        help="Where the whole stack runs. auto (default): cpu if this machine has no CUDA device and RAY_ADDRESS "
+        "names no cluster, else gpu.",
     )
     parser.add_argument(
         "--pgrpo.plugin",
@@ -109,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
                 f"{needed}, got {n}: raise it or centre on the history"
             )
     elif flat["pgrpo.user_key"] is not None and flat["pgrpo.group_key"] is None:
-        raise ValueError("--pgrpo.user_key needs --pgrpo.group_key, got none: name the column of preference groups too")
+        raise ValueError("--pgrpo.user_key needs --pgrpo.group_key, got none: name the column of groups too")
     plugin = flat["pgrpo.plugin"]
     if plugin is not None and plugin.endswith(".py"):
         flat["pgrpo.plugin"] = os.path.abspath(plugin)

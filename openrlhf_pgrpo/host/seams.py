@@ -2,8 +2,8 @@
 
 The host trains in Ray actors that import it afresh, so a patch made in the driver alone is silently half-applied.
 Instead, every process registers post-import hooks (wrapt) on the modules that *define* what we replace: the driver in
-`doors.activate`, before it imports the host, and every Ray worker in `setup_worker`, which Ray calls first. A hook checks
-the shape of its seam and then hands over to one short file beside this one.
+`doors.activate`, before it imports the host, and every Ray worker in `setup_worker`, which Ray calls first. A hook
+checks the shape of its seam and then hands over to one short file beside this one.
 
 This module runs in every Ray worker and therefore imports nothing heavy.
 """
@@ -25,7 +25,7 @@ DEVICE = "OPENRLHF_PGRPO_DEVICE"
 
 
 class Seam(NamedTuple):
-    """One place of the host that we replace: the functions it must have, with their parameters, and who replaces it."""
+    """One place of the host that we replace: the functions it must have, with their parameters, and who replaces."""
 
     contract: dict[str, tuple[str, ...]]
     install: str

@@ -74,13 +74,14 @@ def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, tiny, tmp_path
     evaluation = ("--eval.dataset", tiny / "eval.jsonl", "--eval.steps", 2, "--eval.n_samples_per_prompt", 2)
     run = check_kill_and_resume(
         start, tmp_path, "recorded_pgrpo", "--reward.remote_url", tiny / "reward.py", *evaluation,
-        "--algo.kl.init_coef", 1e-4, "--train.num_episodes", 2, "--logger.tensorboard_dir", tmp_path / "tb",
+        "--algo.kl.init_coef", 1e-4, "--algo.kl.estimator", "k2", "--train.num_episodes", 2,
+        "--logger.tensorboard_dir", tmp_path / "tb",
     )  # fmt: skip
     assert "advantages: recorded_pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
 
-    # The policy has moved far from the reference, and vLLM has moved with it.
+    # vLLM's log-probs are the actor's, step after step, while the policy moves far away from where it began.
+    assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
     assert run.steps[-1]["train"]["kl"] > 0.1
-    assert all(abs(row["train"]["vllm_kl"]) < 0.01 for row in run.steps), [row["train"]["vllm_kl"] for row in run.steps]
 
     # Logged is the raw reward, not the advantage; the same numbers stand in JSONL and TensorBoard.
     last, batch = run.steps[-1], run.batches[-1]
@@ -114,7 +115,7 @@ def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, tiny, tmp_path
 
 @pytest.fixture
 def http_reward_model():
-    """A reward server as the host expects one: answers lists, and checks that labels arrive as they stand in the data."""
+    """A reward server as the host expects one; it answers with lists, and keeps the labels that it was sent."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -168,18 +169,22 @@ def test_zero_3_two_ranks_local_reward_model(start, tiny, tmp_path):
         "--ckpt.save_steps", 3,
     ).succeed()  # fmt: skip
     assert len(run.steps) == 6
-    assert all(abs(row["train"]["vllm_kl"]) < 0.01 for row in run.steps)
+    assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
     assert run.checkpoint("global_step6")["estimator"]["history"]["seen"].sum() == 6 * 8
 
 
 def test_a_failing_reward_function_stops_an_async_run_and_leaves_the_checkpoint(start, tiny, tmp_path):
     out = tmp_path / "the judge is out"
-    (tmp_path / "reward.py").write_text(
-        (tiny / "reward.py").read_text().replace(
-            "    answer =",
-            f"    import os\n    if labels[0] == 'bob' and os.path.exists({str(out)!r}):\n        raise OSError('no judge')\n    answer =",
-        )
-    )
+    (tmp_path / "reward.py").write_text(f"""
+import os
+{(tiny / "reward.py").read_text()}
+healthy = reward_func
+
+def reward_func(queries, prompts, labels):
+    if labels[0] == "bob" and os.path.exists({str(out)!r}):
+        raise OSError("no judge")
+    return healthy(queries, prompts, labels)
+""")
     run = start("--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tmp_path / "reward.py",
                 "--ckpt.save_steps", 1, "--train.num_episodes", 50, "--train.async_enable")  # fmt: skip
     run.until(lambda: len(run.steps) >= 2)

@@ -19,8 +19,8 @@ def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(host_args, make_experi
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     args = host_args(
         "--advantage_estimator", "pgrpo", "--pgrpo.group_key", "persona", "--pgrpo.min_count", "4",
-        "--rollout.n_samples_per_prompt", "4", "--ckpt.save_steps", "100", "--logger.tensorboard_dir", str(tmp_path / "tb"),
-        "--logger.wandb.key", "0" * 40, "--logger.wandb.project", "test",
+        "--rollout.n_samples_per_prompt", "4", "--ckpt.save_steps", "100",
+        "--logger.tensorboard_dir", str(tmp_path / "tb"), "--logger.wandb.key", "0" * 40,
     )  # fmt: skip
     trainer = BasePPOTrainer(SimpleNamespace(args=args), ActorGroup(), None, None, None, None, tokenizer=None)
     experiences = make_experiences(np.random.default_rng(0).normal(size=(6, 4)), pref_groups=("a", "b/c"))

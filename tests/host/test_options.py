@@ -8,6 +8,7 @@ from openrlhf_pgrpo.host import options
 pytestmark = pytest.mark.host
 
 GROUP = ("--pgrpo.group_key", "persona")
+PGRPO = ("--advantage_estimator", "pgrpo", *GROUP)
 
 
 @pytest.mark.parametrize("flag", ["--advantage_estimator", "--algo.advantage.estimator"])
@@ -39,7 +40,7 @@ def test_help_lists_everything(host_parser):
 REFUSALS = {
     "pgrpo needs --pgrpo.group_key, got none": ("--advantage_estimator", "pgrpo"),
     "--pgrpo.user_key needs --pgrpo.group_key": ("--pgrpo.user_key", "who"),
-    "needs --rollout.n_samples_per_prompt >= 2, got 1": ("--advantage_estimator", "pgrpo", *GROUP, "--pgrpo.center", "prompt"),
+    "needs --rollout.n_samples_per_prompt >= 2, got 1": (*PGRPO, "--pgrpo.center", "prompt"),
     "--pgrpo.eps needs a finite number >= 0, got -1.0": ("--pgrpo.eps", "-1"),
     "--pgrpo.half_life needs a positive number": ("--pgrpo.half_life", "0"),
     "levels the history off at 2.9 samples": ("--pgrpo.half_life", "2"),

@@ -1,4 +1,4 @@
-"""The effect of our hooks, asked of the actors themselves: a patch that reaches the driver alone looks the same there."""
+"""What our hooks did, asked of the live actors: in the driver, a patch that reaches nobody else looks as good."""
 
 import json
 import subprocess
