@@ -203,7 +203,8 @@ class PGRPOEmpiricalBayes(PGRPO):
 
     the denominator being the standard deviation of the numerator. The baseline leaves the sample itself out. Limits:
     tau2 = 0 is P-GRPO; tau2 -> infinity is leave-one-out (RLOO) on a stable scale; n = 1 is P-GRPO on the history of
-    single samples. `center="prompt"` fixes lam = 1; `variance` chooses the divisor of the variance of prompt means.
+    single samples. `center="prompt"` fixes lam = 1; `variance` chooses the divisor of the variance of prompt means. While
+    answers to one prompt have never differed, there is no scale within prompts, and the fallback of `PGRPO` is used.
 
     State: the `VarianceComponents`; updated and forgotten as in `PGRPO`.
     """
@@ -252,9 +253,8 @@ def prompt_counts(batch: RewardBatch) -> np.ndarray:
 
 def prompt_means(batch: RewardBatch) -> np.ndarray:
     """Mean reward (B,) of the prompt group of each sample."""
-    return segment_moments(batch.prompt_groups, batch.rewards, batch.prompt_groups.max(initial=-1) + 1).mean[
-        batch.prompt_groups
-    ]
+    moments = segment_moments(batch.prompt_groups, batch.rewards, batch.prompt_groups.max(initial=-1) + 1)
+    return moments.mean[batch.prompt_groups]
 
 
 def segment_advantages(rewards: np.ndarray, rows: np.ndarray, options: PGRPOOptions, baseline=None) -> np.ndarray:

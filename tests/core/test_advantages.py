@@ -296,6 +296,16 @@ def test_rung_4_a_lonely_sample_gets_0():
     np.testing.assert_array_equal(fallback([0, 8, 40], batch([[100], [-3]], "ab")), [0, 0])
 
 
+@pytest.mark.parametrize("eps", [0, 1e-6])
+@pytest.mark.parametrize("reward", [0.1, 1e10 + 0.1])
+def test_what_rounding_leaves_of_a_constant_is_no_scale(eps, reward):
+    pgrpo = estimator("pgrpo", update="after", eps=eps)
+    constant = batch([[reward] * 3] * 7, "a" * 7)  # the mean of 21 times 0.1 is not 0.1: a standard deviation of 1e-17
+    pgrpo(constant)
+    np.testing.assert_array_equal(pgrpo(constant), 0)
+    assert np.abs(pgrpo(batch([[reward, reward, reward + 1]], "a"))).max() <= np.sqrt(3 - 1)
+
+
 def test_a_history_that_never_varied_is_no_history():
     # std 0 is not above eps = 0, although 4 samples were seen: rung 2 for the four, rung 3 for the two
     np.testing.assert_allclose(fallback([5, 5, 5, 5], batch([[1, 1, 5, 5]], "a")), [-1, -1, 1, 1])
