@@ -203,8 +203,9 @@ class PGRPOEmpiricalBayes(PGRPO):
 
     the denominator being the standard deviation of the numerator. The baseline leaves the sample itself out. Limits:
     tau2 = 0 is P-GRPO; tau2 -> infinity is leave-one-out (RLOO) on a stable scale; n = 1 is P-GRPO on the history of
-    single samples. `center="prompt"` fixes lam = 1; `variance` chooses the divisor of the variance of prompt means. While
-    answers to one prompt have never differed, there is no scale within prompts, and the fallback of `PGRPO` is used.
+    single samples. `center="prompt"` fixes lam = 1; `variance` chooses the divisor of the variance of prompt means.
+    While answers to one prompt have never differed, there is no scale within prompts, and the fallback of `PGRPO` is
+    used.
 
     State: the `VarianceComponents`; updated and forgotten as in `PGRPO`.
     """
