@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from models import build_policy
-from plot import plot
+from plot import plot, read
 
 HERE = Path(__file__).resolve().parent
 PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, NEW_TOKENS = 16, 2, 24
@@ -101,11 +101,6 @@ def mean_reward(rows: list[dict], name: str) -> str:
     deviations = [(group["samples"], group["reward_std"], group["reward_mean"] - mean) for group in groups]
     squares = sum(samples * (std**2 + shift**2) for samples, std, shift in deviations)
     return f"{mean:+.2f} ± {math.sqrt(squares) / count:.2f}"
-
-
-def read(metrics: Path) -> list[dict]:
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def answers(model_folder: Path) -> dict[str, tuple[str, str]]:

@@ -18,7 +18,7 @@ WINDOW = 7  # steps in the running mean
 
 def plot(metrics: Path, figure: Path) -> Path:
     """Draws one panel per preference group: a dot per step and a running mean, on the group's own scale."""
-    rows = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    rows = read(metrics)
     names = sorted({name for row in rows for name in row["pref_groups"]})
     columns = min(4, len(names))
     height = -(-len(names) // columns)
@@ -43,6 +43,12 @@ def plot(metrics: Path, figure: Path) -> Path:
     fig.savefig(figure, dpi=110)
     plt.close(fig)
     return figure
+
+
+def read(metrics: Path) -> list[dict]:
+    """The steps logged so far; a run in progress may be in the middle of a line, or have none yet."""
+    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def running_mean(steps, means, counts):

@@ -26,7 +26,7 @@ def _option(default, type, text, choices=None):
 
 @dataclass(frozen=True)
 class PGRPOOptions:
-    """What the paper leaves open. Each field is a flag `--pgrpo.<name>`; the help text says why its default.
+    """What the paper leaves open. Each field is a flag `--pgrpo.<name>`; its help says why it has its default.
 
     Raises:
         ValueError: a value outside its range.

@@ -23,8 +23,9 @@ def install(module) -> None:
 class PreferenceExperienceMaker(RemoteExperienceMaker):
     """`RemoteExperienceMaker` whose advantages may come from a registered estimator.
 
-    The only change is `compute_advantages_and_returns`, and that only for names the host does not know: its own
-    estimators run its own code. Holds the estimator and its state for the life of the run.
+    For names that the host does not know, `compute_advantages_and_returns` is ours and a sample without a reward is
+    refused; the host's own estimators run its own code. Both get metrics per preference group. Holds the estimator
+    and its state for the life of the run.
     """
 
     def __init__(self, *args, **kwargs):

@@ -97,9 +97,9 @@ def check(args: argparse.Namespace) -> None:
     """
     flat = vars(args)
     name = flat[ESTIMATOR]
-    make = PGRPOOptions(**{spec.name: flat[f"pgrpo.{spec.name}"] for spec in fields(PGRPOOptions)})
+    chosen = PGRPOOptions(**{spec.name: flat[f"pgrpo.{spec.name}"] for spec in fields(PGRPOOptions)})
     if name in advantage_estimators():
-        estimator = make_advantage_estimator(name, make)
+        estimator = make_advantage_estimator(name, chosen)
         if estimator.uses_pref_groups and flat["pgrpo.group_key"] is None:
             raise ValueError(f"{name} needs --pgrpo.group_key, got none: name the dataset column of preference groups")
         n, needed = flat["rollout.n_samples_per_prompt"], estimator.min_samples_per_prompt

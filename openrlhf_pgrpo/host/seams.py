@@ -25,7 +25,7 @@ DEVICE = "OPENRLHF_PGRPO_DEVICE"
 
 
 class Seam(NamedTuple):
-    """One place of the host that we replace: the functions it must have, with their parameters, and who replaces."""
+    """One place of the host that we replace: the functions it must have, with parameters, and who replaces them."""
 
     contract: dict[str, tuple[str, ...]]
     install: str

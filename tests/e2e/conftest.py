@@ -106,8 +106,8 @@ def start(tiny, tmp_path):
     """Starts runs in the folder of this test and ends what is left of them."""
     runs = []
 
-    def start(*flags, folder="run", **environment) -> Run:
-        runs.append(Run(tiny, tmp_path / folder, *flags, **environment))
+    def start(*flags, **environment) -> Run:
+        runs.append(Run(tiny, tmp_path / "run", *flags, **environment))
         return runs[-1]
 
     yield start
