@@ -108,7 +108,7 @@ def check(args: argparse.Namespace) -> None:
                 f"{name} with --pgrpo.center {estimator.options.center} needs --rollout.n_samples_per_prompt >= "
                 f"{needed}, got {n}: raise it or centre on the history"
             )
-    elif flat["pgrpo.user_key"] is not None and flat["pgrpo.group_key"] is None:
+    if flat["pgrpo.user_key"] is not None and flat["pgrpo.group_key"] is None:
         raise ValueError("--pgrpo.user_key needs --pgrpo.group_key, got none: name the column of groups too")
     plugin = flat["pgrpo.plugin"]
     if plugin is not None and plugin.endswith(".py"):

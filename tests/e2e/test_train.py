@@ -150,7 +150,9 @@ def test_async_partial_rollout_filtering_http_and_struct_labels_kill_resume(star
     assert "prompts that it drops do not enter the reward history" in run.output()
     filtered = run.output().count("Filtered out")
     assert filtered > 0, "the range filtered nothing: choose another"
-    assert all(batch.rewards.reshape(-1).min() >= 0 for batch in run.batches)
+    for batch in run.batches:  # no prompt whose mean score is out of range has come through
+        means = np.bincount(batch.prompt_groups, batch.rewards) / np.bincount(batch.prompt_groups)
+        assert means.min() > 0.3
     assert labels[0]["persona"] in ("ann", "bob", "cleo/3") and set(labels[0]) == {"persona", "who", "nested"}
     assert run.batches[0].labels[0] in labels
 

@@ -41,6 +41,7 @@ REFUSALS = {
     "pgrpo needs --pgrpo.group_key, got none": ("--advantage_estimator", "pgrpo"),
     "--pgrpo.user_key needs --pgrpo.group_key": ("--pgrpo.user_key", "who"),
     "needs --rollout.n_samples_per_prompt >= 2, got 1": (*PGRPO, "--pgrpo.center", "prompt"),
+    "user_key needs --pgrpo.group_key": ("--advantage_estimator", "pgrpo_global", "--pgrpo.user_key", "who"),
     "--pgrpo.eps needs a finite number >= 0, got -1.0": ("--pgrpo.eps", "-1"),
     "--pgrpo.half_life needs a positive number": ("--pgrpo.half_life", "0"),
     "levels the history off at 2.9 samples": ("--pgrpo.half_life", "2"),
