@@ -15,6 +15,9 @@ GPU_HOST = [
     "torch==2.13.0",
 ]
 
+# numpy 2 arrays in figures need the sixth plotly.
+REPORT = ["plotly>=6", "jinja2>=3"]
+
 setup(
     name="openrlhf-pgrpo",
     version=re.search(r'__version__ = "(.+)"', (here / "openrlhf_pgrpo/__init__.py").read_text())[1],
@@ -23,7 +26,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["openrlhf_pgrpo", "openrlhf_pgrpo.*"]),
-    install_requires=["numpy", "torch", "wrapt>=2.0"],
-    extras_require={"gpu": GPU_HOST, "test": ["pytest"]},
+    packages=[*find_packages(include=["openrlhf_pgrpo", "openrlhf_pgrpo.*"]), "openrlhf_pgrpo.patches"],
+    package_dir={"openrlhf_pgrpo.patches": "patches"},
+    package_data={"openrlhf_pgrpo.patches": ["*.patch"], "openrlhf_pgrpo.report": ["templates/*"]},
+    entry_points={"console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"]},
+    install_requires=["numpy", "packaging", "torch", "unidiff>=0.7", "wrapt>=2.0"],
+    extras_require={"gpu": GPU_HOST, "report": REPORT, "test": ["pytest", "playwright", *REPORT]},
 )

@@ -1,6 +1,13 @@
-"""What the tests of live processes share: a tiny model, its prompts and a reward function, made on the spot."""
+"""What the tests of live processes share: a tiny model, its prompts and a reward function, made on the spot, and a
+copy of the installed host that may be patched."""
 
+import importlib.metadata
+import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +56,35 @@ def tiny(tmp_path_factory) -> Path:
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class HostCopy:
+    """The installed host, files and metadata, in a folder that comes first where `environment` is used."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        installed = Path(importlib.util.find_spec("openrlhf").origin).parent
+        metadata = importlib.metadata.distribution("openrlhf").locate_file("openrlhf-0.11.2.dist-info")
+        shutil.copytree(installed, folder / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(metadata, folder / "openrlhf-0.11.2.dist-info")
+        self.script = folder / "openrlhf" / "cli" / "train_ppo_ray.py"
+        self.environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the host, by name."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+    def command(self, *words: str) -> subprocess.CompletedProcess:
+        """Runs `openrlhf-pgrpo` where this copy is the installed host."""
+        return subprocess.run(
+            [sys.executable, "-m", "openrlhf_pgrpo.cli.main", *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+        )
+
+
+@pytest.fixture
+def host_copy(tmp_path) -> HostCopy:
+    return HostCopy(tmp_path / "host")

@@ -1,12 +1,11 @@
 """The whole host on a machine without a GPU: real Ray, real vLLM, real DeepSpeed, on gloo.
 
-OpenRLHF is written for CUDA. Nothing of it is rewritten here: `install` registers hooks that run right after a module
-of the host was executed, and replace in place the few functions that cannot work without a GPU. The hooks must be
-registered in the driver before it imports the host, and in every Ray worker (`worker_process_setup_hook`), because
-Ray actors import the host afresh. vLLM's own process is reached by its worker extension, `vllm_cpu_worker`.
+OpenRLHF is written for CUDA. Nothing of it is rewritten here: the hooks in `PATCHES`, which `seams.setup_worker`
+registers in every process, run right after a module of the host was executed, and replace in place the few functions
+that cannot work without a GPU. vLLM's own process is reached by its worker extension, `vllm_cpu_worker`.
 
 This module runs in every worker, so it imports nothing heavy; every patch imports what it needs.
-Each patch names the host assumption it replaces and when it can go. `PATCHES`, at the end, is the list of them.
+Each patch names the host assumption it replaces and when it can go. `PATCHES` stands at the end.
 """
 
 import importlib.util
@@ -16,7 +15,6 @@ import types
 
 import wrapt
 
-HOST = "openrlhf"
 VLLM_EXTENSION = "openrlhf_pgrpo.host.vllm_cpu_worker.WeightsFromFile"
 
 
@@ -130,24 +128,6 @@ def refuse_unsupported(args) -> None:
             raise ValueError(
                 f"--{flag} needs {need}, got {value} on a machine without a GPU; leave it out, or use a GPU."
             )
-
-
-def install() -> None:
-    """Registers the patches of this process. Idempotent; must come before the host's modules are imported."""
-    if install.done:
-        return
-    early = sorted(name for name in sys.modules if name.startswith(HOST + "."))
-    if early:
-        raise RuntimeError(
-            f"The CPU patches need to be registered before {HOST} is imported, got {', '.join(early)} imported "
-            "already; call openrlhf_pgrpo.host.cpu.install() first."
-        )
-    for module, patch in PATCHES.items():
-        wrapt.register_post_import_hook(patch, module)
-    install.done = True
-
-
-install.done = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

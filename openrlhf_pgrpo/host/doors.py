@@ -28,9 +28,8 @@ def activate() -> None:
     early = vars(options.early(sys.argv[1:]))
     if early["pgrpo.plugin"] is not None:
         load_plugin(early["pgrpo.plugin"])
-    os.environ[seams.DEVICE] = _device(early["pgrpo.device"])
-    if _on_cpu():
-        os.environ.update(cpu.environment())
+    os.environ[seams.DEVICE] = choose_device(early["pgrpo.device"])
+    os.environ.update(worker_environment()["env_vars"])
     seams.setup_worker()
 
 
@@ -71,7 +70,12 @@ def run(module: str) -> None:
     runpy.run_module(module, run_name="__main__")
 
 
-def _device(asked: str) -> str:
+def choose_device(asked: str) -> str:
+    """`gpu` or `cpu` for what `--pgrpo.device` says.
+
+    Raises:
+        SeamError: a GPU was asked for and there is neither one here nor a cluster to ask.
+    """
     import torch
 
     # A driver without a GPU may well steer a cluster with GPUs.
@@ -82,6 +86,14 @@ def _device(asked: str) -> str:
             "flag out to run on the CPU"
         )
     return ("gpu" if reachable else "cpu") if asked == "auto" else asked
+
+
+def worker_environment() -> dict:
+    """The `runtime_env` that makes a Ray worker ready for us, on the device chosen in this process."""
+    return {
+        "worker_process_setup_hook": f"{seams.setup_worker.__module__}.{seams.setup_worker.__qualname__}",
+        "env_vars": {seams.DEVICE: os.environ[seams.DEVICE], **(cpu.environment() if _on_cpu() else {})},
+    }
 
 
 def _nested(args):
@@ -100,8 +112,8 @@ def _prepare_ray(args) -> None:
 
     if ray.is_initialized():
         raise seams.SeamError("openrlhf_pgrpo needs to start Ray, got a running one: call parse_args before ray.init")
-    hook = f"{seams.setup_worker.__module__}.{seams.setup_worker.__qualname__}"
-    environment = {seams.DEVICE: os.environ[seams.DEVICE], **(cpu.environment() if _on_cpu() else {})}
+    ours = worker_environment()
+    hook = ours["worker_process_setup_hook"]
 
     def init(wrapped, _instance, positional, kwargs):
         runtime_env = dict(kwargs.pop("runtime_env", None) or {})
@@ -110,7 +122,7 @@ def _prepare_ray(args) -> None:
                 f"openrlhf_pgrpo needs Ray's worker_process_setup_hook, got one in use, "
                 f"{runtime_env['worker_process_setup_hook']!r}: call {hook} from it instead"
             )
-        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **environment}
+        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **ours["env_vars"]}
         if _on_cpu() and "RAY_ADDRESS" not in os.environ:
             resources = {"num_gpus": cpu.logical_gpus(args), "num_cpus": cpu.logical_cpus(args)}
             kwargs = {**resources, "include_dashboard": False, **kwargs}

@@ -11,6 +11,7 @@ from openrlhf_pgrpo.core.history import segment_moments
 from openrlhf_pgrpo.core.registry import RewardBatch
 from openrlhf_pgrpo.host import checkpoints, metrics, options
 from openrlhf_pgrpo.host.prompts import TaggedPrompt
+from openrlhf_pgrpo.host.run_log import SamplePicker
 
 logger = init_logger(__name__)
 
@@ -31,8 +32,8 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.estimator = options.make_estimator(self.args)
-        self.pref_group_metrics = {}
-        self.metrics_file = metrics.JSONLines(options.metrics_path(self.args))
+        self.pref_group_metrics, self.pref_group_samples = {}, []
+        self.sample_picker = SamplePicker(self.tokenizer)
         checkpoints.attach(self.actor_model_group, self)
         if self.estimator is not None:
             logger.info(
@@ -86,6 +87,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         prompts = [prompt for experience in experiences for prompt in experience.prompts]
         if all(isinstance(prompt, TaggedPrompt) for prompt in prompts):
             self.pref_group_metrics = metrics.by_pref_group(experiences, self.estimator)
+            self.pref_group_samples = self.sample_picker.pick(experiences)
         return experiences
 
     def _estimate(self, experiences):

@@ -81,12 +81,15 @@ def setup_worker() -> None:
     """Registers the hooks of this process; Ray's `worker_process_setup_hook`. Calling it again changes nothing."""
     if setup_worker.done:
         return
-    for name, seam in SEAMS.items():
-        if name in sys.modules:
-            raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
-        wrapt.register_post_import_hook(_hook(seam), name)
+    hooks = [(name, _hook(seam)) for name, seam in SEAMS.items()]
     if os.environ[DEVICE] == "cpu":
-        cpu.install()
+        hooks += cpu.PATCHES.items()
+    for name, hook in hooks:
+        # The package itself may be there: `python -m` imports the parents of the host's script before it runs it.
+        if name.startswith("openrlhf.") and name in sys.modules:
+            raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
+    for name, hook in hooks:
+        wrapt.register_post_import_hook(hook, name)
     setup_worker.done = True
 
 

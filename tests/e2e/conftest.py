@@ -18,7 +18,7 @@ MARK = "OPENRLHF_PGRPO_TEST_RUN"
 class Run:
     """One training run, started as a user starts it; `folder` holds everything it writes."""
 
-    def __init__(self, tiny: Path, folder: Path, *flags: str, **environment: str):
+    def __init__(self, tiny: Path, folder: Path, *flags: str, module: str, **environment: str):
         self.folder, self.mark = folder, uuid.uuid4().hex
         folder.mkdir(exist_ok=True)
         self.log = folder / "log.txt"
@@ -42,7 +42,7 @@ class Run:
             "--ckpt.output_dir": folder / "out",
         }
         words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
-        command = [sys.executable, "-m", "openrlhf_pgrpo.cli.train_ppo_ray", *words]
+        command = [sys.executable, "-m", module, *words]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment, MARK: self.mark}
@@ -106,8 +106,8 @@ def start(tiny, tmp_path):
     """Starts runs in the folder of this test and ends what is left of them."""
     runs = []
 
-    def start(*flags, **environment) -> Run:
-        runs.append(Run(tiny, tmp_path / "run", *flags, **environment))
+    def start(*flags, module="openrlhf_pgrpo.cli.train_ppo_ray", **environment) -> Run:
+        runs.append(Run(tiny, tmp_path / "run", *flags, module=module, **environment))
         return runs[-1]
 
     yield start

@@ -197,3 +197,29 @@ def reward_func(queries, prompts, labels):
     tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
     assert tag == f"global_step{len(run.steps)}"
     assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * len(run.steps)
+
+
+def test_the_hosts_own_module_trains_when_patched_and_is_restored(start, tiny, host_copy):
+    original = host_copy.files()
+    assert host_copy.command("patch").returncode == 0
+    run = start(
+        "--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tiny / "reward.py",
+        "--data.max_samples", 8, module="openrlhf.cli.train_ppo_ray", **host_copy.environment,
+    ).succeed()  # fmt: skip
+    assert "advantages: pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
+    first, second = run.steps
+    assert first["run"]["settings"]["algo.advantage.estimator"] == "pgrpo" and first["run"]["total_prompts"] == 8
+    assert sum(group["history_count"] for group in second["pref_groups"].values()) <= 16
+
+    # The line in the terminal, and an answer of each preference group, as the policy gave it.
+    assert "[pgrpo] step 1  50%  ETA " in run.output() and "[pgrpo] step 2  100%  ETA 0:00  reward: " in run.output()
+    scale = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}
+    for row in run.steps:
+        assert {sample["pref_group"] for sample in row["samples"]} == set(row["pref_groups"])
+        for sample in row["samples"]:
+            vowels = sum(letter in "aeiouAEIOU" for letter in sample["response"])
+            assert sample["reward"] == pytest.approx(scale[sample["pref_group"]] * vowels)
+            assert sample["prompt"].endswith(" says ")
+
+    assert host_copy.command("patch", "--revert").returncode == 0
+    assert host_copy.files() == original

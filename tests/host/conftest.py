@@ -60,13 +60,21 @@ def host_args(host_parser, tmp_path):
 class ActorGroup:
     """What a checkpoint sees of the host's RayActorGroup: the last saved client states come back when asked for."""
 
-    def __init__(self):
-        self.saved = {}
+    def __init__(self, max_steps=None):
+        self.saved, self.max_steps = {}, max_steps
 
-    def async_run_method(self, method_name, client_states=None, **kwargs):
+    def async_run_method(self, method_name, *args, client_states=None, **kwargs):
+        if method_name == "__ray_call__":
+            (function,) = args
+            return [function(self)]
         if method_name == "save_checkpoint":
             self.saved = client_states
         return [self.saved]
+
+
+class Tokenizer:
+    def decode(self, tokens, skip_special_tokens):
+        return f"{len(tokens)} tokens"
 
 
 @pytest.fixture
@@ -79,7 +87,7 @@ def make_maker(monkeypatch):
 
         kl_controller, strategy = SimpleNamespace(value=kl_coef), SimpleNamespace(args=args)
         maker_class = cls or RemoteExperienceMaker
-        return maker_class(ActorGroup(), None, None, None, kl_controller, strategy, tokenizer=None)
+        return maker_class(ActorGroup(), None, None, None, kl_controller, strategy, Tokenizer())
 
     return make
 
@@ -105,6 +113,7 @@ def make_experiences():
                     rewards=rewards.flatten()[index].clone(),
                     prompts=[TaggedPrompt(f"p{i // n}", pref_groups[i // n % len(pref_groups)], "u") for i in index],
                     labels=[f"label {i // n}" for i in index],
+                    sequences=torch.ones(len(index), tokens + 1, dtype=torch.long),
                     action_mask=mask,
                     values=torch.zeros(len(index), tokens),
                     kl=torch.full((len(index), tokens), kl),

@@ -61,9 +61,9 @@ def test_a_refusal_is_a_usage_message(host_parser, started, capsys):
 def test_the_device_follows_what_is_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert doors._device("auto") == doors._device("cpu") == "cpu"
+    assert doors.choose_device("auto") == doors.choose_device("cpu") == "cpu"
     with pytest.raises(seams.SeamError, match="--pgrpo.device gpu needs a CUDA device here, or a cluster"):
-        doors._device("gpu")
+        doors.choose_device("gpu")
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
-    assert doors._device("auto") == doors._device("gpu") == "gpu"
-    assert doors._device("cpu") == "cpu"
+    assert doors.choose_device("auto") == doors.choose_device("gpu") == "gpu"
+    assert doors.choose_device("cpu") == "cpu"

@@ -9,32 +9,45 @@ import pytest
 pytestmark = pytest.mark.host
 
 
-def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(host_args, make_experiences, tmp_path, monkeypatch):
+def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(host_args, make_experiences, tmp_path, monkeypatch, capsys):
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from .conftest import ActorGroup
+    from .conftest import ActorGroup, Tokenizer
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     args = host_args(
         "--advantage_estimator", "pgrpo", "--pgrpo.group_key", "persona", "--pgrpo.min_count", "4",
         "--rollout.n_samples_per_prompt", "4", "--ckpt.save_steps", "100",
+        "--rollout.batch_size", "96",
         "--logger.tensorboard_dir", str(tmp_path / "tb"), "--logger.wandb.key", "0" * 40,
     )  # fmt: skip
-    trainer = BasePPOTrainer(SimpleNamespace(args=args), ActorGroup(), None, None, None, None, tokenizer=None)
+    monkeypatch.setattr("ray.get", lambda refs: refs)
+    strategy = SimpleNamespace(args=args)
+    trainer = BasePPOTrainer(strategy, ActorGroup(max_steps=12), None, None, None, None, Tokenizer())
     experiences = make_experiences(np.random.default_rng(0).normal(size=(6, 4)), pref_groups=("a", "b/c"))
     trainer.experience_maker.compute_advantages_and_returns(experiences)
-    trainer.save_logs_and_checkpoints(1, {"reward": 2.5, "generated_samples": ["text", 1.0]}, {"episode": 0})
+    status = {"reward": 2.5, "timing/step_total": 3.0, "generated_samples": ["text", 1.0]}
+    for step in (1, 2):
+        trainer.save_logs_and_checkpoints(step, status, {"total_consumed_prompts": 96 * step})
     trainer.tensorboard_logger.close()
 
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert row["step"] == 1 and row["estimator"] == "pgrpo" and row["train"] == {"reward": 2.5}
+    row, second = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["step"] == 1 and row["estimator"] == "pgrpo"
+    assert row["train"] == {"reward": 2.5, "timing/step_total": 3.0}
     assert set(row["pref_groups"]) == {"a", "b/c"}
     assert set(row["pref_groups"]["a"]) == {
         *("samples", "share", "reward_mean", "reward_std", "advantage_mean", "advantage_std"),
-        *("history_count", "history_mean", "history_std"),
+        *("history_count", "history_mean", "history_std", "response_length_mean"),
     }
+    assert {sample["pref_group"] for sample in row["samples"]} == {"a", "b/c"}
+    run = row["run"]
+    assert run["versions"]["openrlhf"] == "0.11.2" and run["device"] == "cpu"
+    assert run["settings"]["algo.advantage.estimator"] == "pgrpo" and run["settings"]["logger.wandb.key"] == "(hidden)"
+    assert run["total_prompts"] == 12 * 128 // 4  # optimizer steps x samples of each / samples per prompt
+    assert "run" not in second  # once for each process
+    assert "[pgrpo] step 1  25%  ETA 0:09  reward: a " in capsys.readouterr().out  # three more steps like this one
     (events,) = (tmp_path / "tb").rglob("events*")
     board, summary = EventAccumulator(str(events.parent)).Reload(), trainer.wandb_logger.handle.run.summary
     for name, group in row["pref_groups"].items():

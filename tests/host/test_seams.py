@@ -44,13 +44,23 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_hooks_that_come_too_late_are_refused():
+@pytest.mark.parametrize("module", ["openrlhf.datasets.utils", "openrlhf.trainer.ray.vllm_engine"])
+def test_hooks_that_come_too_late_are_refused(module):
     done = run(
-        "import sys, types, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'gpu'\n"
-        "sys.modules['openrlhf.datasets.utils'] = types.ModuleType('late')\n"
+        "import sys, types, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'cpu'\n"
+        f"sys.modules['{module}'] = types.ModuleType('late')\n"
         "from openrlhf_pgrpo.host import seams; seams.setup_worker()"
     )
-    assert "needs to come before the host, got openrlhf.datasets.utils already imported" in done.stderr
+    assert f"needs to come before the host, got {module} already imported" in done.stderr
+
+
+def test_the_parents_of_the_hosts_script_may_be_imported_before():
+    done = run(
+        "import os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'cpu'\n"
+        "import openrlhf.cli; from openrlhf_pgrpo.host import seams; seams.setup_worker()\n"
+        "import torch; print(torch.cuda.current_device())"
+    )
+    assert done.stdout.strip() == "cpu", done.stderr  # the hook on the package itself has run at once
 
 
 def test_the_worker_hook_imports_nothing_heavy():

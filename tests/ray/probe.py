@@ -1,6 +1,13 @@
-"""Starts the host's trainers as Ray actors, through our door, and prints what they really hold."""
+"""Starts the host's trainers as Ray actors, through one of our doors, and prints what they really hold.
 
+    probe.py openrlhf_pgrpo.cli.train_ppo_ray ARGUMENTS...     our own module
+    probe.py openrlhf.cli.train_ppo_ray ARGUMENTS...           the host's, patched
+"""
+
+import importlib
 import json
+import re
+import runpy
 import sys
 
 from openrlhf_pgrpo.host import doors
@@ -18,7 +25,7 @@ def held_by_trainer(trainer):
     return {
         "maker": f"{type(maker).__module__}.{type(maker).__qualname__}",
         "estimator": type(maker.estimator).__name__,
-        "logs through": trainer.save_logs_and_checkpoints.func.__name__,
+        "logs through": trainer.save_logs_and_checkpoints.func.__qualname__,
         "checkpoints through": maker.actor_model_group.async_run_method.__module__,
     }
 
@@ -43,20 +50,35 @@ def probe(args):
         return ray.get(actor.__ray_call__.remote(question))
 
     trainer, generator = ask(asynchronous, lambda a: (a.trainer_actor, a.generator_actor))
-    found = {
+    return {
         "sync": ask(sync, held_by_trainer) | ask(sync, held_by_loader),
         "async": ask(trainer, held_by_trainer) | ask(generator, held_by_loader),
     }
-    print("FOUND " + json.dumps(found))
 
 
-def parse_and_probe(*args, **kwargs):
+def described(parser):
+    """Everything that a parser would do with a command line, as far as words can tell."""
+    return sorted(
+        [action.option_strings, action.dest, action.nargs, default(action), repr(action.type), action.choices]
+        + [action.required, action.help, type(action).__name__]
+        for action in parser._actions
+    )
+
+
+def default(action):
+    return re.sub(r"\d+T\d+:\d+", "NOW", repr(action.default))  # the host names a run after the minute of its start
+
+
+def parse_and_probe(parser, *args, **kwargs):
     from openrlhf.utils.config import hierarchize
 
-    probe(hierarchize(parse_args(*args, **kwargs)))
+    found = probe(hierarchize(parse_args(parser, *args, **kwargs)))
+    print("FOUND " + json.dumps({**found, "parser": described(parser)}, default=str))
     sys.exit()
 
 
 if __name__ == "__main__":
+    module = sys.argv.pop(1)
     parse_args, doors.parse_args = doors.parse_args, parse_and_probe
-    doors.run("openrlhf.cli.train_ppo_ray")
+    importlib.import_module(module.rpartition(".")[0])  # as `python -m` does
+    runpy.run_module(module, run_name="__main__")

@@ -1,6 +1,7 @@
 """What our hooks did, asked of the live actors: in the driver, a patch that reaches nobody else looks as good."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,29 +10,48 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
+OWN, HOSTS = "openrlhf_pgrpo.cli.train_ppo_ray", "openrlhf.cli.train_ppo_ray"
 
-def test_sync_and_async_trainers_hold_our_parts(tiny):
-    probe = Path(__file__).parent / "probe.py"
-    argv = {
-        "--advantage_estimator": "pgrpo",
-        "--pgrpo.group_key": "persona",
-        "--actor.model_name_or_path": tiny / "model",
-        "--data.prompt_dataset": tiny / "prompts.jsonl",
-        "--data.label_key": "answer",
-        "--reward.remote_url": tiny / "reward.py",
-        "--rollout.n_samples_per_prompt": 2,
-        "--train.batch_size": 8,
-        "--rollout.batch_size": 4,
-    }
-    words = [str(word) for pair in argv.items() for word in pair]
-    done = subprocess.run([sys.executable, probe, *words, "--train.async_enable"], capture_output=True, text=True)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")] or [done.stdout + done.stderr]
+
+@pytest.fixture
+def found_behind(tiny, host_copy):
+    """What a probe through a door finds in the live actors of sync and async training, and in the parser."""
+
+    def ask(door):
+        argv = {
+            "--advantage_estimator": "pgrpo",
+            "--pgrpo.group_key": "persona",
+            "--actor.model_name_or_path": tiny / "model",
+            "--data.prompt_dataset": tiny / "prompts.jsonl",
+            "--data.label_key": "answer",
+            "--reward.remote_url": tiny / "reward.py",
+            "--rollout.n_samples_per_prompt": 2,
+            "--train.batch_size": 8,
+            "--rollout.batch_size": 4,
+        }
+        words = [str(word) for pair in argv.items() for word in pair] + ["--train.async_enable"]
+        command = [sys.executable, Path(__file__).parent / "probe.py", door, *words]
+        environment = {**os.environ, **host_copy.environment}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+        assert len(lines) == 1, done.stdout + done.stderr
+        return json.loads(lines[0].removeprefix("FOUND "))
+
+    return ask
+
+
+def test_both_doors_give_the_same_parser_and_the_same_classes_in_the_live_actors(found_behind, host_copy):
+    found = found_behind(OWN)
     expected = {
         "maker": "openrlhf_pgrpo.host.experience_maker.PreferenceExperienceMaker",
         "estimator": "PGRPO",
-        "logs through": "_log",
+        "logs through": "StepLog.step",
         "checkpoints through": "openrlhf_pgrpo.host.checkpoints",
         "prompt": "TaggedPrompt",
         "pref_groups": ["ann", "bob", "cleo/3"],
     }
-    assert json.loads(line.removeprefix("FOUND ")) == {"sync": expected, "async": expected}
+    assert found["sync"] == found["async"] == expected
+    assert sum(options[0].startswith("--pgrpo.") for options, *_ in found["parser"] if options) > 8
+
+    assert host_copy.command("patch").returncode == 0
+    assert found_behind(HOSTS) == found

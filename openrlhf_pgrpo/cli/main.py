@@ -1,0 +1,79 @@
+"""`openrlhf-pgrpo`: what is done before and after training."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="openrlhf-pgrpo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    patching = commands.add_parser("patch", help="let the host's own train script take our flags, or take that back")
+    choice = patching.add_mutually_exclusive_group()
+    choice.add_argument("--check", action="store_true", help="only tell; exit code 0 if the host is patched")
+    choice.add_argument("--revert", action="store_true", help="restore the host's files to the byte")
+    patching.set_defaults(run=patch)
+
+    doctor = commands.add_parser("doctor", help="could a training run start here, and if not, why")
+    doctor.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto", help="as --pgrpo.device")
+    doctor.add_argument(
+        "--model",
+        help="Folder or hub name of the policy you are going to train. Default: on a CPU that of make demo.",
+    )
+    doctor.set_defaults(run=diagnose)
+
+    report = commands.add_parser("report", help="draw one or several runs as a single HTML page")
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, folder with several, or metrics file"
+    )
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="Default: report.html")
+    report.set_defaults(run=draw)
+
+    args = parser.parse_args(argv)
+    sys.exit(args.run(args))
+
+
+def patch(args) -> int | str:
+    from openrlhf_pgrpo.host import patching, seams
+
+    try:
+        if not args.check:
+            state = patching.RELEASED if args.revert else patching.PATCHED
+            for target in patching.bring(state):
+                print(f"{target.path}: was {target.state}, is {state}")
+        found = patching.targets()
+    except (seams.SeamError, patching.PatchError) as error:
+        return f"openrlhf-pgrpo patch: {error}"
+    if not args.check:
+        return 0
+    for target in found:
+        print(f"{target.path}: {target.state}")
+    return int(any(target.state != patching.PATCHED for target in found))
+
+
+def diagnose(args) -> int:
+    from openrlhf_pgrpo.host.doctor import FAULT, diagnose
+
+    faults = 0
+    for finding in diagnose(args.device, args.model):
+        faults += finding.level == FAULT
+        print(f"{finding.level:5}  {finding.subject:12}  {finding.found}", flush=True)
+        if finding.remedy:
+            print(f"{'':21}do: {finding.remedy}")
+    print(f"\nfaults: {faults}; " + ("no training run can start" if faults else "a training run can start"))
+    return int(faults > 0)
+
+
+def draw(args) -> int | str:
+    from openrlhf_pgrpo.report import write_report
+
+    try:
+        print(write_report(args.runs, args.output))
+    except ValueError as error:
+        return f"openrlhf-pgrpo report: {error}"
+    return 0
+
+
+if __name__ == "__main__":
+    main()

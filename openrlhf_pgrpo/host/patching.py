@@ -1,0 +1,127 @@
+"""The patches of `patches/` on the installed host: applied whole or not at all, and taken back to the byte.
+
+A patch made by `git diff --full-index` names the git blob of each file before and after it. So what a file is can be
+known exactly: as released, patched, or something else, which is then left alone.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from unidiff import PatchSet
+
+from openrlhf_pgrpo.host import seams
+
+RELEASED, PATCHED, HALF_PATCHED, EDITED, MISSING = "as released", "patched", "half patched", "edited", "missing"
+
+
+class PatchError(RuntimeError):
+    """The installed host is not what a patch was made for; no file was changed."""
+
+
+class Target(NamedTuple):
+    """One file of the host that a patch changes: what it is at present, and its content in either known state."""
+
+    path: Path
+    name: str
+    state: str
+    contents: dict[str, bytes]
+
+
+def targets() -> list[Target]:
+    """Every file that our patches change, as it is in the installed host; the host is not imported.
+
+    Raises:
+        SeamError: the host is missing or of another version.
+    """
+    seams.check_version()
+    root = Path(importlib.util.find_spec("openrlhf").origin).parents[1]
+    folder = resources.files("openrlhf_pgrpo.patches")
+    return [_target(root / file.path, file) for patch in _patches(folder) for file in PatchSet(patch)]
+
+
+def _patches(folder) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".patch"))
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
+
+
+def _target(path: Path, file) -> Target:
+    if not path.is_file():
+        return Target(path, file.path, MISSING, {})
+    released, patched = re.search(r"^index (\w{40})\.\.(\w{40})", str(file.patch_info), re.MULTILINE).groups()
+    content = path.read_bytes()
+    if _blob(content) == released:
+        other = _known(_replace(content, file), patched)
+        return Target(path, file.path, RELEASED, {RELEASED: content, PATCHED: other})
+    if _blob(content) == patched:
+        other = _known(_replace(content, file, reverse=True), released)
+        return Target(path, file.path, PATCHED, {RELEASED: other, PATCHED: content})
+    ours = {line.value.encode() for hunk in file for line in hunk if line.is_added and line.value.strip()}
+    half = ours & set(content.splitlines(keepends=True))
+    return Target(path, file.path, HALF_PATCHED if half else EDITED, {})
+
+
+def _replace(content: bytes, file, reverse: bool = False) -> bytes:
+    lines = content.splitlines(keepends=True)
+    for hunk in reversed(file):  # from the end, so that line numbers stay true
+        start, old, new = hunk.source_start, hunk.source_lines(), hunk.target_lines()
+        if reverse:
+            start, old, new = hunk.target_start, new, old
+        lines[start - 1 : start - 1 + len(list(old))] = [line.value.encode() for line in new]
+    return b"".join(lines)
+
+
+def _known(content: bytes, blob: str) -> bytes:
+    if _blob(content) != blob:
+        raise PatchError(f"a patch needs to lead to the file it names, {blob}, got {_blob(content)}: reinstall us")
+    return content
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def bring(state: str) -> list[Target]:
+    """Makes every file PATCHED, or RELEASED again to the byte; returns those that were not so before.
+
+    Raises:
+        PatchError: a file is neither as released nor patched, or cannot be written; every file stays what it was.
+    """
+    found = targets()
+    for target in found:
+        if not target.contents:
+            raise PatchError(
+                f"patching needs {target.name} as openrlhf {seams.HOST_VERSIONS[0]} has it, got a file that is "
+                f"{target.state}: {REMEDY}"
+            )
+    changing = [target for target in found if target.state != state]
+    beside = {target.path: target.path.with_name(target.path.name + ".openrlhf_pgrpo") for target in changing}
+    try:
+        for target in changing:
+            with open(beside[target.path], "wb") as file:
+                file.write(target.contents[state])
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.copymode(target.path, beside[target.path])
+        for path, new in beside.items():
+            os.replace(new, path)
+    except OSError as error:
+        raise PatchError(
+            f"patching needs to write beside {changing[0].path}, got {error.strerror}: run it as the owner of the "
+            "installation"
+        ) from error
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
+    return changing
+
+
+REMEDY = (
+    f"bring it back by pip install --force-reinstall --no-deps openrlhf=={seams.HOST_VERSIONS[0]}, or keep it and use "
+    "python -m openrlhf_pgrpo.cli.train_ppo_ray, which needs no patch"
+)

@@ -1,0 +1,163 @@
+"""What a run leaves for its reader: a metrics file, one JSON object a training step, and a line in the terminal.
+
+A row of the file: step, time (Unix seconds), estimator, `train` (the host's own numbers), `pref_groups` (numbers per
+preference group), `samples` (an answer per preference group). The first row that a process writes, also after a
+resume, has `run` beside them: versions, device and all settings.
+"""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+from openrlhf_pgrpo.host import seams, versions
+
+HIDDEN = "(hidden)"
+MOST_SAMPLES, MOST_CHARACTERS = 16, 2000
+MOST_REWARDS = 8
+
+
+class JSONLines:
+    """A metrics file: one JSON object a training step, on disk before the next step begins.
+
+    The first row decides what becomes of an older file: rows of earlier steps stay, later ones are about to be written
+    again by the resumed run and go, and so does half a line that a killed run left.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self._begun = False
+
+    def append(self, row: dict) -> None:
+        if not self._begun:
+            self._begin(row["step"])
+        with open(self.path, "a") as file:
+            _write(file, [json.dumps(row) + "\n"])
+
+    def _begin(self, first_step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        beside = self.path.with_name(self.path.name + ".new")
+        with open(beside, "w") as file:
+            _write(file, [line for line in whole if json.loads(line)["step"] < first_step])
+        os.replace(beside, self.path)
+        self._begun = True
+
+
+def _write(file, lines: list[str]) -> None:
+    file.writelines(lines)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def description(args) -> dict:
+    """When, with what and under which settings a process trains; nested host arguments become dotted names again."""
+    return {
+        "started": time.time(),
+        "versions": versions.stack(),
+        "device": os.environ[seams.DEVICE],
+        "settings": dict(_settings(args)),
+    }
+
+
+def _settings(args, prefix: str = ""):
+    for name, value in vars(args).items():
+        if isinstance(value, type(args)):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _presentable(prefix + name, value)
+
+
+def _presentable(flag: str, value):
+    """`value` as JSON can hold it, without secrets: the file is made to be shown around."""
+    if flag == "logger.wandb.key" and value:
+        return HIDDEN
+    if isinstance(value, str):
+        return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", value)
+    if isinstance(value, (list, tuple)):
+        return [_presentable(flag, entry) for entry in value]
+    return value if value is None or isinstance(value, (bool, int)) or _finite(value) else str(value)
+
+
+def _finite(value) -> bool:
+    return isinstance(value, float) and abs(value) < float("inf")
+
+
+class SamplePicker:
+    """Chooses an answer per preference group and step; a prompt that was chosen before is preferred, so that a policy
+    can be seen to change its mind."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self._chosen_before = set()
+
+    def pick(self, experiences) -> list[dict]:
+        """pref_group, prompt, response and reward of one sample of each preference group, at most MOST_SAMPLES."""
+        chosen = {}
+        for experience in experiences:
+            for row, prompt in enumerate(experience.prompts):
+                first, again = prompt.pref_group not in chosen, prompt in self._chosen_before
+                if (first and len(chosen) < MOST_SAMPLES) or (
+                    not first and again and chosen[prompt.pref_group][2] not in self._chosen_before
+                ):
+                    chosen[prompt.pref_group] = experience, row, prompt
+        self._chosen_before.update(prompt for *_, prompt in chosen.values())
+        return [
+            {
+                "pref_group": name,
+                "prompt": _cut(prompt),
+                "response": _cut(self._response(experience, row)),
+                "reward": experience.rewards.flatten()[row].item(),
+            }
+            for name, (experience, row, prompt) in chosen.items()
+        ]
+
+    def _response(self, experience, row: int) -> str:
+        tokens = experience.sequences[row, 1:]  # an action is the token after its position
+        mask = experience.action_mask[row, : len(tokens)].bool()
+        return self.tokenizer.decode(tokens[mask], skip_special_tokens=True)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+
+
+class Progress:
+    """The line in the terminal: step, part of all prompts done, time left, reward per preference group.
+
+    Args:
+        total_prompts: how many prompts the whole run draws.
+        prompts_per_step: for the time left after the first step of this process, when nothing else is known.
+    """
+
+    def __init__(self, total_prompts: int, prompts_per_step: int):
+        self.total_prompts = total_prompts
+        self.prompts_per_step = prompts_per_step
+        self._first = None
+
+    def line(self, step: int, consumed: int, step_seconds: float, pref_groups: dict, now: float) -> str:
+        """`consumed` prompts were drawn since the run began, in all its processes; `now` is a monotonic clock."""
+        if self._first is None:
+            self._first = (now - step_seconds, consumed - self.prompts_per_step)
+        began, consumed_before = self._first
+        left = max(0, self.total_prompts - consumed)
+        seconds = left * (now - began) / max(1, consumed - consumed_before)
+        done = min(1.0, consumed / max(1, self.total_prompts))
+        return f"[pgrpo] step {step}  {done:.0%}  ETA {_clock(seconds)}  reward: {_rewards(pref_groups)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _rewards(pref_groups: dict) -> str:
+    means = {name: group["reward_mean"] for name, group in sorted(pref_groups.items())}
+    if len(means) <= MOST_REWARDS:
+        return "  ".join(f"{name} {mean:+.2f}" for name, mean in means.items()) or "no preference groups"
+    lowest = sorted(means, key=means.get)[:MOST_REWARDS]
+    shown = "  ".join(f"{name} {means[name]:+.2f}" for name in lowest)
+    return f"{shown}  (the lowest {MOST_REWARDS} of {len(means)} preference groups)"
