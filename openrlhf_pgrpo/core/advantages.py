@@ -16,7 +16,16 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from openrlhf_pgrpo.core.history import VARIANCES, RewardHistory, VarianceComponents, ratio, segment_moments
+from openrlhf_pgrpo.core.history import (
+    VARIANCES,
+    RewardHistory,
+    VarianceComponents,
+    ratio,
+    segment_means,
+    segment_moments,
+    segment_owners,
+    without_gaps,
+)
 from openrlhf_pgrpo.core.registry import AdvantageEstimator, RewardBatch, register_advantage_estimator
 
 
@@ -120,18 +129,17 @@ class PGRPO(AdvantageEstimator):
         rows = self.history_rows(batch)
         if o.update == "before":
             history.update(rows, batch.rewards)
-        baseline = history.mean[rows] if o.center == "history" else prompt_means(batch)
-        scale = history.moments.std(o.variance)[rows]
-        known = history.count[rows] >= o.min_count
-        advantages = self.normalise(batch, rows, baseline, scale, known)
+        mean, std = history.mean, history.moments.std(o.variance)
+        usable = (history.count >= o.min_count) & varies(std, mean, o.eps)
+        baseline = mean[rows] if o.center == "history" else prompt_means(batch)
+        advantages = (batch.rewards - baseline) / divisor(std, usable, o.eps)[rows]
+        advantages = self.with_fallback(advantages, usable[rows], batch, rows)
         if o.update == "after":
             history.update(rows, batch.rewards)
         return advantages
 
-    def normalise(self, batch: RewardBatch, rows, baseline, scale, known) -> np.ndarray:
-        """(R - baseline) / (scale + eps) where the history is `known` and varies, else the fallback; all (B,)."""
-        usable = known & varies(scale, baseline, self.options.eps)
-        advantages = ratio(batch.rewards - baseline, scale + self.options.eps)
+    def with_fallback(self, advantages: np.ndarray, usable: np.ndarray, batch: RewardBatch, rows) -> np.ndarray:
+        """`advantages` where the history is `usable`, else those of the batch alone; all (B,)."""
         if usable.all():
             return advantages
         return np.where(usable, advantages, batch_advantages(batch, rows, self.options))
@@ -201,11 +209,16 @@ class PGRPOEmpiricalBayes(PGRPO):
         base = mu_p + lam (m_other - mu_p)             m_other: mean of the other n-1 samples of the prompt group
         A    = (R - base) / sqrt(sig2 + lam^2 sig2/(n-1) + (1-lam)^2 tau2)
 
-    the denominator being the standard deviation of the numerator. The baseline leaves the sample itself out. Limits:
-    tau2 = 0 is P-GRPO; tau2 -> infinity is leave-one-out (RLOO) on a stable scale; n = 1 is P-GRPO on the history of
-    single samples. `center="prompt"` fixes lam = 1; `variance` chooses the divisor of the variance of prompt means.
-    While answers to one prompt have never differed, there is no scale within prompts, and the fallback of `PGRPO` is
-    used.
+    the denominator being the standard deviation of the numerator. With mean_q, the mean of all n, it is computed as
+
+        R - base = (1 + lam/(n-1)) (R - mean_q) + (1-lam) (mean_q - mu_p)
+
+    where all but R belongs to the prompt group and is worked out once for each.
+
+    The baseline leaves the sample itself out. Limits: tau2 = 0 is P-GRPO; tau2 -> infinity is leave-one-out (RLOO) on
+    a stable scale; n = 1 is P-GRPO on the history of single samples. `center="prompt"` fixes lam = 1; `variance`
+    chooses the divisor of the variance of prompt means. While answers to one prompt have never differed, there is no
+    scale within prompts, and the fallback of `PGRPO` is used.
 
     State: the `VarianceComponents`; updated and forgotten as in `PGRPO`.
     """
@@ -217,18 +230,21 @@ class PGRPOEmpiricalBayes(PGRPO):
     def __call__(self, batch: RewardBatch) -> np.ndarray:
         o, history = self.options, self.history
         rows = self.history_rows(batch)
+        q = without_gaps(batch.prompt_groups)
+        prompts = segment_moments(q, batch.rewards, q.max(initial=-1) + 1)  # (P,), as all below that is not at [q]
+        p = segment_owners(q, rows, len(prompts.count))
         if o.update == "before":
-            history.update(rows, batch.rewards, batch.prompt_groups)
-        mean, sig2, tau2 = history.mean[rows], history.sig2()[rows], history.tau2(o.variance)[rows]
-        others = prompt_counts(batch) - 1
-        own = prompt_means(batch)
-        mean_others = own - ratio(batch.rewards - own, others)
+            history.add_prompts(p, prompts)
+        mean, sig2, tau2, others = history.mean[p], history.sig2()[p], history.tau2(o.variance)[p], prompts.count - 1
         lam = ratio(others * tau2, others * tau2 + sig2) if o.center == "history" else np.ones_like(mean)
-        baseline = mean + lam * (mean_others - mean)
-        scale = np.sqrt(sig2 + ratio(lam**2 * sig2, others) + (1 - lam) ** 2 * tau2)
-        advantages = self.normalise(batch, rows, baseline, scale, history.samples[rows] >= o.min_count)
+        std = np.sqrt(sig2 + ratio(lam**2 * sig2, others) + (1 - lam) ** 2 * tau2)
+        usable = (history.samples[p] >= o.min_count) & varies(std, mean, o.eps)
+        scale = divisor(std, usable, o.eps)
+        within, between = (1 + ratio(lam, others)) / scale, (1 - lam) * (prompts.mean - mean) / scale
+        advantages = within[q] * (batch.rewards - prompts.mean[q]) + between[q]
+        advantages = self.with_fallback(advantages, usable[q], batch, rows)
         if o.update == "after":
-            history.update(rows, batch.rewards, batch.prompt_groups)
+            history.add_prompts(p, prompts)
         return advantages
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -247,29 +263,29 @@ class PGRPOEmpiricalBayes(PGRPO):
         }
 
 
-def prompt_counts(batch: RewardBatch) -> np.ndarray:
-    """Samples (B,) in the prompt group of each sample."""
-    return np.bincount(batch.prompt_groups)[batch.prompt_groups].astype(np.float64)
-
-
 def prompt_means(batch: RewardBatch) -> np.ndarray:
     """Mean reward (B,) of the prompt group of each sample."""
-    moments = segment_moments(batch.prompt_groups, batch.rewards, batch.prompt_groups.max(initial=-1) + 1)
-    return moments.mean[batch.prompt_groups]
+    _, means = segment_means(batch.prompt_groups, batch.rewards, batch.prompt_groups.max(initial=-1) + 1)
+    return means[batch.prompt_groups]
 
 
 def segment_advantages(rewards: np.ndarray, rows: np.ndarray, options: PGRPOOptions, baseline=None) -> np.ndarray:
     """(R - baseline) / (std + eps), mean (unless given) and std over the samples that share a row; 0 where they do not
     vary."""
     moments = segment_moments(rows, rewards, rows.max(initial=-1) + 1)
-    std = moments.std(options.variance)[rows]
+    std = moments.std(options.variance)
     baseline = moments.mean[rows] if baseline is None else baseline
-    return ratio(rewards - baseline, np.where(varies(std, baseline, options.eps), std + options.eps, 0.0))
+    return (rewards - baseline) / divisor(std, varies(std, moments.mean, options.eps), options.eps)[rows]
 
 
 def varies(std: np.ndarray, mean: np.ndarray, eps: float) -> np.ndarray:
     """Is `std` a scale to divide by: more than eps, and more than what float64 leaves of a constant `mean`?"""
     return std > eps + 1e-12 * np.abs(mean)
+
+
+def divisor(std: np.ndarray, usable: np.ndarray, eps: float) -> np.ndarray:
+    """std + eps, infinite where the scale is not `usable`: what is divided by it becomes 0."""
+    return np.where(usable, std + eps, np.inf)
 
 
 def batch_advantages(batch: RewardBatch, rows: np.ndarray, options: PGRPOOptions) -> np.ndarray:

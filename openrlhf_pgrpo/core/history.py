@@ -32,12 +32,45 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=np.float64), where=denominator > 0)
 
 
+def segment_means(rows: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count and mean of `values` (B,) in each of `size` segments named by `rows` (B,)."""
+    count = np.bincount(rows, minlength=size).astype(np.float64)
+    return count, ratio(np.bincount(rows, values, size), count)
+
+
 def segment_moments(rows: np.ndarray, values: np.ndarray, size: int) -> Moments:
     """Moments of `values` (B,) in each of `size` segments named by `rows` (B,); two passes, so large offsets cost
     no digits."""
-    count = np.bincount(rows, minlength=size).astype(np.float64)
-    mean = ratio(np.bincount(rows, values, size), count)
+    count, mean = segment_means(rows, values, size)
     return Moments(count, mean, np.bincount(rows, np.square(values - mean[rows]), size))
+
+
+def segment_owners(segments: np.ndarray, owners: np.ndarray, size: int) -> np.ndarray:
+    """The owner of each of `size` segments, given that of each sample (B,); in a mixed segment the last one's."""
+    of_segment = np.zeros(size, owners.dtype)
+    of_segment[segments] = owners
+    return of_segment
+
+
+def without_gaps(prompt_groups: np.ndarray) -> np.ndarray:
+    """Prompt groups renumbered 0 ... P-1; as they are if numbered so already, which spares a sort."""
+    size = prompt_groups.max(initial=-1) + 1
+    if size <= len(prompt_groups) and np.bincount(prompt_groups).all():
+        return prompt_groups
+    return np.unique(prompt_groups, return_inverse=True)[1]
+
+
+def _pack(names: list[str]) -> tuple[bytes, np.ndarray]:
+    """Names as one text in UTF-8 and the characters of each: strings one by one would fill most of a checkpoint's
+    time. Half a surrogate pair, which JSON allows, passes too."""
+    return "".join(names).encode("utf-8", "surrogatepass"), np.fromiter(map(len, names), np.int32, len(names))
+
+
+def _unpack(text: bytes, lengths: np.ndarray) -> list[str]:
+    text, ends = text.decode("utf-8", "surrogatepass"), [0, *np.cumsum(lengths).tolist()]
+    if len(text) != ends[-1]:
+        raise ValueError(f"names need as many characters as their lengths add up to, {ends[-1]}, got {len(text)}")
+    return [text[start:end] for start, end in zip(ends, ends[1:])]
 
 
 class _Rows(dict):
@@ -130,7 +163,8 @@ class RewardHistory:
     def state_dict(self) -> dict:
         """A copy of everything, exact to the bit after `load_state_dict`."""
         columns = {column: getattr(self, column).copy() for column in self.columns}
-        return {"half_life": self.half_life, "names": self.names, **columns}
+        text, lengths = _pack(self.names)
+        return {"half_life": self.half_life, "names": text, "name_lengths": lengths, **columns}
 
     def load_state_dict(self, state: dict) -> None:
         """Replaces the content by `state`.
@@ -138,16 +172,18 @@ class RewardHistory:
         Raises:
             ValueError: `state` was made under another half-life, or is not a state of this class. Nothing is changed.
         """
-        needs = {"half_life", "names", *self.columns}
+        needs = {"half_life", "names", "name_lengths", *self.columns}
         if set(state) != needs:
             raise ValueError(f"{type(self).__name__} state needs keys {sorted(needs)}, got {sorted(state)}")
         if state["half_life"] != self.half_life:
             raise ValueError(f"half_life is {self.half_life!r} here but {state['half_life']!r} in the saved history")
-        sizes = {key: len(state[key]) for key in ("names", *self.columns)}
-        if len(set(sizes.values())) != 1 or len(set(state["names"])) != sizes["names"]:
+        names = _unpack(state["names"], state["name_lengths"])
+        rows = _Rows(zip(names, range(len(names))))
+        sizes = {"names": len(names), **{column: len(state[column]) for column in self.columns}}
+        if {*sizes.values()} != {len(rows)}:
             raise ValueError(f"{type(self).__name__} state needs one row per distinct name, got sizes {sizes}")
         columns = {column: np.array(state[column], np.float64) for column in self.columns}
-        self._rows = _Rows((name, row) for row, name in enumerate(state["names"]))
+        self._rows = rows
         for column, values in columns.items():
             setattr(self, column, values)
 
@@ -170,11 +206,15 @@ class VarianceComponents(RewardHistory):
         Raises:
             ValueError: one prompt group holds samples of two preference groups. Nothing is changed.
         """
-        _, first, prompt_groups = np.unique(prompt_groups, return_index=True, return_inverse=True)
-        prompt_rows = rows[first]
+        prompt_groups = without_gaps(prompt_groups)
+        prompt_rows = segment_owners(prompt_groups, rows, prompt_groups.max(initial=-1) + 1)
         if not np.array_equal(prompt_rows[prompt_groups], rows):
             raise ValueError("variance components need prompt groups of one preference group each, got a mixed one")
-        prompts, size = segment_moments(prompt_groups, rewards, len(first)), len(self)
+        self.add_prompts(prompt_rows, segment_moments(prompt_groups, rewards, len(prompt_rows)))
+
+    def add_prompts(self, prompt_rows: np.ndarray, prompts: Moments) -> None:
+        """Adds one batch, of which the moments of each prompt group are known already, (P,), and its row, (P,)."""
+        size = len(self)
         between = segment_moments(prompt_rows, prompts.mean, size)
         self._absorb(
             seen=np.bincount(prompt_rows, prompts.count, size),

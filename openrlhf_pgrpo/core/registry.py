@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 
-from openrlhf_pgrpo.core.history import RewardHistory
+from openrlhf_pgrpo.core.history import RewardHistory, segment_owners
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ class RewardBatch:
         lengths = {spec.name: len(getattr(self, spec.name)) for spec in fields(self) if spec.init}
         if self.rewards.ndim != 1 or len(set(lengths.values())) != 1:
             raise ValueError(f"a reward batch needs one entry per sample in every field, got {lengths}")
-        owners = np.zeros(self.prompt_groups.max(initial=-1) + 1, np.int64)
-        owners[self.prompt_groups[::-1]] = self.pref_group_codes[::-1]  # the first sample, written last, decides
-        owners = owners[self.prompt_groups]
+        prompts, codes = self.prompt_groups[::-1], self.pref_group_codes[::-1]  # backwards: the first sample decides
+        owners = segment_owners(prompts, codes, prompts.max(initial=-1) + 1)[self.prompt_groups]
         mixed = np.flatnonzero(owners != self.pref_group_codes)
         if len(mixed):
             i = mixed[0]

@@ -368,6 +368,18 @@ def test_an_undecayed_history_lags_behind_a_drift_and_a_half_life_follows():
     assert last_followed.mean() == pytest.approx(0.28, abs=0.03)
 
 
+@every
+@updates
+@centers
+def test_prompt_numbers_may_have_gaps(name, update, center):
+    dense, gaps = (estimator(name, update=update, center=center, min_count=8) for _ in range(2))
+    for seed in range(3):
+        new = random_batch(seed)
+        holes = RewardBatch(new.rewards, 3 * new.prompt_groups[::-1] + 2, new.pref_groups, new.users, new.labels)
+        new = RewardBatch(new.rewards, new.prompt_groups[::-1], new.pref_groups, new.users, new.labels)
+        np.testing.assert_array_equal(gaps(holes), dense(new))
+
+
 # --- pgrpo_eb ------------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +389,8 @@ def with_components(mean, sig2, tau2, **options):
     eb = estimator("pgrpo_eb", update="after", eps=0, **options)
     columns = dict(seen=2 * k, count=k, mean=mean, m2=k * (tau2 + sig2 / 2), within_ss=k * sig2, within_df=k)
     columns = {name: np.array([value], float) for name, value in {**columns, "inverse_n": k / 2}.items()}
-    eb.load_state_dict({"history": {"half_life": options.get("half_life"), "names": ["a"], **columns}})
+    eb.history.rows(["a"])
+    eb.load_state_dict({"history": {**eb.state_dict()["history"], **columns}})
     return eb
 
 

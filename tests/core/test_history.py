@@ -36,7 +36,7 @@ def absorb(history, batches):
 def content(history):
     """Everything a history holds, keyed by preference group, so that row order does not matter."""
     state = history.state_dict()
-    return {name: [state[column][row] for column in history.columns] for row, name in enumerate(state["names"])}
+    return {name: [state[column][row] for column in history.columns] for row, name in enumerate(history.names)}
 
 
 def assert_same(a, b, rtol=1e-12):
@@ -188,6 +188,7 @@ def test_half_life_is_positive(half_life):
 
 def test_a_name_is_any_string():
     names = ["", " ", "a", "A", "a/b", "../a", "line\nbreak", "Grüße", "猫", "🙂", "0", "None", "x" * 10_000]
+    names += ["\0", "\ud83d", "\ude42"]  # side by side, the two halves of 🙂 must not become one
     history = RewardHistory()
     history.update(history.rows(names), np.arange(len(names), dtype=float))
     copy = RewardHistory()
@@ -238,7 +239,7 @@ def test_state_is_a_copy_in_both_directions(kind):
     copy.load_state_dict(state)
     for column in kind.columns:
         state[column][:] = -2
-    state["names"].clear()
+    state["name_lengths"][:] = 0
     assert content(copy) == before
 
 
@@ -246,8 +247,13 @@ damages = {
     "other half-life": (lambda s: s.update(half_life=7.0), "half_life is None here but 7.0 in the saved history"),
     "missing key": (lambda s: s.pop("m2"), "needs keys .*'m2'.*, got"),
     "additional key": (lambda s: s.update(colour=1), "needs keys .*, got .*'colour'"),
-    "duplicate names": (lambda s: s["names"].__setitem__(1, s["names"][0]), "one row per distinct name, got sizes"),
-    "too few names": (lambda s: s["names"].pop(), "one row per distinct name, got sizes .*'names': 4"),
+    "duplicate names": (lambda s: s.update(names=b"group 0" * 5), "one row per distinct name, got sizes"),
+    "too few names": (
+        lambda s: s.update(names=s["names"][:-7], name_lengths=s["name_lengths"][:-1]),
+        "one row per distinct name, got sizes .*'names': 4",
+    ),
+    "too few characters": (lambda s: s.update(names=s["names"][:-1]), "lengths add up to, 35, got 34"),
+    "no text": (lambda s: s.update(names=b"\xff" * 35), "can't decode"),
     "short column": (lambda s: s.update(mean=s["mean"][:-1]), "one row per distinct name, got sizes .*'mean': 4"),
     "words for numbers": (lambda s: s.update(m2=["many"] * 5), "many"),
 }

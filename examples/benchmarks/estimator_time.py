@@ -1,0 +1,222 @@
+"""How long advantages take: P-GRPO's estimators beside the host's group_norm, on the same rewards, in one run.
+
+    python examples/benchmarks/estimator_time.py [--largest 1000000] [--repeats 15] [--threads 1]
+
+Three tables. Times are medians; a ratio is the median of the ratios of its repeats, in which the two run in turn.
+
+1. The estimator call alone beside the host's arithmetic alone: rewards into prompt order, mean and standard deviation
+   of each prompt group, back into sample order. Not in either: reading experiences, and the host's logging of
+   `group_reward_std`. "first" is a run's first step, when no history is known and everything falls back on the batch.
+   "batch" is the `RewardBatch`: names become numbers and every prompt group is checked.
+2. All of `compute_advantages_and_returns`, ours beside the host's: what a step really pays, in micro-batches of 16
+   answers of 8 tokens. Ours includes the batch, and the metrics of every preference group.
+3. Memory per preference group, for a history of each size, and after ten times the samples.
+
+The host's arithmetic is float32 in torch, on one thread unless --threads says otherwise; ours is float64 in NumPy, on
+one. Samples come prompt by prompt, as the
+host numbers them, 8 to a prompt; the preference group of a prompt is drawn at random.
+"""
+
+import argparse
+import logging
+import os
+import time
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.registry import RewardBatch, make_advantage_estimator
+
+OURS = ("pgrpo", "pgrpo_eb")
+SAMPLES_PER_PROMPT, MICRO_BATCH, TOKENS = 8, 16, 8
+WARM_UP = 2  # steps after which every preference group has `--pgrpo.min_count` samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--largest", type=int, default=10**6, help="samples: 1000 and its tenfolds up to this")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, which is the host's arithmetic")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sizes = [10**k for k in range(3, 10) if 10**k <= args.largest]
+
+    print(f"1. the estimator alone; threads: host {args.threads}, ours 1")
+    print(f"{'':20}{'time in ms':>36}   {'ratio to the host':>39}")
+    columns = ("host", "batch", *OURS, *OURS, *(f"{name} first" for name in OURS))
+    print(f"{'samples':>9}{'pref. groups':>14}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns))
+    for samples in sizes:
+        for pref_groups in pref_group_counts(samples):
+            print(f"{samples:9}{pref_groups:14}{estimators_alone(samples, pref_groups, args.repeats)}", flush=True)
+
+    print("\n2. all of compute_advantages_and_returns")
+    columns = ("host", *OURS, *OURS)
+    print(f"{'':20}{'time in ms':>27}   {'ratio to the host':>18}")
+    print(f"{'samples':>9}{'pref. groups':>14}" + "".join(f"{name:>10}" for name in columns))
+    makers = {name: experience_maker(name) for name in ("group_norm", *OURS)}
+    for samples in sizes:
+        pref_groups = pref_group_counts(samples)[-1]
+        print(f"{samples:9}{pref_groups:14}{whole_call(makers, samples, pref_groups, args.repeats)}", flush=True)
+
+    print("\n3. bytes per preference group: in memory with its name, and as saved")
+    print(f"{'pref. groups':>14}{'':4}" + "".join(f"{name:>11}{'x 10':>7}{'saved':>7}" for name in OURS))
+    for pref_groups in sizes:
+        print(f"{pref_groups:14}{'':4}" + "".join(memory(name, pref_groups) for name in OURS), flush=True)
+
+
+def pref_group_counts(samples: int) -> list[int]:
+    """10 and its tenfolds, as long as there is a prompt for each."""
+    return [10**k for k in range(1, 9) if 10**k * SAMPLES_PER_PROMPT <= samples]
+
+
+class Step:
+    """What the rollout of one training step hands on; every preference group is in it."""
+
+    def __init__(self, samples: int, pref_groups: int, seed: int):
+        rng = np.random.default_rng(seed)
+        prompts = samples // SAMPLES_PER_PROMPT
+        self.prompt_groups = np.repeat(np.arange(prompts), SAMPLES_PER_PROMPT)
+        self.owners = [f"preference group {g}" for g in rng.permutation(prompts) % pref_groups]  # a string per prompt
+        self.rewards = torch.from_numpy(rng.standard_normal(samples).astype(np.float32))
+
+    def batch(self) -> RewardBatch:
+        names = [self.owners[prompt] for prompt in self.prompt_groups]
+        rewards = self.rewards.double().numpy()
+        return timed(lambda: RewardBatch(rewards, self.prompt_groups, names, names, names))
+
+
+def timed(function):
+    """(seconds, result)"""
+    began = time.perf_counter()
+    result = function()
+    return time.perf_counter() - began, result
+
+
+def group_norm(rewards: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The host's arithmetic for `group_norm`; `whole_call` refuses to measure if the host's result is not this."""
+    by_prompt = torch.empty_like(rewards)
+    by_prompt[index] = rewards
+    by_prompt = by_prompt.reshape(-1, SAMPLES_PER_PROMPT)
+    mean, std = by_prompt.mean(-1, keepdim=True), by_prompt.std(-1, keepdim=True)
+    return ((by_prompt - mean) / (std + 1e-9)).reshape(-1)[index]
+
+
+def estimators_alone(samples: int, pref_groups: int, repeats: int) -> str:
+    known = {name: make_advantage_estimator(name, PGRPOOptions()) for name in OURS}
+    index = torch.arange(samples)
+    seconds = []
+    for repeat in range(WARM_UP + repeats):
+        step = Step(samples, pref_groups, repeat)
+        encoding, batch = step.batch()
+        row = [timed(lambda: group_norm(step.rewards, index))[0], encoding]
+        row += [timed(lambda: known[name](batch))[0] for name in OURS]
+        row += [timed(lambda: make_advantage_estimator(name, PGRPOOptions())(batch))[0] for name in OURS]
+        seconds.append(row)
+    seconds = np.array(seconds[WARM_UP:])
+    milliseconds, ratios = 1e3 * np.median(seconds[:, :4], 0), np.median(seconds[:, 2:] / seconds[:, :1], 0)
+    texts = [f"{value:9.2f}" for value in milliseconds] + [f"{value:9.2f}" for value in ratios[:2]]
+    return "".join(texts + [f"{value:{len(name) + 8}.2f}" for name, value in zip(OURS, ratios[2:])])
+
+
+# ---- the whole call -------------------------------------------------------------------------------------------------
+
+
+def experience_maker(name: str):
+    """The host's experience maker for `group_norm`, ours for our estimators; neither needs Ray until it is asked for
+    experiences."""
+    from openrlhf_pgrpo.host import doors, seams
+
+    os.environ[seams.DEVICE] = "cpu"
+    os.environ.update(doors.worker_environment()["env_vars"])
+    seams.setup_worker()
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as Ours
+
+    logging.disable(logging.INFO)
+    (host_class,) = Ours.__bases__
+    # Of all arguments of a run, those that the two read.
+    args = SimpleNamespace(
+        algo=SimpleNamespace(
+            advantage=SimpleNamespace(estimator=name, gamma=1.0, no_std_norm=False), dynamic_filtering_enable=False
+        ),
+        rollout=SimpleNamespace(n_samples_per_prompt=SAMPLES_PER_PROMPT),
+        reward=SimpleNamespace(clip_range=(-10, 10)),
+        pgrpo=SimpleNamespace(plugin=None, **vars(PGRPOOptions())),
+    )
+    models = SimpleNamespace(async_run_method=None)
+    tokenizer = SimpleNamespace(decode=lambda *args, **kwargs: "")
+    maker_class = host_class if name == "group_norm" else Ours
+    kl_controller, strategy = SimpleNamespace(value=0.0), SimpleNamespace(args=args)
+    return maker_class(models, None, None, None, kl_controller, strategy, tokenizer)
+
+
+def experiences(step: Step) -> list:
+    """What `compute_advantages_and_returns` is given for `step`."""
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_pgrpo.host.prompts import TaggedPrompt
+
+    prompts = [TaggedPrompt(f"prompt {q}", owner, "user") for q, owner in enumerate(step.owners)]
+    result = []
+    for index in torch.arange(len(step.rewards)).split(MICRO_BATCH):
+        rewards, shape = step.rewards[index], (len(index), TOKENS)
+        result.append(
+            Experience(
+                index=index.tolist(),
+                prompts=[prompts[i // SAMPLES_PER_PROMPT] for i in index.tolist()],
+                labels=[""] * len(index),
+                rewards=rewards,
+                sequences=torch.zeros(len(index), TOKENS + 1, dtype=torch.int64),
+                action_mask=torch.ones(shape, dtype=torch.bool),
+                kl=torch.zeros(shape),
+                response_length=torch.full((len(index),), TOKENS),
+                truncated=torch.zeros(len(index), dtype=torch.bool),
+                info={"reward": rewards},
+            )
+        )
+    return result
+
+
+def whole_call(makers: dict, samples: int, pref_groups: int, repeats: int) -> str:
+    seconds = []
+    for repeat in range(WARM_UP + max(1, repeats // 3)):  # the largest takes seconds, not milliseconds
+        step = Step(samples, pref_groups, repeat)
+        row = []
+        for name, maker in makers.items():
+            given = experiences(step)
+            taken, made = timed(lambda: maker.compute_advantages_and_returns(given))
+            row.append(taken)
+            if name == "group_norm":
+                found = torch.cat([experience.advantages[:, 0] for experience in made])
+                if not torch.equal(found, group_norm(step.rewards, torch.arange(samples))):
+                    raise SystemExit("table 1 needs the host's group_norm, got another arithmetic: correct group_norm")
+        seconds.append(row)
+    seconds = np.array(seconds[WARM_UP:])
+    milliseconds, ratios = 1e3 * np.median(seconds, 0), np.median(seconds[:, 1:] / seconds[:, :1], 0)
+    return "".join([f"{value:10.1f}" for value in milliseconds] + [f"{value:10.2f}" for value in ratios])
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(name: str, pref_groups: int) -> str:
+    """Bytes per preference group in memory, after one sample and after ten of each; and in `state_dict`."""
+    prompts, nobody = np.arange(pref_groups), [None] * pref_groups
+    estimator = make_advantage_estimator(name, PGRPOOptions())
+    held = []
+    tracemalloc.start()
+    for step in range(10):
+        names = [f"preference group {g}" for g in prompts]
+        estimator(RewardBatch(np.full(pref_groups, float(step)), prompts, names, nobody, nobody))
+        del names
+        held.append(tracemalloc.get_traced_memory()[0] / pref_groups)
+    tracemalloc.stop()
+    state = estimator.state_dict()["history"]
+    saved = sum(getattr(value, "nbytes", 0) for value in state.values()) + len(state["names"])
+    return f"{held[0]:11.0f}{held[-1]:7.0f}{saved / pref_groups:7.0f}"
+
+
+if __name__ == "__main__":
+    main()
