@@ -15,7 +15,7 @@ GPU_HOST = [
     "torch==2.13.0",
 ]
 
-# numpy 2 arrays in figures need the sixth plotly.
+# Plotly 6 is the first to write arrays in the compact form the page counts on.
 REPORT = ["plotly>=6", "jinja2>=3"]
 
 setup(

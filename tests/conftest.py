@@ -1,5 +1,5 @@
-"""What the tests of live processes share: a tiny model, its prompts and a reward function, made on the spot, and a
-copy of the installed host that may be patched."""
+"""What tests of several folders share: a tiny model with prompts and a reward function, made on the spot, a copy of
+the installed host that may be patched, and a real headless Chromium."""
 
 import importlib.metadata
 import importlib.util
@@ -8,10 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 REWARD = """
 import torch
 
@@ -88,3 +92,38 @@ class HostCopy:
 @pytest.fixture
 def host_copy(tmp_path) -> HostCopy:
     return HostCopy(tmp_path / "host")
+
+
+@pytest.fixture(scope="module")  # no longer: while it lives, Playwright's event loop counts as running in this thread
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        pytest.skip(f"needs a Chromium on the PATH, found none of {', '.join(CHROMIUM)}: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens a page: `with visit(path_or_address, width=..., dark=...) as seen` gives `page`, and what it asked for,
+    complained of and popped up, as lists `requests`, `complaints` and `dialogs`."""
+
+    @contextmanager
+    def visit(address, width=1200, height=900, dark=False):
+        address = address if "://" in str(address) else address.resolve().as_uri()
+        scheme = "dark" if dark else "light"
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page = context.new_page()
+        seen = SimpleNamespace(page=page, requests=[], complaints=[], dialogs=[])
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        page.on("console", lambda message: seen.complaints.append(message.text) if message.type != "log" else None)
+        page.on("dialog", lambda dialog: (seen.dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto(address)
+        yield seen
+        context.close()
+
+    return visit

@@ -362,7 +362,7 @@ def commands():
 
 def test_the_files_print_the_commands_that_are_tested_here():
     scripts = {command.split()[0].rpartition("/")[2] for command in commands()}
-    assert scripts == {"build_prompts.py", "demo.py", "models.py", "plot.py"}  # demo.py runs in tests/e2e/test_demo.py
+    assert scripts == {"build_prompts.py", "demo.py", "models.py"}  # demo.py runs in tests/e2e/test_demo.py
 
 
 def run(script, *words):
@@ -379,14 +379,3 @@ def test_models_prints_the_folder(tmp_path):
     for name in models.POLICY_FILES:
         (tmp_path / name).touch()
     assert run("models.py", tmp_path) == f"{tmp_path}\n"
-
-
-def test_plot_draws_any_run(tmp_path):
-    group = {"samples": 4.0, "reward_mean": 1.0}
-    rows = [
-        {"step": 1, "train": {"rollout/num_samples": 8.0}, "pref_groups": {"a": group, "b": group}},
-        {"step": 2, "train": {"rollout/num_samples": 4.0}, "pref_groups": {"a": group}},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run("plot.py", tmp_path / "metrics.jsonl", tmp_path / "rewards.png")
-    assert (tmp_path / "rewards.png").read_bytes().startswith(b"\x89PNG")

@@ -3,12 +3,11 @@
     python examples/personas/demo.py [FOLDER] [--steps N]        # `make demo` does this
 
 Real OpenRLHF, Ray, vLLM and DeepSpeed; on a machine without a GPU, two cores and about ten minutes are enough.
-FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoard logs, the full log and the plot.
+FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoard logs, the full log and the report.
 """
 
 import argparse
 import json
-import math
 import os
 import signal
 import subprocess
@@ -17,11 +16,15 @@ import time
 from pathlib import Path
 
 from models import build_policy
-from plot import plot, read
+
+from openrlhf_pgrpo.report import write_report
+from openrlhf_pgrpo.report.numbers import standard_error, summarise
+from openrlhf_pgrpo.report.runs import read
 
 HERE = Path(__file__).resolve().parent
 PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, NEW_TOKENS = 16, 2, 24
 SHOWN = ("vera", "zoe", "mara")  # whose answers are printed before and after
+PROGRESS = "[pgrpo] step "
 
 
 def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
@@ -57,20 +60,24 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
 
 
 def train(policy: Path, folder: Path, steps: int) -> None:
-    """Runs the training and prints a line as each step is logged; everything else goes to train.log."""
-    metrics, log = folder / "metrics.jsonl", folder / "train.log"
-    metrics.unlink(missing_ok=True)
+    """Runs the training; its own line a step comes to the terminal, everything else goes to train.log."""
+    log = folder / "train.log"
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
     print(f"training {steps} steps of {PROMPTS_PER_STEP} prompts x {SAMPLES_PER_PROMPT} samples; all output: {log}")
-    started, seen = time.monotonic(), 0
     with open(log, "w") as output:
         run = subprocess.Popen(train_command(policy, folder, steps), stdout=output, stderr=subprocess.STDOUT)
+    with open(log, errors="replace") as output:
         try:
-            while run.poll() is None:
+            unfinished = ""
+            while True:
+                ended = run.poll() is not None  # asked before the read that must come after the end
+                *lines, unfinished = (unfinished + output.read()).split("\n")
+                for line in lines:
+                    if PROGRESS in line:
+                        print(line[line.index(PROGRESS) :], flush=True)
+                if ended:
+                    break
                 time.sleep(0.5)
-                rows = read(metrics)
-                for row in rows[seen:]:
-                    print(progress(row, steps, time.monotonic() - started), flush=True)
-                seen = len(rows)
         finally:
             run.terminate()
             run.wait()
@@ -78,29 +85,19 @@ def train(policy: Path, folder: Path, steps: int) -> None:
         raise SystemExit(f"training failed; the reason is at the end of {log}")
 
 
-def progress(row: dict, steps: int, seconds: float) -> str:
-    groups = "  ".join(f"{name} {group['reward_mean']:+.2f}" for name, group in sorted(row["pref_groups"].items()))
-    return f"step {row['step']:3d}/{steps}  {seconds:4.0f} s  reward: {groups}"
-
-
-def summary(rows: list[dict]) -> str:
+def summary(metrics: Path) -> str:
     """Mean reward of each persona in the first and the last quarter of the run, with standard errors over samples."""
-    quarter = max(1, len(rows) // 4)
-    lines = ["", f"reward, first {quarter} steps -> last {quarter} steps (± standard error over samples)"]
-    for name in sorted({name for row in rows for name in row["pref_groups"]}):
-        lines.append(f"  {name}  {mean_reward(rows[:quarter], name)}  ->  {mean_reward(rows[-quarter:], name)}")
+    run = read(metrics, "demo")
+    numbers = summarise(run)
+    steps = f"{numbers.quarter} steps"
+    lines = ["", f"reward, first {steps} -> last {steps} (± standard error over samples)"]
+    for row in sorted(range(len(run.pref_groups)), key=run.pref_groups.__getitem__):
+        ends = [
+            f"{part.mean[row]:+.2f} ± {standard_error(part)[row]:.2f}" if part.count[row] else "not in these steps"
+            for part in (numbers.first, numbers.last)
+        ]
+        lines.append(f"  {run.pref_groups[row]}  {ends[0]}  ->  {ends[1]}")
     return "\n".join(lines)
-
-
-def mean_reward(rows: list[dict], name: str) -> str:
-    groups = [row["pref_groups"][name] for row in rows if name in row["pref_groups"]]
-    count = sum(group["samples"] for group in groups)
-    if count == 0:
-        return "not in these steps"
-    mean = sum(group["samples"] * group["reward_mean"] for group in groups) / count
-    deviations = [(group["samples"], group["reward_std"], group["reward_mean"] - mean) for group in groups]
-    squares = sum(samples * (std**2 + shift**2) for samples, std, shift in deviations)
-    return f"{mean:+.2f} ± {math.sqrt(squares) / count:.2f}"
 
 
 def answers(model_folder: Path) -> dict[str, tuple[str, str]]:
@@ -124,21 +121,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training run is ended with us
-    os.environ.setdefault("TQDM_DISABLE", "1")  # our own line a step is the progress bar
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the line a step is the progress bar
     args.folder.mkdir(parents=True, exist_ok=True)
 
     print("building SmolLM2-135M-Instruct from its pip package (once)")
     policy = build_policy()
     train(policy, args.folder, args.steps)
-    figure = plot(args.folder / "metrics.jsonl", args.folder / "rewards.png")
+    report = write_report([args.folder], args.folder / "report.html")
 
     before, after = answers(policy), answers(args.folder / "checkpoint")
     for name in SHOWN:
         question, old = before[name]
         print(f"\n{name}: {question}\n  before: {' '.join(old.split())}\n  after:  {' '.join(after[name][1].split())}")
-    print(summary(read(args.folder / "metrics.jsonl")))
+    print(summary(args.folder / "metrics.jsonl"))
     print(f"\ncheckpoint   {args.folder / 'checkpoint'}\nmetrics      {args.folder / 'metrics.jsonl'}")
-    print(f"TensorBoard  {args.folder / 'tensorboard'}\nplot         {figure}")
+    print(f"TensorBoard  {args.folder / 'tensorboard'}\nreport       {report}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ from pathlib import Path
 
 
 def main(argv=None) -> None:
+    args = command_line().parse_args(argv)
+    sys.exit(args.run(args))
+
+
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="openrlhf-pgrpo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -29,9 +34,7 @@ def main(argv=None) -> None:
     )
     report.add_argument("--output", type=Path, default=Path("report.html"), help="Default: report.html")
     report.set_defaults(run=draw)
-
-    args = parser.parse_args(argv)
-    sys.exit(args.run(args))
+    return parser
 
 
 def patch(args) -> int | str:
@@ -70,7 +73,7 @@ def draw(args) -> int | str:
 
     try:
         print(write_report(args.runs, args.output))
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo report: {error}"
     return 0
 

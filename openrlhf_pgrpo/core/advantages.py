@@ -11,7 +11,7 @@ mean and standard deviation of all rewards of p; mean_q the mean of the prompt g
     pgrpo_eb          see `PGRPOEmpiricalBayes`                 prompt difficulty taken out of sigma_p
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Optional, Sequence
 
 import numpy as np
@@ -26,11 +26,8 @@ from openrlhf_pgrpo.core.history import (
     segment_owners,
     without_gaps,
 )
+from openrlhf_pgrpo.core.options import option
 from openrlhf_pgrpo.core.registry import AdvantageEstimator, RewardBatch, register_advantage_estimator
-
-
-def _option(default, type, text, choices=None):
-    return field(default=default, metadata={"type": type, "help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class PGRPOOptions:
         ValueError: a value outside its range.
     """
 
-    update: str = _option(
+    update: str = option(
         "before",
         str,
         "Update the history before or after it normalises the current batch. before (default): the batch is part of "
@@ -49,33 +46,33 @@ class PGRPOOptions:
         "after: the past alone is the baseline, unbiased but unbounded.",
         ("before", "after"),
     )
-    half_life: Optional[float] = _option(
+    half_life: Optional[float] = option(
         None,
         float,
         "Half-life of the history in samples of a preference group. Default: none, every reward counts for ever, as "
         "in the paper. Set it when rewards drift: an undecayed history lags behind, and all advantages become "
         "positive.",
     )
-    variance: str = _option(
+    variance: str = option(
         "population",
         str,
         "Divide M2 by n (population, default: defined from the first sample on) or by n - 1 (sample).",
         VARIANCES,
     )
-    eps: float = _option(
+    eps: float = option(
         1e-6,
         float,
         "Added to the standard deviation; a history whose standard deviation is not above eps has no scale and is "
         "not used. Default 1e-6: small enough to leave a preference group with tiny rewards its own scale.",
     )
-    min_count: float = _option(
+    min_count: float = option(
         16,
         float,
         "Samples (with a half-life: their weight) that a history needs before it is used. Below it the statistics of "
         "that preference group in the batch are used if they have as many samples, else those of the prompt group. "
         "Default 16: the standard deviation is then known to about 18 percent.",
     )
-    center: str = _option(
+    center: str = option(
         "history",
         str,
         "Subtract the mean of the history (default, the paper) or that of the prompt group (prompt; needs 2 samples "

@@ -60,13 +60,13 @@ def without_gaps(prompt_groups: np.ndarray) -> np.ndarray:
     return np.unique(prompt_groups, return_inverse=True)[1]
 
 
-def _pack(names: list[str]) -> tuple[bytes, np.ndarray]:
+def pack_names(names: list[str]) -> tuple[bytes, np.ndarray]:
     """Names as one text in UTF-8 and the characters of each: strings one by one would fill most of a checkpoint's
     time. Half a surrogate pair, which JSON allows, passes too."""
     return "".join(names).encode("utf-8", "surrogatepass"), np.fromiter(map(len, names), np.int32, len(names))
 
 
-def _unpack(text: bytes, lengths: np.ndarray) -> list[str]:
+def unpack_names(text: bytes, lengths: np.ndarray) -> list[str]:
     text, ends = text.decode("utf-8", "surrogatepass"), [0, *np.cumsum(lengths).tolist()]
     if len(text) != ends[-1]:
         raise ValueError(f"names need as many characters as their lengths add up to, {ends[-1]}, got {len(text)}")
@@ -163,7 +163,7 @@ class RewardHistory:
     def state_dict(self) -> dict:
         """A copy of everything, exact to the bit after `load_state_dict`."""
         columns = {column: getattr(self, column).copy() for column in self.columns}
-        text, lengths = _pack(self.names)
+        text, lengths = pack_names(self.names)
         return {"half_life": self.half_life, "names": text, "name_lengths": lengths, **columns}
 
     def load_state_dict(self, state: dict) -> None:
@@ -177,7 +177,7 @@ class RewardHistory:
             raise ValueError(f"{type(self).__name__} state needs keys {sorted(needs)}, got {sorted(state)}")
         if state["half_life"] != self.half_life:
             raise ValueError(f"half_life is {self.half_life!r} here but {state['half_life']!r} in the saved history")
-        names = _unpack(state["names"], state["name_lengths"])
+        names = unpack_names(state["names"], state["name_lengths"])
         rows = _Rows(zip(names, range(len(names))))
         sizes = {"names": len(names), **{column: len(state[column]) for column in self.columns}}
         if {*sizes.values()} != {len(rows)}:

@@ -43,18 +43,35 @@ def test_every_prompt_is_short_for_the_policy(policy):
     assert max(map(len, tokenizer(texts)["input_ids"])) < 70
 
 
-def test_the_demo_trains_plots_and_shows_answers(policy, tmp_path):
+@pytest.fixture(scope="module")
+def demo(policy, tmp_path_factory):
+    """One step of the demo: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
     done = subprocess.run(
-        [sys.executable, FOLDER / "demo.py", tmp_path / "run", "--steps", "1"],
+        [sys.executable, FOLDER / "demo.py", folder, "--steps", "1"],
         env={**os.environ, "PERSONAS_POLICY": str(policy)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "step   1/1" in done.stdout and "reward, first 1 steps -> last 1 steps" in done.stdout
+    return folder, done.stdout
+
+
+def test_the_demo_trains_reports_and_shows_answers(demo):
+    folder, output = demo
+    assert "\n[pgrpo] step 1  100%  ETA 0:00  reward: " in output
+    assert "reward, first 1 steps -> last 1 steps" in output
     for name in ("vera", "zoe", "mara"):
-        assert f"\n{name}: I love" in done.stdout
-    assert done.stdout.count("before: ") == done.stdout.count("after:  ") == 3
-    for product in ("checkpoint/model.safetensors", "metrics.jsonl", "rewards.png", "train.log"):
-        assert (tmp_path / "run" / product).stat().st_size > 0
-    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+        assert f"\n{name}: I love" in output
+    assert output.count("before: ") == output.count("after:  ") == 3
+    for product in ("checkpoint/model.safetensors", "metrics.jsonl", "report.html", "train.log"):
+        assert (folder / product).stat().st_size > 0
+    assert list((folder / "tensorboard").rglob("events*"))
+
+
+def test_the_report_of_the_demo_opens_in_a_browser(demo, visit):
+    report = demo[0] / "report.html"
+    with visit(report) as seen:
+        seen.page.wait_for_selector(".plotly .scatterlayer .trace")
+        assert "I love" in seen.page.inner_text("body")
+        assert seen.requests == [report.resolve().as_uri()] and seen.complaints == []

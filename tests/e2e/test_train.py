@@ -12,6 +12,7 @@ import torch
 
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
 from openrlhf_pgrpo.core.registry import make_advantage_estimator
+from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
 
@@ -52,6 +53,8 @@ def check_kill_and_resume(start, tmp_path, name, *flags):
     saved = run.checkpoint(tag)
     with open(run.folder / "out" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "half a li')
+    report = write_report([run.folder], tmp_path / "killed.html").read_text()
+    assert "the last line of the file is only half there" in report and "cleo/3" in report
 
     resumed = start(*flags, "--ckpt.load_enable", RECORD=str(after)).succeed()
     (what, restored), *batches = records(after)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openrlhf_pgrpo.cli.main import command_line
 from openrlhf_pgrpo.core import registry
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
 from openrlhf_pgrpo.host import options
@@ -34,8 +35,15 @@ def test_every_command_is_one_that_works(command, host_args):
         subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
     elif words[:2] == ["pip", "install"]:
         assert words[2] in (".", ".[gpu]")  # the wheel itself: see below
+    elif words[0] == "openrlhf-pgrpo":
+        command_line().parse_args(words[1:])
+    elif words[1].startswith("examples/"):
+        assert (ROOT / words[1]).is_file()  # run by a test of its own
     else:
-        assert words[:3] == ["python", "-m", "openrlhf_pgrpo.cli.train_ppo_ray"]
+        assert words[:2] == ["python", "-m"] and words[2] in (
+            "openrlhf_pgrpo.cli.train_ppo_ray",
+            "openrlhf.cli.train_ppo_ray",
+        )
         args = host_args(*words[3:])
         assert args.algo.advantage.estimator in registry.advantage_estimators()
 
@@ -59,7 +67,8 @@ def test_the_defaults_in_the_table_are_the_defaults():
 
 
 def test_every_estimator_is_described():
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(registry.advantage_estimators())
+    (section,) = re.findall(r"^## The formula\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(registry.advantage_estimators())
 
 
 def test_the_plugin_runs(tmp_path, monkeypatch):
@@ -84,8 +93,10 @@ def test_pip_installs_our_packages_and_nothing_else(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"openrlhf_pgrpo", wheel.name.split("-py3")[0] + ".dist-info"}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "openrlhf_pgrpo").rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == modules
+    ours = [path.relative_to(ROOT) for path in (ROOT / "openrlhf_pgrpo").rglob("*") if path.is_file()]
+    ours += ["openrlhf_pgrpo" / path.relative_to(ROOT) for path in (ROOT / "patches").iterdir() if path.is_file()]
+    needed = {str(path) for path in ours if "__pycache__" not in path.parts and path.suffix != ".md"}
+    assert {name for name in names if ".dist-info/" not in name} == needed
 
 
 def test_the_gpu_extra_names_the_versions_of_the_cpu_stack():

@@ -1,0 +1,44 @@
+"""A run as one page that opens offline: what became of every preference group, and how runs differ.
+
+    write_report([Path("demo-run")], Path("demo-run/report.html"))
+
+What is read are metrics files, as a training run writes them step by step; the run may be finished, killed or alive.
+"""
+
+import os
+from pathlib import Path
+from typing import Sequence
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Writes one self-contained HTML page about `runs` to `output`, whole or not at all, and returns `output`.
+
+    Args:
+        runs: metrics files, run folders, or folders with several runs anywhere below them.
+
+    Raises:
+        ValueError: a path that does not exist, a folder without metrics.jsonl, a file without a single whole step, or
+            a line in the middle of a file that is not a step. Half a last line is no error.
+        ModuleNotFoundError: plotly or Jinja2 is not installed.
+    """
+    try:
+        from openrlhf_pgrpo.report.page import render
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0] not in ("plotly", "jinja2"):
+            raise
+        advice = f'a report needs {missing.name}, which is not installed: pip install "openrlhf-pgrpo[report]"'
+        raise ModuleNotFoundError(advice, name=missing.name) from None
+    from openrlhf_pgrpo.report.runs import read_runs
+
+    output = Path(output)
+    if output.is_dir():
+        raise ValueError(f"a report needs the name of a file to write, got the folder {output}: add report.html to it")
+    page = render(*read_runs([Path(run) for run in runs]))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(output.name + ".new")
+    with open(beside, "wb") as file:
+        file.write(page.encode("utf-8", "replace"))  # a lone surrogate in somebody's data has no UTF-8
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, output)
+    return output

@@ -1,0 +1,183 @@
+"""The arithmetic of a report: rewards pooled over stretches of steps, running means, quantiles over preference groups.
+
+Axes: S steps, B bins of steps, N rows (step and preference group), G preference groups, D of them drawn.
+"""
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from openrlhf_pgrpo.core.history import Moments, ratio
+from openrlhf_pgrpo.report.runs import Run
+
+MIN_SAMPLES = 8  # that a preference group needs in both quarters to be called the worst, if any has that many
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def reward_moments(run: Run, steps: np.ndarray) -> Moments:
+    """Count, mean and M2 (G,) of all rewards in the steps where `steps` (S,) is true.
+
+    A step recorded n, mean and standard deviation of its rewards, which is enough: M2 = sum n (std^2 + (mean - m)^2).
+    A row without any of the three counts for nothing.
+    """
+    count, mean, std = (run.value(key) for key in ("samples", "reward_mean", "reward_std"))
+    rows = steps[run.row_step] & np.isfinite(count + mean + std) & (count > 0)
+    group, count, mean, std = run.row_group[rows], count[rows], mean[rows], std[rows]
+    size = len(run.pref_groups)
+    total = np.bincount(group, count, size)
+    centre = ratio(np.bincount(group, count * mean, size), total)
+    return Moments(total, centre, np.bincount(group, count * (std**2 + (mean - centre[group]) ** 2), size))
+
+
+def standard_error(moments: Moments) -> np.ndarray:
+    """Of each mean (G,), from samples taken as independent: std / sqrt(n); NaN without samples."""
+    return np.where(moments.count > 0, moments.std() / np.sqrt(np.maximum(moments.count, 1)), np.nan)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of each preference group of a run; all (G,).
+
+    first, last, whole: moments of the rewards in the first quarter, the last quarter and all of the steps.
+    share: part of all samples. change, error: last mean - first mean and its standard error; NaN where a quarter is
+    empty or there is one step only. gain, gain_error: both in standard deviations of the preference group's own
+    rewards; NaN for constant rewards.
+    """
+
+    quarter: int
+    first: Moments
+    last: Moments
+    whole: Moments
+    share: np.ndarray
+    change: np.ndarray
+    error: np.ndarray
+    gain: np.ndarray
+    gain_error: np.ndarray
+
+    @property
+    def worst(self) -> Optional[int]:
+        """The preference group that gained least; None unless two can be compared."""
+        order = self.worst_first()
+        return int(order[0]) if len(order) > 1 else None
+
+    def worst_first(self) -> np.ndarray:
+        """Preference groups with a gain, least gain first; those with few samples come last if others have enough."""
+        known = np.flatnonzero(np.isfinite(self.gain))
+        few = np.minimum(self.first.count, self.last.count)[known] < MIN_SAMPLES
+        return known[np.lexsort((self.gain[known], few))]
+
+    @property
+    def lowest(self) -> Optional[int]:
+        """The preference group with the lowest mean reward in the last quarter; None unless there are two."""
+        known = np.flatnonzero(self.last.count > 0)
+        return int(known[np.argmin(self.last.mean[known])]) if len(known) > 1 else None
+
+
+def summarise(run: Run) -> Summary:
+    steps = len(run.steps)
+    quarter = max(1, steps // 4)
+    index = np.arange(steps)
+    parts = (index < quarter, index >= steps - quarter, index >= 0)
+    first, last, whole = (reward_moments(run, part) for part in parts)
+    known = (first.count > 0) & (last.count > 0) & (steps > 1)
+    change = np.where(known, last.mean - first.mean, np.nan)
+    error = np.where(known, np.hypot(standard_error(first), standard_error(last)), np.nan)
+    # Rewards that are constant but for rounding have no scale.
+    std = whole.std()
+    scale = np.where(std > 1e-9 * np.maximum(1, np.abs(whole.mean)), std, np.nan)
+    share = ratio(whole.count, np.full_like(whole.count, whole.count.sum()))
+    return Summary(quarter, first, last, whole, share, change, error, change / scale, error / scale)
+
+
+def gains(run: Run, summary: Summary) -> np.ndarray:
+    """What each row (N,) is above its preference group's first quarter, in standard deviations of its rewards."""
+    start = np.where(summary.first.count > 0, summary.first.mean, np.nan)
+    scale = np.where(np.isfinite(summary.gain), summary.whole.std(), np.nan)
+    return (run.value("reward_mean") - start[run.row_group]) / scale[run.row_group]
+
+
+def bin_steps(steps: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bin (S,) of each step, at most `limit` of them and equally filled, and the middle step (B,) of each."""
+    bins = min(len(steps), limit)
+    bin_of = np.arange(len(steps)) * bins // len(steps)
+    edges = np.searchsorted(bin_of, np.arange(bins + 1))
+    return bin_of, steps[(edges[:-1] + edges[1:] - 1) // 2]
+
+
+def bin_means(values: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
+    """Mean (B,) of the finite `values` (S,) of each bin."""
+    known = np.isfinite(values)
+    bins = bin_of[-1] + 1
+    return _mean(np.bincount(bin_of[known], minlength=bins), np.bincount(bin_of[known], values[known], bins))
+
+
+def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray) -> Moments:
+    """Moments (D, B) of `values` (N,) with spread `std` (N,) or 0, weighted by samples, of some preference groups.
+
+    `groups` (D,) are rows of `run.pref_groups`, or -1 for one that the run does not have.
+    """
+    wanted = np.full(len(run.pref_groups) + 1, -1)  # the last place is for the -1
+    wanted[groups] = np.arange(len(groups))
+    std = np.zeros(len(values)) if std is None else std
+    count = run.value("samples")
+    rows = (wanted[run.row_group] >= 0) & np.isfinite(count + values + std) & (count > 0)
+    shape = (len(groups), bin_of[-1] + 1)
+    cell = wanted[run.row_group[rows]] * shape[1] + bin_of[run.row_step[rows]]
+    count, values, std = count[rows], values[rows], std[rows]
+    total = np.bincount(cell, count, shape[0] * shape[1])
+    mean = ratio(np.bincount(cell, count * values, len(total)), total)
+    m2 = np.bincount(cell, count * (std**2 + (values - mean[cell]) ** 2), len(total))
+    return Moments(*(column.reshape(shape) for column in (total, mean, m2)))
+
+
+def running(moments: Moments, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (..., B) of all samples in `window` bins around each; NaN where there are none."""
+    centre = ratio((moments.count * moments.mean).sum(-1), moments.count.sum(-1))[..., None]  # saves digits
+    off = moments.mean - centre
+    count = running_sum(moments.count, window)
+    shift = _mean(count, running_sum(moments.count * off, window))
+    square = _mean(count, running_sum(moments.m2 + moments.count * off**2, window))
+    return centre + shift, np.sqrt(np.maximum(square - shift**2, 0))
+
+
+def running_sum(values: np.ndarray, window: int) -> np.ndarray:
+    """Sum over `window` (odd) places around each along the last axis; fewer at the ends."""
+    sums = np.cumsum(np.insert(values, 0, 0.0, axis=-1), axis=-1)
+    place = np.arange(values.shape[-1])
+    low, high = np.maximum(place - window // 2, 0), np.minimum(place + window // 2 + 1, len(place))
+    return sums[..., high] - sums[..., low]
+
+
+def quantile_band(run: Run, values: np.ndarray, among: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
+    """QUANTILES (3, B) over the preference groups where `among` (G,) is true; a group counts once a bin, by its mean
+    of `values` (N,) there."""
+    count = run.value("samples")
+    rows = among[run.row_group] & np.isfinite(count + values) & (count > 0)
+    size, bins = len(run.pref_groups), int(bin_of[-1]) + 1
+    cells, cell = np.unique(bin_of[run.row_step[rows]] * size + run.row_group[rows], return_inverse=True)
+    total = np.bincount(cell, count[rows] * values[rows], len(cells))
+    means = ratio(total, np.bincount(cell, count[rows], len(cells)))
+    bin_of_cell = cells // max(size, 1)
+    means = np.append(means[np.lexsort((means, bin_of_cell))], np.nan)  # for a bin of nobody
+    edges = np.searchsorted(bin_of_cell, np.arange(bins + 1))
+    place = edges[:-1] + np.multiply.outer(QUANTILES, np.diff(edges) - 1)
+    low = np.floor(place).astype(int)
+    inside = means[np.minimum(low + 1, len(means) - 1)] - means[low]
+    band = means[low] + np.where(place > low, (place - low) * inside, 0)
+    return np.where(np.diff(edges) > 0, band, np.nan)
+
+
+def _mean(count: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.where(count > 0, ratio(total, count), np.nan)
+
+
+def differing(tables: list[dict]) -> list[tuple[str, list]]:
+    """Keys whose values are not the same in all tables, with the value of each; a missing one is None."""
+    keys = {key: None for table in tables for key in table}
+    rows = [(key, [table.get(key) for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if any(_unlike(value, values[0]) for value in values)]
+
+
+def _unlike(a, b) -> bool:
+    return repr(a) != repr(b)  # so that NaN equals itself and True is not 1

@@ -1,0 +1,123 @@
+"""What all figures and tables of a page share: which preference groups are drawn, in which colour, on how many points.
+
+Axes: K runs, D drawn preference groups, G preference groups of a run, B bins of its steps.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import Iterable, Optional
+
+import numpy as np
+
+from openrlhf_pgrpo.report.numbers import Summary, bin_steps, summarise
+from openrlhf_pgrpo.report.runs import Run
+
+DRAWN = 12  # preference groups with a colour of their own, as many as can be told apart
+WORST = 4  # of them, when there are more, those that gained least; the others are the largest
+LISTED = 50  # rows of a table
+POINTS = 1000  # of a curve, shared by the runs
+BAND_POINTS = 60  # of the band of all others: a stretch holds enough samples of each
+# Twelve hues of about one lightness, so that each stands out on white and on black.
+COLOURS = (
+    "#2b7ad6", "#df6c32", "#20a04e", "#c3518d", "#ad9907", "#8459c3",
+    "#10a6ad", "#b93d46", "#628202", "#7d8df9", "#ab7306", "#c972ce",
+)
+RUN_COLOURS = ("#5f82b4", "#b0645c", "#4f9163", "#9070ab", "#92803c", "#378f97")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as it is drawn.
+
+    groups: (D,) rows of `run.pref_groups`, -1 for a preference group the run does not have. others: (G,) true for
+    those not drawn. bin_of (S,), x (B,): bins of steps; window: of the running means, in bins.
+    """
+
+    run: Run
+    summary: Summary
+    groups: np.ndarray
+    others: np.ndarray
+    bin_of: np.ndarray
+    x: np.ndarray
+    window: int
+    colour: str
+    dash: str
+    opacity: float
+
+    @property
+    def worst(self) -> Optional[str]:
+        """The preference group that gained least; None unless two can be compared."""
+        return None if self.summary.worst is None else self.run.pref_groups[self.summary.worst]
+
+
+@dataclass(frozen=True)
+class View:
+    runs: list[RunView]
+    drawn: list[str]  # D names
+    listed: list[str]  # names in tables, the drawn ones among them; least gain first where not all are drawn
+    total: int  # preference groups in all runs together
+    by_gain: list[str]  # the drawn ones, least gain in any run first
+
+    def colour(self, name: str) -> str:
+        return COLOURS[self.drawn.index(name)]
+
+    @property
+    def several(self) -> bool:
+        return len(self.runs) > 1
+
+    @property
+    def worst(self) -> set[str]:
+        """The preference groups that gained least in some run."""
+        return {run.worst for run in self.runs if run.worst is not None}
+
+
+def look_at(runs: list[Run]) -> View:
+    summaries = [summarise(run) for run in runs]
+    share, gain = {}, {}  # the largest share and the least gain of a preference group in any run
+    for run, summary in zip(runs, summaries):
+        for name, part, gained in zip(run.pref_groups, summary.share.tolist(), summary.gain.tolist()):
+            share[name] = max(share.get(name, 0.0), part)
+            gain[name] = min(gain.get(name, math.inf), math.inf if math.isnan(gained) else gained)
+    ranks = [[run.pref_groups[row] for row in summary.worst_first()] for run, summary in zip(runs, summaries)]
+    worst = [name for rank in zip_longest(*ranks) for name in rank if name is not None]
+    largest = sorted(share, key=share.get, reverse=True)
+    drawn = _first(DRAWN, largest if len(share) <= DRAWN else [*_first(WORST, worst), *largest])
+    listed = _first(LISTED, [*drawn, *largest])
+    limit = max(POINTS // len(runs), POINTS // 5)
+    pairs = enumerate(zip(runs, summaries))
+    return View(
+        runs=[_run_view(run, summary, place, drawn, limit) for place, (run, summary) in pairs],
+        drawn=drawn,
+        listed=listed if len(share) <= DRAWN else sorted(listed, key=gain.get),
+        total=len(share),
+        by_gain=sorted(drawn, key=gain.get),
+    )
+
+
+def _first(count: int, names: Iterable[str]) -> list[str]:
+    """The first `count` different names, in alphabetical order."""
+    return sorted(islice(dict.fromkeys(names), count))
+
+
+def _run_view(run: Run, summary: Summary, place: int, drawn: list[str], limit: int) -> RunView:
+    row = {name: place for place, name in enumerate(run.pref_groups)}
+    groups = np.array([row.get(name, -1) for name in drawn], np.int64)
+    others = np.ones(len(run.pref_groups), bool)
+    others[groups[groups >= 0]] = False
+    bin_of, x = bin_steps(run.steps, limit)
+    window = max(7, len(x) // 10) | 1
+    cycle = place // len(DASHES)
+    return RunView(
+        run=run,
+        summary=summary,
+        groups=groups,
+        others=others,
+        bin_of=bin_of,
+        x=x,
+        window=window,
+        colour=RUN_COLOURS[place % len(RUN_COLOURS)],
+        dash=DASHES[place % len(DASHES)],
+        opacity=1 / (1 + 0.5 * cycle),
+    )
