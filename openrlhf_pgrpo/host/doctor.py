@@ -217,14 +217,18 @@ def try_vllm() -> str:
 def try_ray() -> str:
     import ray
 
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False}
-    ray.init(runtime_env=doors.worker_environment(), log_to_driver=False, **own)
-    if not ray.get(ray.remote(num_cpus=1)(lambda: seams.setup_worker.done).remote()):
-        raise RuntimeError("a Ray worker needs to run our setup hook, got one that did not")
-    where = f"the cluster at {os.environ['RAY_ADDRESS']} has" if not own else "starts; here it has"
-    nodes = len(ray.nodes())
+    own = doors.own_ray()
+    resources = {"num_cpus": 1, "num_gpus": 1} if own else {}
+    ray.init(runtime_env=doors.worker_environment(), log_to_driver=False, **own, **resources)
+    nodes, gpus = len(ray.nodes()), int(ray.cluster_resources().get("GPU", 0))
+    hooked = ray.get(ray.remote(num_cpus=1)(lambda: seams.setup_worker.done).remote())
     ray.shutdown()
-    return f"{where} {nodes} node{'s' if nodes > 1 else ''}, and a worker ran our setup hook"
+    if not hooked:
+        raise RuntimeError("a Ray worker needs to run our setup hook, got one that did not")
+    if not gpus:
+        raise RuntimeError("Ray needs to know of a GPU, got none: start it on nodes with GPUs, or use --device cpu")
+    found = "starts" if own else f"has {nodes} node{'s' if nodes > 1 else ''} and {gpus} GPU{'s' if gpus > 1 else ''}"
+    return f"{found}, and a worker ran our setup hook"
 
 
 TRIALS = {"host": try_host, "vllm": try_vllm, "ray": try_ray}

@@ -1,24 +1,40 @@
 """The two calls that turn a host train script into ours; every door makes them, in this order.
 
-    activate()                       before the host is imported
+    activate()                       before the host is imported; activate(DPO) for the preference trainer
     args = parse_args(parser)        in the place of parser.parse_args()
 """
 
 import argparse
 import importlib
+import importlib.util
 import os
 import runpy
 import sys
 from functools import reduce
+from typing import Callable, NamedTuple
 
 import wrapt
 
 from openrlhf_pgrpo.core.registry import load_plugin
-from openrlhf_pgrpo.host import cpu, options, seams
+from openrlhf_pgrpo.host import cpu, options, preference_options, seams
 
 
-def activate() -> None:
-    """Prepares this process, the driver, and every Ray worker that it will start.
+class Door(NamedTuple):
+    """One train script of the host: a flag that only its parser has, what we replace there, and what we add.
+
+    `extend` puts our flags on the parser, `check` refuses values in its flat namespace, and `prepare` makes ready what
+    starts the processes.
+    """
+
+    flag: str
+    seams: dict[str, seams.Seam]
+    extend: Callable
+    check: Callable
+    prepare: Callable
+
+
+def activate(door: Door | None = None) -> None:
+    """Prepares this process, the driver, and every Ray worker that it will start; for the door PPO unless told so.
 
     Raises:
         SeamError: the host is missing, of another version, or already imported; or the device asked for is not there.
@@ -96,6 +112,14 @@ def worker_environment() -> dict:
     }
 
 
+def own_ray() -> dict:
+    """How `ray.init` starts an instance of our own, which a CPU needs for its logical GPUs; empty where it must not.
+
+    Without the address, Ray would join whatever cluster it finds running on this machine.
+    """
+    return {"address": "local", "include_dashboard": False} if _on_cpu() and "RAY_ADDRESS" not in os.environ else {}
+
+
 def _nested(args):
     from openrlhf.utils.config import hierarchize
 
@@ -123,9 +147,9 @@ def _prepare_ray(args) -> None:
                 f"{runtime_env['worker_process_setup_hook']!r}: call {hook} from it instead"
             )
         runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **ours["env_vars"]}
-        if _on_cpu() and "RAY_ADDRESS" not in os.environ:
+        if own := own_ray():
             resources = {"num_gpus": cpu.logical_gpus(args), "num_cpus": cpu.logical_cpus(args)}
-            kwargs = {**resources, "include_dashboard": False, **kwargs}
+            kwargs = {**own, **resources, **kwargs}
         return wrapped(*positional, runtime_env=runtime_env, **kwargs)
 
     wrapt.wrap_function_wrapper(ray, "init", init)

@@ -30,6 +30,7 @@ def test_ray_gets_our_hook_and_logical_gpus_beside_what_the_host_says(host_parse
     assert call["runtime_env"]["env_vars"]["NCCL_DEBUG"] == "WARN"
     assert call["runtime_env"]["env_vars"][seams.DEVICE] == "cpu"
     assert call["num_gpus"] == 4 and call["num_cpus"] == 5  # actor, reference, reward model, engine; and the trainer
+    assert call["address"] == "local"  # not a cluster that happens to run on this machine
 
 
 def test_an_existing_cluster_keeps_its_own_resources(host_parser, started, monkeypatch):
