@@ -72,6 +72,6 @@ def test_the_demo_trains_reports_and_shows_answers(demo):
 def test_the_report_of_the_demo_opens_in_a_browser(demo, visit):
     report = demo[0] / "report.html"
     with visit(report) as seen:
-        seen.page.wait_for_selector(".plotly .scatterlayer .trace")
+        seen.page.wait_for_selector(".plotly .scatterlayer .trace", state="attached")
         assert "I love" in seen.page.inner_text("body")
         assert seen.requests == [report.resolve().as_uri()] and seen.complaints == []
