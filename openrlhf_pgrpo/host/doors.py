@@ -1,40 +1,24 @@
 """The two calls that turn a host train script into ours; every door makes them, in this order.
 
-    activate()                       before the host is imported; activate(DPO) for the preference trainer
+    activate()                       before the host is imported
     args = parse_args(parser)        in the place of parser.parse_args()
 """
 
 import argparse
 import importlib
-import importlib.util
 import os
 import runpy
 import sys
 from functools import reduce
-from typing import Callable, NamedTuple
 
 import wrapt
 
 from openrlhf_pgrpo.core.registry import load_plugin
-from openrlhf_pgrpo.host import cpu, options, preference_options, seams
+from openrlhf_pgrpo.host import cpu, options, seams
 
 
-class Door(NamedTuple):
-    """One train script of the host: a flag that only its parser has, what we replace there, and what we add.
-
-    `extend` puts our flags on the parser, `check` refuses values in its flat namespace, and `prepare` makes ready what
-    starts the processes.
-    """
-
-    flag: str
-    seams: dict[str, seams.Seam]
-    extend: Callable
-    check: Callable
-    prepare: Callable
-
-
-def activate(door: Door | None = None) -> None:
-    """Prepares this process, the driver, and every Ray worker that it will start; for the door PPO unless told so.
+def activate() -> None:
+    """Prepares this process, the driver, and every Ray worker that it will start.
 
     Raises:
         SeamError: the host is missing, of another version, or already imported; or the device asked for is not there.
