@@ -128,9 +128,9 @@ def check_door() -> Iterator[Finding]:
             yield Finding(OK, "door", f"{own}, and {target.name}, which is patched")
         elif target.state == patching.EDITED:
             found = f"{target.name} was edited by somebody: it cannot be patched, and was not tested"
-            yield Finding(NOTE, "door", found, patching.REMEDY)
+            yield Finding(NOTE, "door", found, patching.remedy(target.state))
         else:
-            yield Finding(FAULT, "door", f"{target.name} is {target.state}", patching.REMEDY)
+            yield Finding(FAULT, "door", f"{target.name} is {target.state}", patching.remedy(target.state))
 
 
 def check_weights(choice: str, model: str | None) -> Iterator[Finding]:
