@@ -51,3 +51,10 @@ def test_history_file():
         assert saving == pytest.approx(sum(parts[:3]), abs=0.002)
         assert loading == pytest.approx(sum(parts[3:]), abs=0.002)
         assert 0.03 < megabytes < 0.2
+
+
+def test_group_weights():
+    printed = rows("group_weights.py", "--largest", "100", "--repeats", "1")
+    for pref_groups in (10, 100):
+        times = numbers(printed, (pref_groups,))
+        assert len(times) == 2 * 5 and min(times) >= 0
