@@ -144,6 +144,7 @@ def experience_maker(name: str):
         rollout=SimpleNamespace(n_samples_per_prompt=SAMPLES_PER_PROMPT),
         reward=SimpleNamespace(clip_range=(-10, 10)),
         pgrpo=SimpleNamespace(plugin=None, **vars(PGRPOOptions())),
+        robust=SimpleNamespace(estimator=None),
     )
     models = SimpleNamespace(async_run_method=None)
     tokenizer = SimpleNamespace(decode=lambda *args, **kwargs: "")

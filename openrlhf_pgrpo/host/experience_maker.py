@@ -25,13 +25,15 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
     """`RemoteExperienceMaker` whose advantages may come from a registered estimator.
 
     For names that the host does not know, `compute_advantages_and_returns` is ours and a sample without a reward is
-    refused; the host's own estimators run its own code. Both get metrics per preference group. Holds the estimator
-    and its state for the life of the run.
+    refused; the host's own estimators run its own code. Both get metrics per preference group, and both may be the
+    base of a robust estimator, which multiplies their final advantages by a weight per preference group. Holds the
+    estimator, the weights and their state for the life of the run.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.estimator = options.make_estimator(self.args)
+        self.robust = options.make_robust(self.args)
         self.pref_group_metrics, self.pref_group_samples = {}, []
         self.sample_picker = SamplePicker(self.tokenizer)
         checkpoints.attach(self.actor_model_group, self)
@@ -44,13 +46,25 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
                 logger.info("dynamic filtering is on: prompts that it drops do not enter the reward history")
             if self.args.algo.advantage.gamma != 1.0:
                 logger.warning(f"gamma is taken as 1.0 for {self.advantage_estimator}")
+        if self.robust is not None:
+            logger.info(
+                f"advantages: {options.estimator_name(self.args)} weights those of {self.advantage_estimator} by "
+                f"preference group, on the signal {self.args.robust.signal}"
+            )
 
     # ── State ──
 
+    @property
+    def _ours(self) -> dict:
+        """What of ours takes part in this run, by its name in a checkpoint; a plain host estimator leaves it empty."""
+        parts = {"estimator": self.estimator, "robust": self.robust}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def checkpoint_state(self) -> dict:
-        if self.estimator is None:
+        if not self._ours:
             return {"settings": {"advantage_estimator": self.advantage_estimator}, "estimator": {}}
-        return {"settings": options.settings(self.args), "estimator": self.estimator.state_dict()}
+        states = {name: part.state_dict() for name, part in self._ours.items()}
+        return {"settings": options.settings(self.args), "estimator": {}, **states}
 
     def restore(self, state: dict | None) -> None:
         """Takes over the state of a resumed checkpoint.
@@ -58,23 +72,25 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         Raises:
             ValueError: the checkpoint has no state for this estimator, or one made under other settings.
         """
-        if self.estimator is None or self.args.pgrpo.fresh_history:
-            if state is not None and state["estimator"]:
+        name = options.estimator_name(self.args)
+        if not self._ours or self.args.pgrpo.fresh_history:
+            if state is not None and (state["estimator"] or "robust" in state):
                 logger.warning("the reward history in the checkpoint is not used and will not be saved again")
             return
         if state is None:
             raise ValueError(
-                f"resuming with {self.advantage_estimator} needs a checkpoint that holds its state, got one saved "
+                f"resuming with {name} needs a checkpoint that holds its state, got one saved "
                 "without openrlhf_pgrpo: pass --pgrpo.fresh_history to start with an empty history"
             )
         checkpoints.check_settings(state["settings"], options.settings(self.args))
-        self.estimator.load_state_dict(state["estimator"])
-        logger.info(f"restored the state of {self.advantage_estimator} from the checkpoint")
+        for part_name, part in self._ours.items():
+            part.load_state_dict(state[part_name])
+        logger.info(f"restored the state of {name} from the checkpoint")
 
     # ── Advantages ──
 
     def make_experience_batch(self, rollout_samples):
-        if self.estimator is not None and self.reward_model_group is None:
+        if self._ours and self.reward_model_group is None:
             _refuse_missing_rewards(rollout_samples)
         return super().make_experience_batch(rollout_samples)
 
@@ -84,11 +100,24 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
             experiences = super().compute_advantages_and_returns(experiences)
         else:
             experiences = self._estimate(experiences)
+        if self.robust is not None:
+            self._weigh(experiences)
         prompts = [prompt for experience in experiences for prompt in experience.prompts]
         if all(isinstance(prompt, TaggedPrompt) for prompt in prompts):
-            self.pref_group_metrics = metrics.by_pref_group(experiences, self.estimator)
+            self.pref_group_metrics = metrics.by_pref_group(experiences, *self._ours.values())
             self.pref_group_samples = self.sample_picker.pick(experiences)
         return experiences
+
+    def _weigh(self, experiences) -> None:
+        """Multiplies final advantages, whitened and with KL, by the weights; PPO's minimum and clip commute with them.
+
+        Returns stay: they are what a critic learns.
+        """
+        batch = _reward_batch(experiences, self.args.rollout.n_samples_per_prompt, uses_pref_groups=True)
+        weights = torch.as_tensor(self.robust(batch), dtype=torch.float32)
+        sizes = [len(experience.index) for experience in experiences]
+        for experience, weight in zip(experiences, weights.split(sizes)):
+            experience.advantages = experience.advantages * weight[:, None]
 
     def _estimate(self, experiences):
         """The host's `compute_advantages_and_returns` (0.11.2), step by step, with the estimator for its shaping.
@@ -101,7 +130,8 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
             experience.rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
         apply_length_penalties(experiences, args)
 
-        batch = _reward_batch(experiences, args.rollout.n_samples_per_prompt, self.estimator.uses_pref_groups)
+        uses_pref_groups = self.estimator.uses_pref_groups or self.robust is not None
+        batch = _reward_batch(experiences, args.rollout.n_samples_per_prompt, uses_pref_groups)
         sizes = [len(experience.index) for experience in experiences]
         if args.rollout.n_samples_per_prompt > 1:
             for experience, stds in zip(experiences, _prompt_group_stds(batch).split(sizes)):
@@ -125,7 +155,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
 
 def _reward_batch(experiences, n_samples_per_prompt: int, uses_pref_groups: bool) -> RewardBatch:
     """What the estimator sees, in the order of `experiences`; the host's `index` numbers samples prompt by prompt."""
-    rewards = torch.cat([experience.rewards for experience in experiences]).double()
+    rewards = torch.cat([experience.rewards.flatten() for experience in experiences]).double()
     prompts = [prompt for experience in experiences for prompt in experience.prompts]
     index = torch.tensor([i for experience in experiences for i in experience.index])
     if uses_pref_groups:
@@ -138,7 +168,7 @@ def _reward_batch(experiences, n_samples_per_prompt: int, uses_pref_groups: bool
     bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"P-GRPO needs finite rewards, got {rewards[bad[0]].item()} for {_who(prompts[bad[0]])} "
+            f"every sample needs a finite reward, got {rewards[bad[0]].item()} for {_who(prompts[bad[0]])} "
             f"({len(bad)} of {len(rewards)} samples): correct the reward function or model"
         )
     return RewardBatch(

@@ -40,7 +40,7 @@ class StepLog:
         row = {
             "step": global_step,
             "time": time.time(),
-            "estimator": self.maker.advantage_estimator,
+            "estimator": options.estimator_name(self.args),
             "train": {key: value for key, value in status.items() if isinstance(value, (int, float))},
             "pref_groups": groups,
             "samples": samples,
@@ -72,13 +72,13 @@ class StepLog:
         return steps * args.train.batch_size // (args.rollout.n_samples_per_prompt * args.train.max_epochs)
 
 
-def by_pref_group(experiences, estimator) -> dict[str, dict[str, float]]:
+def by_pref_group(experiences, *reporters) -> dict[str, dict[str, float]]:
     """Metrics of one step for each preference group in it.
 
     samples, share: number and part of the batch. reward_mean, reward_std: raw rewards after length penalties.
     response_length_mean: tokens.
-    advantage_mean, advantage_std: final advantages, KL and clip included, averaged over the action tokens of a sample.
-    Standard deviations are population ones. Beside these stands what the estimator reports of its history.
+    advantage_mean, advantage_std: final advantages, KL, clip and weights included, averaged over the action tokens of
+    a sample. Standard deviations are population ones. Beside these stands what the `metrics` of `reporters` say.
     """
     groups = RewardHistory()
     rows = groups.rows([prompt.pref_group for experience in experiences for prompt in experience.prompts])
@@ -89,7 +89,7 @@ def by_pref_group(experiences, estimator) -> dict[str, dict[str, float]]:
         segment_moments(rows, values, len(groups)) for values in (rewards, advantages, lengths)
     )
     reward_std, advantage_std = reward.std(), advantage.std()
-    history = {} if estimator is None else estimator.metrics(groups.names)
+    reports = [reporter.metrics(groups.names) for reporter in reporters]
     return {
         name: {
             "samples": reward.count[row],
@@ -99,7 +99,7 @@ def by_pref_group(experiences, estimator) -> dict[str, dict[str, float]]:
             "advantage_mean": advantage.mean[row],
             "advantage_std": advantage_std[row],
             "response_length_mean": length.mean[row],
-            **{key: float(value) for key, value in history.get(name, {}).items()},
+            **{key: float(value) for report in reports for key, value in report.get(name, {}).items()},
         }
         for row, name in enumerate(groups.names)
     }

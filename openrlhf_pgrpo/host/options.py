@@ -3,17 +3,21 @@
 import argparse
 import os
 from dataclasses import fields
+from typing import Sequence
 
 from openrlhf_pgrpo.core import advantages  # noqa: F401  registers the built-in estimators
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.group_robust import ROBUST_ESTIMATORS, SIGNALS, GroupRobust, SignalOptions, check_names
 from openrlhf_pgrpo.core.registry import (
     AdvantageEstimator,
     advantage_estimators,
     load_plugin,
     make_advantage_estimator,
 )
+from openrlhf_pgrpo.core.robust import RobustOptions
 
 ESTIMATOR = "algo.advantage.estimator"
+ROBUST = "robust.estimator"  # no flag: where the name of a robust estimator goes when its base takes its place
 
 
 def early(argv: list[str]) -> argparse.Namespace:
@@ -62,7 +66,7 @@ def _add_flags(parser) -> None:
     group.add_argument(
         "--pgrpo.fresh_history",
         action="store_true",
-        help="Resume model and optimizer but start with an empty reward history.",
+        help="Resume model and optimizer but start with an empty reward history and, if robust, equal weights.",
     )
     group.add_argument(
         "--pgrpo.metrics_path",
@@ -71,14 +75,39 @@ def _add_flags(parser) -> None:
     )
 
 
+def _add_robust_flags(parser, bases: list[str]) -> None:
+    group = parser.add_argument_group("group-robust training (openrlhf_pgrpo)")
+    defaults = ", ".join(f"{base} for {name}" for name, base in ROBUST_ESTIMATORS.items())
+    group.add_argument(
+        "--robust.base",
+        choices=bases,
+        default=None,
+        help=f"The estimator whose final advantages are weighted by preference group. Default: {defaults}.",
+    )
+    for spec in _robust_fields():
+        group.add_argument(
+            f"--robust.{spec.name}",
+            type=spec.metadata["type"],
+            choices=spec.metadata["choices"],
+            default=spec.default,
+            help=spec.metadata["help"],
+        )
+    parser.set_defaults(**{ROBUST: None})
+
+
+def _robust_fields():
+    return [*fields(RobustOptions), *fields(SignalOptions)]
+
+
 def extend(parser: argparse.ArgumentParser) -> None:
     """Adds our flags, and the names of registered estimators, to a host parser."""
     action = parser._option_string_actions[f"--{ESTIMATOR}"]
-    taken = sorted(set(action.choices) & set(advantage_estimators()))
+    taken = sorted({*action.choices, *ROBUST_ESTIMATORS} & set(advantage_estimators()))
     if taken:
-        raise ValueError(f"a registered estimator needs a name that the host does not use, got {', '.join(taken)}")
-    action.choices = [*action.choices, *advantage_estimators()]
-    action.help += " Of openrlhf_pgrpo: " + ", ".join(advantage_estimators()) + "."
+        raise ValueError(f"a registered estimator needs a name that is not in use, got {', '.join(taken)}")
+    bases = [*action.choices, *advantage_estimators()]
+    action.choices = [*bases, *ROBUST_ESTIMATORS]
+    action.help += " Of openrlhf_pgrpo: " + ", ".join([*advantage_estimators(), *ROBUST_ESTIMATORS]) + "."
     parser.add_argument(
         "--advantage_estimator",
         dest=ESTIMATOR,
@@ -87,15 +116,20 @@ def extend(parser: argparse.ArgumentParser) -> None:
         help=f"Short for --{ESTIMATOR}.",
     )
     _add_flags(parser)
+    _add_robust_flags(parser, bases)
 
 
 def check(args: argparse.Namespace) -> None:
     """Validates our flags in the flat namespace of the host's parser; makes paths absolute.
 
+    The base of a robust estimator takes its place, so that critic, samples per prompt, discount and whitening are
+    those of the base, by the host's own code.
+
     Raises:
         ValueError: what was needed, what came, what to do.
     """
     flat = vars(args)
+    _check_robust(flat)
     name = flat[ESTIMATOR]
     chosen = PGRPOOptions(**{spec.name: flat[f"pgrpo.{spec.name}"] for spec in fields(PGRPOOptions)})
     if name in advantage_estimators():
@@ -115,6 +149,30 @@ def check(args: argparse.Namespace) -> None:
         flat["pgrpo.plugin"] = os.path.abspath(plugin)
 
 
+def _check_robust(flat: dict) -> None:
+    name = flat[ESTIMATOR]
+    if name not in ROBUST_ESTIMATORS:
+        set_flags = {f"--robust.{spec.name}": flat[f"robust.{spec.name}"] != spec.default for spec in _robust_fields()}
+        given = [flag for flag, is_set in {"--robust.base": flat["robust.base"], **set_flags}.items() if is_set]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} needs --advantage_estimator {' or '.join(ROBUST_ESTIMATORS)}, got {name}: "
+                "choose one of them or leave the flags out"
+            )
+        return
+    if flat["pgrpo.group_key"] is None:
+        raise ValueError(f"{name} needs --pgrpo.group_key, got none: name the dataset column of preference groups")
+    for chosen in (RobustOptions, SignalOptions):
+        chosen(**{spec.name: flat[f"robust.{spec.name}"] for spec in fields(chosen)})
+    flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
+
+
+def check_pref_groups(args, names: Sequence[str]) -> None:
+    """Refuses preference groups of the data that a robust estimator was told nothing of; nested host arguments."""
+    if args.robust.estimator is not None:
+        check_names(names, *_robust_options(args))
+
+
 def make_estimator(args) -> AdvantageEstimator | None:
     """The estimator that the nested host arguments name; None if it is one of the host's own."""
     if args.pgrpo.plugin is not None:
@@ -124,16 +182,42 @@ def make_estimator(args) -> AdvantageEstimator | None:
     return make_advantage_estimator(args.algo.advantage.estimator, _options(args))
 
 
+def make_robust(args) -> GroupRobust | None:
+    """What weights the advantages by preference group; None unless a robust estimator was asked for."""
+    if args.robust.estimator is None:
+        return None
+    robust, signal = _robust_options(args)
+    return GroupRobust(robust, SIGNALS[signal.signal](signal))
+
+
+def _robust_options(args) -> tuple[RobustOptions, SignalOptions]:
+    return tuple(
+        chosen(**{spec.name: getattr(args.robust, spec.name) for spec in fields(chosen)})
+        for chosen in (RobustOptions, SignalOptions)
+    )
+
+
+def estimator_name(args) -> str:
+    """What `--advantage_estimator` said, of which the host sees the base only."""
+    return args.robust.estimator or args.algo.advantage.estimator
+
+
 def _options(args) -> PGRPOOptions:
     return PGRPOOptions(**{spec.name: getattr(args.pgrpo, spec.name) for spec in fields(PGRPOOptions)})
 
 
 def settings(args) -> dict:
-    """Everything that gives a reward history its meaning, for the check at resume."""
+    """Everything that gives a reward history, and weights, their meaning, for the check at resume."""
+    robust = {}
+    if args.robust.estimator is not None:
+        robust["robust.base"] = args.algo.advantage.estimator
+        for chosen in _robust_options(args):
+            robust |= {f"robust.{name}": value for name, value in vars(chosen).items()}
     return {
-        "advantage_estimator": args.algo.advantage.estimator,
+        "advantage_estimator": estimator_name(args),
         "group_key": args.pgrpo.group_key,
         **vars(_options(args)),
+        **robust,
     }
 
 

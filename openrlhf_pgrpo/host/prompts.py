@@ -9,6 +9,8 @@ import inspect
 
 import wrapt
 
+from openrlhf_pgrpo.host.options import check_pref_groups
+
 
 class TaggedPrompt(str):
     """A prompt that knows whose it is; equal, hashed, encoded and printed as the plain string."""
@@ -84,6 +86,8 @@ def _check(dataset, source: str, host_args) -> None:
                     f"every row needs a value in {key!r} (--pgrpo.{flag}), got {value!r} in row {row} of {source!r}: "
                     "fill it in or drop the row"
                 )
+        if flag == "group_key":
+            check_pref_groups(host_args, list(dict.fromkeys(map(str, values))))
 
 
 def _column(dataset, key: str | None, label_key: str | None) -> list | None:

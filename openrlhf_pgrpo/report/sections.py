@@ -24,11 +24,14 @@ GROUP_METRICS = {  # key -> title, sentence
     "history_within_std": ("Spread within prompts", "How much answers to one prompt differ in reward."),
     "history_between_std": ("Spread between prompts", "How much prompts differ in their mean reward."),
     "weight": ("Weight of the preference group", "How much its samples count; the worst off should count more."),
+    "robust_alpha": ("Alpha of the preference group", "The adversary's weights, which add up to 1."),
+    "robust_loss": ("Loss of the preference group", "Smoothed, less the mean of all: above zero, its weight grows."),
     "response_length_mean": ("Response length", "Tokens of an answer, running mean."),
 }
 ADVANTAGES = ("advantage_mean", "advantage_std")
 HISTORY = ("history_mean", "history_std", "history_count", "history_within_std", "history_between_std")
-SHOWN_ELSEWHERE = {"samples", "share", "reward_mean", "reward_std", *ADVANTAGES, *HISTORY, "weight"}
+WEIGHTS = ("weight", "robust_alpha", "robust_loss")
+SHOWN_ELSEWHERE = {"samples", "share", "reward_mean", "reward_std", *ADVANTAGES, *HISTORY, *WEIGHTS}
 TRAIN_METRICS = {
     "rollout/reward_mean": "Reward",
     "kl": "KL to the reference policy",
@@ -71,7 +74,7 @@ def sections(view: View) -> list[Section]:
 
 
 def at_a_glance(view: View) -> Optional[Section]:
-    if not view.total:
+    if not _has_rewards(view):
         return None
     plots = []
     if _anybody_gained(view):
@@ -105,7 +108,7 @@ def reward(view: View) -> Optional[Section]:
 
 
 def reward_panels(view: View) -> Optional[Section]:
-    if not view.total:
+    if not _has_rewards(view):
         return None
     if view.several:
         sentence = "Running means of the reward, a line per run."
@@ -131,6 +134,11 @@ def reward_panels(view: View) -> Optional[Section]:
         others = f"the other {view.total - len(view.drawn):,}"
         panels.append(Plot(figures.others_panel(view), others, "10, 50 and 90 % of them", colour=figures.GREY))
     return Section("Rewards, each on its own scale", sentence, panels, wide=False)
+
+
+def _has_rewards(view: View) -> bool:
+    """Preference training has losses instead."""
+    return any(np.isfinite(run.run.value("reward_mean")).any() for run in view.runs)
 
 
 def _anybody_gained(view: View) -> bool:
@@ -170,7 +178,7 @@ def shares(view: View) -> Optional[Section]:
 
 
 def weights(view: View) -> Optional[Section]:
-    return _metrics(view, "Weights", "", ("weight",), figures.state)
+    return _metrics(view, "Weights", "", WEIGHTS, figures.state)
 
 
 def other_group_metrics(view: View) -> Optional[Section]:

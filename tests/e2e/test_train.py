@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.group_robust import GroupRobust, Quantiles, SignalOptions
 from openrlhf_pgrpo.core.registry import make_advantage_estimator
+from openrlhf_pgrpo.core.robust import RobustOptions
 from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
@@ -69,6 +71,12 @@ def check_kill_and_resume(start, tmp_path, name, *flags):
     for _, batch in batches[: step_of(last) - step_of(tag)]:
         replayed(batch)
     assert equal(replayed.state_dict(), resumed.checkpoint(last)["estimator"])
+    if "robust" in saved:
+        weights = GroupRobust(RobustOptions(), Quantiles(SignalOptions()))
+        weights.load_state_dict(saved["robust"])
+        for _, batch in batches[: step_of(last) - step_of(tag)]:
+            weights(batch)
+        assert equal(weights.state_dict(), resumed.checkpoint(last)["robust"])
     resumed.batches = [batch for _, batch in batches]
     return resumed
 
@@ -143,13 +151,18 @@ def http_reward_model():
     server.server_close()
 
 
-def test_async_partial_rollout_filtering_http_and_struct_labels_kill_resume(start, tmp_path, http_reward_model):
+def test_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(start, tmp_path, http_reward_model):
     url, labels = http_reward_model
     run = check_kill_and_resume(
         start, tmp_path, "recorded_pgrpo_eb", "--reward.remote_url", url, "--data.label_key", "struct",
         "--train.async_enable", "--train.partial_rollout_enable", "--algo.dynamic_filtering_enable",
         "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 4,
+        "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo_eb",
     )  # fmt: skip
+    assert "advantages: pgrpo_robust weights those of recorded_pgrpo_eb by preference group" in run.output()
+    groups = run.steps[-1]["pref_groups"].values()
+    assert sum(group["weight"] * group["share"] for group in groups) == pytest.approx(1)
+    assert all(group["robust_alpha"] != 1 / 3 for group in groups) and run.steps[-1]["estimator"] == "pgrpo_robust"
     assert "prompts that it drops do not enter the reward history" in run.output()
     filtered = run.output().count("Filtered out")
     assert filtered > 0, "the range filtered nothing: choose another"

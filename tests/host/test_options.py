@@ -22,7 +22,7 @@ def test_without_our_flags_the_host_is_as_it_was(host_parser, host_args):
     from openrlhf.utils.config import hierarchize
 
     ours, host = host_args(), hierarchize(host_parser().parse_args([]))
-    del ours.pgrpo
+    del ours.pgrpo, ours.robust
     ours.ckpt.output_dir = host.ckpt.output_dir
     assert ours == host
 
@@ -83,8 +83,9 @@ def test_a_plugin_brings_its_own_name(host_args, tmp_path, monkeypatch):
     assert type(options.make_estimator(args)).__name__ == "Mine"
 
 
-def test_a_name_of_the_host_cannot_be_taken(host_parser, monkeypatch):
+@pytest.mark.parametrize("name", ["rloo", "group_robust"])
+def test_a_name_of_the_host_or_of_a_robust_estimator_cannot_be_taken(name, host_parser, monkeypatch):
     monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
-    registry.register_advantage_estimator("rloo")(registry.AdvantageEstimator)
-    with pytest.raises(ValueError, match="a name that the host does not use, got rloo"):
+    registry.register_advantage_estimator(name)(registry.AdvantageEstimator)
+    with pytest.raises(ValueError, match=f"a name that is not in use, got {name}"):
         options.extend(host_parser())

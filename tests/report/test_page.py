@@ -189,3 +189,13 @@ def test_an_estimate_has_two_digits_of_its_error(pair, text):
 @pytest.mark.parametrize("when", [None, NAN, "yesterday", 1e300])
 def test_a_strange_time_is_unknown(when):
     assert moment(when) == "at an unknown time"
+
+
+def test_a_run_without_rewards_shows_its_losses(make_row, write_run, text_of):
+    rows = [make_row(step, {"ann": ANN}, more={"loss": 0.7}) for step in (1, 2)]
+    for row in rows:
+        for group in row["pref_groups"].values():
+            del group["reward_mean"], group["reward_std"]
+    text = text_of(write_run("a", rows))
+    assert "More per preference group" in text and " loss " in text
+    assert "At a glance" not in text and "each on its own scale" not in text
