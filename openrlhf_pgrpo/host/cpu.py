@@ -90,8 +90,8 @@ def adapt(args) -> None:
     changed = []
     for flag, (default, value) in DEFAULTS.items():
         section, name = flag.split(".")
-        values = getattr(args, section, None)  # the preference trainers have fewer sections
-        if values is not None and getattr(values, name) == default:
+        values = getattr(args, section, None)  # the preference trainers have fewer sections and flags
+        if values is not None and getattr(values, name, None) == default:
             setattr(values, name, value)
             changed.append(f"--{flag} {value}")
     if changed:
@@ -121,6 +121,8 @@ REFUSED = {
 def refuse_unsupported(args) -> None:
     """Raises ValueError, in one sentence, for the first flag that cannot work without a GPU. Call `adapt` before."""
     for flag, (refused, need) in REFUSED.items():
+        if flag == "ds.lora.rank" and not hasattr(args, "vllm"):  # the preference trainers send weights to nobody
+            continue
         value = args
         for name in flag.split("."):
             value = getattr(value, name, None)  # the preference trainers have fewer flags

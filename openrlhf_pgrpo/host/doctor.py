@@ -120,17 +120,17 @@ def check_packages(choice: str) -> Iterator[Finding]:
 
 
 def check_door() -> Iterator[Finding]:
-    own = "python -m openrlhf_pgrpo.cli.train_ppo_ray"
     for target in patching.targets():
+        own = f"python -m openrlhf_pgrpo.cli.{target.path.stem}"
         if target.state == patching.RELEASED:
             yield Finding(OK, "door", f"{own}; {target.name} is as released")
         elif target.state == patching.PATCHED:
             yield Finding(OK, "door", f"{own}, and {target.name}, which is patched")
         elif target.state == patching.EDITED:
             found = f"{target.name} was edited by somebody: it cannot be patched, and was not tested"
-            yield Finding(NOTE, "door", found, patching.remedy(target.state))
+            yield Finding(NOTE, "door", found, patching.remedy(target))
         else:
-            yield Finding(FAULT, "door", f"{target.name} is {target.state}", patching.remedy(target.state))
+            yield Finding(FAULT, "door", f"{target.name} is {target.state}", patching.remedy(target))
 
 
 def check_weights(choice: str, model: str | None) -> Iterator[Finding]:

@@ -1,24 +1,40 @@
 """The two calls that turn a host train script into ours; every door makes them, in this order.
 
-    activate()                       before the host is imported
+    activate()                       before the host is imported; activate(DPO) for the preference trainer
     args = parse_args(parser)        in the place of parser.parse_args()
 """
 
 import argparse
 import importlib
+import importlib.util
 import os
 import runpy
 import sys
 from functools import reduce
+from typing import Callable, NamedTuple
 
 import wrapt
 
 from openrlhf_pgrpo.core.registry import load_plugin
-from openrlhf_pgrpo.host import cpu, options, seams
+from openrlhf_pgrpo.host import cpu, options, preference_options, seams
 
 
-def activate() -> None:
-    """Prepares this process, the driver, and every Ray worker that it will start.
+class Door(NamedTuple):
+    """One train script of the host: a flag that only its parser has, what we replace there, and what we add.
+
+    `extend` puts our flags on the parser, `check` refuses values in its flat namespace, and `prepare` makes ready what
+    starts the processes.
+    """
+
+    flag: str
+    seams: dict[str, seams.Seam]
+    extend: Callable
+    check: Callable
+    prepare: Callable
+
+
+def activate(door: Door | None = None) -> None:
+    """Prepares this process, the driver, and every Ray worker that it will start; for the door PPO unless told so.
 
     Raises:
         SeamError: the host is missing, of another version, or already imported; or the device asked for is not there.
@@ -30,18 +46,19 @@ def activate() -> None:
         load_plugin(early["pgrpo.plugin"])
     os.environ[seams.DEVICE] = choose_device(early["pgrpo.device"])
     os.environ.update(worker_environment()["env_vars"])
-    seams.setup_worker()
+    seams.setup_worker((door or PPO).seams)
 
 
 def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.ArgumentParser.parse_args):
-    """`parser.parse_args(argv)` for a host parser, with our flags and estimator names, and Ray made ready for them.
+    """`parser.parse_args(argv)` for a host parser, with our flags, and what starts processes made ready for them.
 
     Exits with a usage message, as argparse does, where a value is refused.
     """
+    door = PPO if _has(parser, PPO.flag) else DPO
     try:
-        options.extend(parser)
+        door.extend(parser)
         args = parse(parser, argv)
-        options.check(args)
+        door.check(args)
         nested = _nested(args)
         if _on_cpu():
             cpu.adapt(nested)
@@ -50,19 +67,20 @@ def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.Argume
                 setattr(args, name, reduce(getattr, name.split("."), nested))
     except ValueError as refusal:
         parser.error(str(refusal))
-    for module in seams.SEAMS:
+    for module in door.seams:
         importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM have started
-    _prepare_ray(nested)
+    door.prepare(nested)
     return args
 
 
-def run(module: str) -> None:
-    """Runs a train script of the host, untouched, as if it were called with `python -m`."""
-    activate()
+def run(module: str, door: Door | None = None) -> None:
+    """Runs a train script of the host, untouched, as `python -m` would; that of the door PPO unless told so."""
+    door = door or PPO
+    activate(door)
 
     def with_our_flags(parse, parser, args, kwargs):
         # The host's libraries have parsers of their own.
-        if f"--{options.ESTIMATOR}" not in parser._option_string_actions:
+        if not _has(parser, door.flag):
             return parse(*args, **kwargs)
         return parse_args(parser, *args, **kwargs, parse=lambda _parser, argv: parse(argv))
 
@@ -104,6 +122,10 @@ def own_ray() -> dict:
     return {"address": "local", "include_dashboard": False} if _on_cpu() and "RAY_ADDRESS" not in os.environ else {}
 
 
+def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
+    return f"--{flag}" in parser._option_string_actions
+
+
 def _nested(args):
     from openrlhf.utils.config import hierarchize
 
@@ -137,3 +159,24 @@ def _prepare_ray(args) -> None:
         return wrapped(*positional, runtime_env=runtime_env, **kwargs)
 
     wrapt.wrap_function_wrapper(ray, "init", init)
+
+
+def _prepare_single_process(args) -> None:
+    """Lets `python -m`, without a launcher, train in this one process.
+
+    Without a launcher DeepSpeed asks mpi4py who it is; where that is missing the host can only fail, so nothing that
+    works depends on it.
+    """
+    if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
+
+
+PPO = Door(options.ESTIMATOR, seams.SEAMS, options.extend, options.check, _prepare_ray)
+DPO = Door(
+    preference_options.FLAG,
+    seams.PREFERENCE_SEAMS,
+    preference_options.extend,
+    preference_options.check,
+    _prepare_single_process,
+)

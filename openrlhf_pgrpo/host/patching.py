@@ -97,7 +97,7 @@ def bring(state: str) -> list[Target]:
         if not target.contents:
             raise PatchError(
                 f"patching needs {target.name} as openrlhf {seams.HOST_VERSIONS[0]} has it, got a file that is "
-                f"{target.state}: {remedy(target.state)}"
+                f"{target.state}: {remedy(target)}"
             )
     changing = [target for target in found if target.state != state]
     beside = {target.path: target.path.with_name(target.path.name + ".openrlhf_pgrpo") for target in changing}
@@ -121,9 +121,9 @@ def bring(state: str) -> list[Target]:
     return changing
 
 
-def remedy(state: str) -> str:
+def remedy(target: Target) -> str:
     """What to do about a file that is in none of the two known states."""
     reinstall = f"bring it back by pip install --force-reinstall --no-deps openrlhf=={seams.HOST_VERSIONS[0]}"
-    if state != EDITED:
+    if target.state != EDITED:
         return reinstall
-    return f"{reinstall}, or keep it and use python -m openrlhf_pgrpo.cli.train_ppo_ray, which needs no patch"
+    return f"{reinstall}, or keep it and use python -m openrlhf_pgrpo.cli.{target.path.stem}, which needs no patch"

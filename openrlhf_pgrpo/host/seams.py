@@ -72,16 +72,63 @@ SEAMS = {
     ),
 }
 
+# The preference trainer has no Ray: every rank runs the host's script itself, and no worker needs these.
+PREFERENCE_SEAMS = {
+    "openrlhf.datasets.reward_dataset": Seam(
+        {
+            "RewardDataset.__init__": (
+                *("self", "dataset", "tokenizer", "max_length", "strategy", "input_template", "is_dpo"),
+                "num_processors",
+            ),
+            "RewardDataset.process_data": ("self", "data"),
+        },
+        "openrlhf_pgrpo.host.preference_data:install",
+    ),
+    "openrlhf.utils.deepspeed.deepspeed": Seam(
+        {
+            "DeepspeedStrategy.load_ckpt": (
+                *("self", "model", "load_dir", "tag", "load_module_strict", "load_optimizer_states"),
+                *("load_lr_scheduler_states", "load_module_only"),
+            ),
+            "DeepspeedStrategy.save_ckpt": (
+                *("self", "model", "save_dir", "tag", "max_num", "max_mem", "client_state", "save_latest"),
+                *("metric_value", "metric_key"),
+            ),
+        },
+        "openrlhf_pgrpo.host.preference_checkpoints:install",
+    ),
+    "openrlhf.trainer.dpo_trainer": Seam(
+        {
+            "DPOTrainer.__init__": (
+                *("self", "model", "ref_model", "strategy", "tokenizer", "optim", "train_dataloader"),
+                *("eval_dataloader", "scheduler", "max_norm", "beta", "max_epochs", "save_hf_ckpt", "disable_ds_ckpt"),
+            ),
+            "DPOTrainer.concatenated_forward": (
+                *("self", "model", "chosen_ids", "c_mask", "reject_ids", "r_mask", "prompt_id_lens"),
+            ),
+            "DPOTrainer.save_logs_and_checkpoints": (
+                *("self", "args", "global_step", "step_bar", "logs_dict", "client_states"),
+            ),
+            "DPOTrainer.evaluate": ("self", "eval_dataloader", "steps"),
+            "DPOLoss.forward": (
+                *("self", "policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps"),
+                "reference_rejected_logps",
+            ),
+        },
+        "openrlhf_pgrpo.host.preference_trainer:install",
+    ),
+}
+
 
 class SeamError(RuntimeError):
     """The host is not what this version was written for; nothing was replaced."""
 
 
-def setup_worker() -> None:
+def setup_worker(seams: dict[str, Seam] = SEAMS) -> None:
     """Registers the hooks of this process; Ray's `worker_process_setup_hook`. Calling it again changes nothing."""
     if setup_worker.done:
         return
-    hooks = [(name, _hook(seam)) for name, seam in SEAMS.items()]
+    hooks = [(name, _hook(seam)) for name, seam in seams.items()]
     if os.environ[DEVICE] == "cpu":
         hooks += cpu.PATCHES.items()
     for name, hook in hooks:

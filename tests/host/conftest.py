@@ -18,7 +18,7 @@ def hooks():
     from openrlhf_pgrpo.host import cpu
 
     os.environ.update({seams.DEVICE: "cpu", **cpu.environment()})
-    seams.setup_worker()
+    seams.setup_worker({**seams.SEAMS, **seams.PREFERENCE_SEAMS})
 
 
 class ParserBuilt(Exception):
@@ -27,16 +27,16 @@ class ParserBuilt(Exception):
 
 @pytest.fixture
 def host_parser(hooks):
-    """A fresh parser, exactly as the host's script builds it."""
+    """A fresh parser, exactly as a script of the host builds it."""
 
-    def build():
+    def build(module="openrlhf.cli.train_ppo_ray"):
         def stop(parser, *args, **kwargs):
             raise ParserBuilt(parser)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", stop)
             with pytest.raises(ParserBuilt) as built:
-                runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__")
+                runpy.run_module(module, run_name="__main__")
         return built.value.args[0]
 
     return build

@@ -13,20 +13,24 @@ pytestmark = pytest.mark.host
 
 PATCHES = Path(__file__).resolve().parents[2] / "patches"
 SCRIPT = "openrlhf/cli/train_ppo_ray.py"
+SCRIPTS = ("openrlhf/cli/train_dpo.py", SCRIPT)
 
 
 def test_patch_check_and_revert(host_copy):
     original = host_copy.files()
     assert host_copy.command("patch", "--check").returncode == 1
+    paths = [host_copy.folder / name for name in SCRIPTS]
     done = host_copy.command("patch")
-    assert done.returncode == 0 and done.stdout == f"{host_copy.script}: was as released, is patched\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{path}: was as released, is patched\n" for path in paths)
     checked = host_copy.command("patch", "--check")
-    assert checked.returncode == 0 and checked.stdout == f"{host_copy.script}: patched\n"
+    assert checked.returncode == 0 and checked.stdout == "".join(f"{path}: patched\n" for path in paths)
 
     patched = host_copy.files()
-    assert {name for name in original | patched if original.get(name) != patched.get(name)} == {SCRIPT}
-    added = set(patched[SCRIPT].splitlines()) - set(original[SCRIPT].splitlines())
-    assert len(added) < 6  # it stays a patch of a few lines
+    assert {name for name in original | patched if original.get(name) != patched.get(name)} == {*SCRIPTS}
+    for script in SCRIPTS:
+        added = set(patched[script].splitlines()) - set(original[script].splitlines())
+        assert len(added) < 6  # it stays a patch of a few lines
     assert host_copy.command("patch").stdout == "" and host_copy.files() == patched  # again changes nothing
 
     assert host_copy.command("patch", "--revert").returncode == 0
@@ -34,12 +38,14 @@ def test_patch_check_and_revert(host_copy):
     assert host_copy.command("patch", "--revert").stdout == "" and host_copy.files() == original
 
 
-def test_our_own_module_still_works_on_a_patched_host(host_copy):
+@pytest.mark.parametrize("door, flag", [("train_ppo_ray", "--pgrpo.group_key"), ("train_dpo", "--robust.group_key")])
+@pytest.mark.parametrize("package", ["openrlhf", "openrlhf_pgrpo"])
+def test_both_modules_take_our_flags_on_a_patched_host(host_copy, package, door, flag):
     host_copy.command("patch")
-    command = [sys.executable, "-m", "openrlhf_pgrpo.cli.train_ppo_ray", "--help"]
+    command = [sys.executable, "-m", f"{package}.cli.{door}", "--help"]
     environment = {**os.environ, **host_copy.environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "--pgrpo.group_key" in done.stdout, done.stderr
+    assert done.returncode == 0 and flag in done.stdout, done.stderr
 
 
 def test_git_apply_does_the_same_to_a_source_checkout(host_copy):
@@ -77,7 +83,7 @@ def test_a_half_patched_file_is_named_and_left_alone(host_copy):
     for words in (["patch"], ["patch", "--revert"]):
         assert "got a file that is half patched" in host_copy.command(*words).stderr
     assert host_copy.files() == before
-    assert host_copy.command("patch", "--check").stdout == f"{host_copy.script}: half patched\n"
+    assert f"{host_copy.script}: half patched\n" in host_copy.command("patch", "--check").stdout
 
 
 def test_a_missing_file_and_another_version_are_refused(host_copy):

@@ -13,7 +13,8 @@ import pytest
 from openrlhf_pgrpo.cli.main import command_line
 from openrlhf_pgrpo.core import registry
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
-from openrlhf_pgrpo.host import options
+from openrlhf_pgrpo.core.group_robust import ROBUST_ESTIMATORS
+from openrlhf_pgrpo.host import options, preference_options
 
 pytestmark = pytest.mark.host
 
@@ -29,7 +30,7 @@ COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", "
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one_that_works(command, host_args):
+def test_every_command_is_one_that_works(command, host_args, host_parser):
     words = shlex.split(command)
     if words[0] == "make":
         subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
@@ -39,11 +40,12 @@ def test_every_command_is_one_that_works(command, host_args):
         command_line().parse_args(words[1:])
     elif words[1].startswith("examples/"):
         assert (ROOT / words[1]).is_file()  # run by a test of its own
+    elif words[2] == "openrlhf_pgrpo.cli.train_dpo":
+        parser = host_parser("openrlhf.cli.train_dpo")
+        preference_options.extend(parser)
+        preference_options.check(parser.parse_args(words[3:]))
     else:
-        assert words[:2] == ["python", "-m"] and words[2] in (
-            "openrlhf_pgrpo.cli.train_ppo_ray",
-            "openrlhf.cli.train_ppo_ray",
-        )
+        assert words[2] in ("openrlhf_pgrpo.cli.train_ppo_ray", "openrlhf.cli.train_ppo_ray")
         args = host_args(*words[3:])
         assert args.algo.advantage.estimator in registry.advantage_estimators()
 
@@ -52,23 +54,41 @@ def test_both_commands_stand_at_the_top():
     assert COMMANDS[:2] == ["make demo", "make test"]
 
 
-def test_every_flag_is_described_and_every_described_flag_exists(host_parser):
-    parser = host_parser()
-    options.extend(parser)
-    ours = {flag for flag in parser._option_string_actions if flag.startswith("--pgrpo.")}
-    assert set(re.findall(r"^\| `(--pgrpo\.\w+)`", README, re.MULTILINE)) == ours
-    assert set(re.findall(r"--pgrpo\.\w+", README)) == ours
+@pytest.fixture
+def flags(host_parser):
+    """Every flag of ours, of both doors, and its default."""
+    ppo, dpo = host_parser(), host_parser("openrlhf.cli.train_dpo")
+    options.extend(ppo)
+    preference_options.extend(dpo)
+    actions = [action for parser in (ppo, dpo) for action in parser._actions]
+    return {
+        action.option_strings[0]: action.default
+        for action in actions
+        if action.dest.startswith(("pgrpo.", "robust."))
+    }
 
 
-def test_the_defaults_in_the_table_are_the_defaults():
-    table = dict(re.findall(r"^\| `--pgrpo\.(\w+)` \| `?([^`|]*?)`? \|", README, re.MULTILINE))
-    for name, value in vars(PGRPOOptions()).items():
-        assert table[name] == ("none" if value is None else re.sub(r"e-0*", "e-", f"{value}"))
+def test_every_flag_is_described_and_every_described_flag_exists(flags):
+    assert set(re.findall(r"^\| `(--(?:pgrpo|robust)\.\w+)`", README, re.MULTILINE)) == set(flags)
+    assert set(re.findall(r"--(?:pgrpo|robust)\.\w+", README)) == set(flags)
+
+
+def test_the_defaults_in_the_tables_are_the_defaults(flags):
+    table = dict(re.findall(r"^\| `(--(?:pgrpo|robust)\.\w+)` \|(.*?)\|", README, re.MULTILINE))
+    for flag, default in flags.items():
+        shown = table[flag].strip().strip("`")
+        if default is None:
+            assert shown in ("none", "", "metrics.jsonl` in `--ckpt.output_dir"), flag
+        else:
+            assert shown == ("off" if default is False else re.sub(r"e-0*", "e-", f"{default}")), flag
 
 
 def test_every_estimator_is_described():
     (section,) = re.findall(r"^## The formula\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(registry.advantage_estimators())
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == {
+        *registry.advantage_estimators(),
+        *ROBUST_ESTIMATORS,
+    }
 
 
 def test_the_plugin_runs(tmp_path, monkeypatch):

@@ -1,0 +1,49 @@
+"""The state of group-robust training in the checkpoints of the host's preference trainer: exact, under one key.
+
+The host saves whatever its trainer hands over, but of what it finds on loading its script keeps the number of consumed
+samples alone, before there is a trainer. So the rest is remembered on the strategy, for the trainer to take.
+"""
+
+import wrapt
+
+KEY = "openrlhf_pgrpo"
+SCHEMA = 1
+
+
+def install(module) -> None:
+    """Makes `DeepspeedStrategy.load_ckpt` remember, in `client_states`, what a checkpoint holds besides the model."""
+
+    def load(wrapped, strategy, args, kwargs):
+        path, states = wrapped(*args, **kwargs)
+        if path is not None:
+            strategy.client_states = states
+        return path, states
+
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
+
+
+def saved_state(strategy, settings: dict) -> dict | None:
+    """What the checkpoint that this run resumed holds for us; None if none was resumed.
+
+    Raises:
+        ValueError: it holds nothing for us, or a state of another schema or made under other settings; all that differ
+            are named.
+    """
+    if not hasattr(strategy, "client_states"):
+        return None
+    state = strategy.client_states.get(KEY)
+    if state is None or state["schema"] != SCHEMA:
+        found = "one without" if state is None else f"schema {state['schema']!r}"
+        raise ValueError(
+            f"resuming needs a checkpoint that holds group-robust weights in schema {SCHEMA}, got {found}: resume it "
+            "with the flags and the version that wrote it, or start anew without --ckpt.load_enable"
+        )
+    names = sorted(state["settings"].keys() | settings.keys())
+    differing = [name for name in names if state["settings"].get(name) != settings.get(name)]
+    if differing:
+        pairs = [f"--{n} {state['settings'].get(n)!r} in the checkpoint, {settings.get(n)!r} now" for n in differing]
+        raise ValueError(
+            f"resuming needs the settings under which the weights were made, got {'; '.join(pairs)}: use those of the "
+            "checkpoint, or start anew without --ckpt.load_enable"
+        )
+    return state

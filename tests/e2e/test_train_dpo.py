@@ -1,0 +1,193 @@
+"""The host's preference trainer with group-robust weights: real DeepSpeed, on gloo, as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.e2e
+
+OURS = ("-m", "openrlhf_pgrpo.cli.train_dpo")
+FLOAT32 = (str(Path(__file__).parent / "float32.py"),)
+ROBUST = ("--robust.group_key", "who", "--robust.eta", "1")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """50 pairs to train on, 11 to evaluate on: three in four prefer yes, one no, and no prompt says who asks."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, count in {"train": 50, "eval": 11}.items():
+        rows = []
+        for i in range(count):
+            yes, no = "yes" * (1 + i % 3), "no" * (1 + i % 2)
+            pair = {"chosen": no, "rejected": yes} if i % 4 == 3 else {"chosen": yes, "rejected": no}
+            rows.append({"prompt": f"{i} asks: ", "who": "few" if i % 4 == 3 else "many", **pair})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Training:
+    """One training run; `folder` holds everything it writes."""
+
+    def __init__(self, folder: Path, command: list[str], environment: dict):
+        self.folder, self.log = folder, folder / "log.txt"
+        folder.mkdir(exist_ok=True)
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def finish(self) -> "Training":
+        assert self.process.wait(300) == 0, self.log.read_text(errors="replace")[-4000:]
+        return self
+
+    def kill(self) -> None:
+        """Ends this run, all its ranks and loaders: they are in a session of their own."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        finally:
+            self.process.wait()
+
+    @property
+    def steps(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def policy(self) -> dict[str, torch.Tensor]:
+        (file,) = (self.folder / "out").glob("*.safetensors")
+        # The head is the embedding, which ZeRO-3 saves a second time.
+        return {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
+
+
+@pytest.fixture
+def train(tiny, pairs, tmp_path):
+    """Starts runs, each in the folder of its name, and ends what is left of them."""
+    runs = []
+
+    def train(name, *flags, ranks=1, program=OURS, **environment) -> Training:
+        folder = tmp_path / name
+        argv = {
+            "--model.model_name_or_path": tiny / "model",
+            "--data.dataset": pairs / "train.jsonl",
+            "--data.prompt_key": "prompt",
+            "--data.max_len": 64,
+            "--eval.dataset": pairs / "eval.jsonl",
+            "--eval.split": "train",
+            "--eval.steps": 3,
+            "--train.batch_size": 8,
+            "--train.max_epochs": 2,
+            "--adam.lr": 1e-3,
+            "--ckpt.path": folder / "ckpt",
+            "--ckpt.output_dir": folder / "out",
+        }
+        words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        # One thread a process: they do not wait for each other where other work is on the machine.
+        ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **ours, **environment}
+        runs.append(Training(folder, [sys.executable, *launcher, *program, *words], environment))
+        return runs[-1]
+
+    yield train
+    for run in runs:
+        run.kill()
+
+
+def numbers(steps: list[dict]) -> torch.Tensor:
+    """All that the metrics say of preference groups, in one vector."""
+    found = []
+    for row in steps:
+        evaluation = {key: value for key, value in row.get("evaluation", {}).items() if key != "worst_group"}
+        for group in (*(row["pref_groups"][name] for name in sorted(row["pref_groups"])), evaluation):
+            found += [group[key] for key in sorted(group)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def close(one: Training, other: Training) -> bool:
+    """Losses, accuracies and weights of every step, and the policy that was learned, to 1e-5."""
+    same = torch.allclose(numbers(one.steps), numbers(other.steps), rtol=0, atol=1e-5)
+    policy = other.policy
+    return same and all(torch.allclose(value, policy[name], rtol=0, atol=1e-5) for name, value in one.policy.items())
+
+
+def test_neither_micro_batches_nor_ranks_matter(train):
+    def run(name, micro_batch, *flags, ranks=1):
+        return train(
+            name, *ROBUST, "--train.micro_batch_size", micro_batch, *flags, ranks=ranks, program=FLOAT32
+        ).finish()
+
+    exact = run("exact", 8)
+    assert [row["step"] for row in exact.steps] == [*range(1, 13)]
+    assert close(exact, run("four-micro-batches", 2))
+    assert close(exact, run("two-ranks-zero-3", 1, "--ds.zero_stage", 3, ranks=2))
+    previous = run("previous", 8, "--robust.weights", "previous")
+    assert close(previous, run("previous-two-ranks", 2, "--robust.weights", "previous", ranks=2))
+    assert not close(exact, previous)
+
+    # The weight of a loss is N alpha_g / N_g, of the alpha that this step has made, or that the one before has left.
+    left = 0.5
+    for of_exact, of_previous in zip(exact.steps, previous.steps):
+        for group in of_exact["pref_groups"].values():
+            assert group["weight"] == pytest.approx(group["alpha"] / group["share"])
+        many = of_previous["pref_groups"]["many"]
+        assert many["weight"] == pytest.approx(left / many["share"])
+        left = many["alpha"]
+
+
+def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
+    flags = (
+        *("--robust.group_key", "who", "--model.ipo_enable", "--robust.eta", 0.01, "--train.micro_batch_size", 2),
+        *("--ds.lora.rank", 4, "--adam.lr", 1e-2, "--ckpt.save_steps", 5, "--train.max_epochs", 4),
+        *("--robust.patience", 2, "--robust.plateau", "reduce_lr", "--robust.save_best"),
+    )
+    whole = train("whole", *flags).finish()
+    assert "learning rate x 0.1, eta x 0.5" in whole.log.read_text()
+
+    cut = train("cut", *flags)
+    latest, deadline = cut.folder / "ckpt" / "latest", time.monotonic() + 200
+    while not (latest.exists() and latest.read_text() == "global_step5"):
+        assert cut.process.poll() is None and time.monotonic() < deadline, cut.log.read_text()[-4000:]
+        time.sleep(0.01)
+    cut.kill()
+    assert len(cut.steps) < len(whole.steps) == 24
+    resumed = train("cut", *flags, "--ckpt.load_enable").finish()
+    assert [row["step"] for row in resumed.steps] == [*range(1, 25)]
+    assert torch.equal(numbers(resumed.steps), numbers(whole.steps))
+    assert [row["train"]["lr"] for row in resumed.steps] == [row["train"]["lr"] for row in whole.steps]
+    policy = whole.policy
+    assert all(torch.equal(value, policy[name]) for name, value in resumed.policy.items())
+
+    losses = {row["step"]: row["evaluation"]["worst_group_loss"] for row in whole.steps if "evaluation" in row}
+    (best,) = (whole.folder / "ckpt").glob("best_global_step*")
+    assert best.name == f"best_global_step{min(losses, key=losses.get)}"
+
+    refused = train("cut", *flags, "--ckpt.load_enable", "--robust.eta", 0.02)
+    assert refused.process.wait(200) != 0
+    assert "--robust.eta 0.01 in the checkpoint, 0.02 now" in refused.log.read_text()
+
+
+def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, host_copy):
+    """Fixed weights as large as the data's shares are weights of 1, so training is the host's to the bit."""
+    assert host_copy.command("patch").returncode == 0
+    patched = ("-m", "openrlhf.cli.train_dpo")
+    flags = ("--data.max_samples", 48, "--train.micro_batch_size", 2, "--train.max_epochs", 4)
+    plain = train("plain", *flags, program=patched, **host_copy.environment).finish()
+    assert not (plain.folder / "out" / "metrics.jsonl").exists()
+    share = ("--robust.group_key", "who", "--robust.chi", "0", "--robust.mu", "share")
+    same = train("same", *flags, *share, program=patched, **host_copy.environment).finish()
+    policy = plain.policy
+    assert all(torch.equal(value, policy[name]) for name, value in same.policy.items())
+
+    robust = train("robust", *flags, *ROBUST).finish()
+    before, after = same.steps[-1]["evaluation"], robust.steps[-1]["evaluation"]
+    assert before["worst_group"] == "few"
+    assert after["worst_group_loss"] < before["worst_group_loss"] and after["loss_gap"] < before["loss_gap"]
