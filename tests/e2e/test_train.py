@@ -87,6 +87,7 @@ def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, tiny, tmp_path
         start, tmp_path, "recorded_pgrpo", "--reward.remote_url", tiny / "reward.py", *evaluation,
         "--algo.kl.init_coef", 1e-4, "--algo.kl.estimator", "k2", "--train.num_episodes", 2,
         "--logger.tensorboard_dir", tmp_path / "tb",
+        "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo",
     )  # fmt: skip
     assert "advantages: recorded_pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
 
