@@ -8,6 +8,7 @@ from typing import Sequence
 from openrlhf_pgrpo.core import advantages  # noqa: F401  registers the built-in estimators
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
 from openrlhf_pgrpo.core.group_robust import ROBUST_ESTIMATORS, SIGNALS, GroupRobust, SignalOptions, check_names
+from openrlhf_pgrpo.core.options import add_flags
 from openrlhf_pgrpo.core.registry import (
     AdvantageEstimator,
     advantage_estimators,
@@ -55,14 +56,7 @@ def _add_flags(parser) -> None:
     group.add_argument(
         "--pgrpo.user_key", default=None, help="Dataset column, or key of a struct label, that names the user."
     )
-    for spec in fields(PGRPOOptions):
-        group.add_argument(
-            f"--pgrpo.{spec.name}",
-            type=spec.metadata["type"],
-            choices=spec.metadata["choices"],
-            default=spec.default,
-            help=spec.metadata["help"],
-        )
+    add_flags(group, "pgrpo", fields(PGRPOOptions))
     group.add_argument(
         "--pgrpo.fresh_history",
         action="store_true",
@@ -84,14 +78,7 @@ def _add_robust_flags(parser, bases: list[str]) -> None:
         default=None,
         help=f"The estimator whose final advantages are weighted by preference group. Default: {defaults}.",
     )
-    for spec in _robust_fields():
-        group.add_argument(
-            f"--robust.{spec.name}",
-            type=spec.metadata["type"],
-            choices=spec.metadata["choices"],
-            default=spec.default,
-            help=spec.metadata["help"],
-        )
+    add_flags(group, "robust", _robust_fields())
     parser.set_defaults(**{ROBUST: None})
 
 

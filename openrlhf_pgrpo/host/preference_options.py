@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import fields
 
+from openrlhf_pgrpo.core.options import add_flags
 from openrlhf_pgrpo.core.robust import RobustOptions
 
 FLAG = "model.ipo_enable"
@@ -27,14 +28,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="Dataset column that names the preference group of a pair. Without it the host trains as ever.",
     )
-    for spec in SPECS:
-        group.add_argument(
-            f"--robust.{spec.name}",
-            type=spec.metadata["type"],
-            choices=spec.metadata["choices"],
-            default=spec.default,
-            help=spec.metadata["help"].replace("%", "%%"),
-        )
+    add_flags(group, "robust", SPECS)
     group.add_argument(
         "--robust.weights",
         choices=("exact", "previous"),
