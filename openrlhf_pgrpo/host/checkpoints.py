@@ -6,8 +6,6 @@ that group, so wrapping one method of this one instance reaches sync and async t
 
 from copy import deepcopy
 
-import ray
-
 KEY = "openrlhf_pgrpo"
 SCHEMA = 1
 
@@ -15,6 +13,8 @@ SCHEMA = 1
 def attach(actor_group, owner) -> None:
     """Lets `owner.checkpoint_state()` travel with every checkpoint of `actor_group`, and `owner.restore(state)` see
     what a resumed run finds there (None if the checkpoint was saved without this add-on)."""
+    import ray  # here, because the preference trainer shares the rest of this file and starts without it
+
     run = actor_group.async_run_method
 
     def async_run_method(method_name, *args, **kwargs):
@@ -47,11 +47,15 @@ def check_settings(saved: dict, current: dict) -> None:
     Raises:
         ValueError: names every setting that differs, with both values.
     """
-    keys = sorted(saved.keys() | current.keys())
-    differing = [key for key in keys if saved.get(key) != current.get(key)]
-    if differing:
-        pairs = [f"{key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in differing]
+    if unlike := differing(saved, current):
+        pairs = [f"{name}: {there!r} in the checkpoint, {here!r} now" for name, there, here in unlike]
         raise ValueError(
             f"resuming needs the settings under which the history was made, got {'; '.join(pairs)}. Use the values of "
             "the checkpoint, or pass --pgrpo.fresh_history to start with an empty history"
         )
+
+
+def differing(saved: dict, current: dict) -> list[tuple]:
+    """(name, saved value, current value) of each setting that is not the same in both; a missing one is None."""
+    pairs = [(name, saved.get(name), current.get(name)) for name in sorted(saved.keys() | current.keys())]
+    return [(name, there, here) for name, there, here in pairs if there != here]

@@ -6,8 +6,7 @@ samples alone, before there is a trainer. So the rest is remembered on the strat
 
 import wrapt
 
-KEY = "openrlhf_pgrpo"
-SCHEMA = 1
+from openrlhf_pgrpo.host.checkpoints import KEY, SCHEMA, differing
 
 
 def install(module) -> None:
@@ -38,10 +37,8 @@ def saved_state(strategy, settings: dict) -> dict | None:
             f"resuming needs a checkpoint that holds group-robust weights in schema {SCHEMA}, got {found}: resume it "
             "with the flags and the version that wrote it, or start anew without --ckpt.load_enable"
         )
-    names = sorted(state["settings"].keys() | settings.keys())
-    differing = [name for name in names if state["settings"].get(name) != settings.get(name)]
-    if differing:
-        pairs = [f"--{n} {state['settings'].get(n)!r} in the checkpoint, {settings.get(n)!r} now" for n in differing]
+    if unlike := differing(state["settings"], settings):
+        pairs = [f"--{name} {there!r} in the checkpoint, {here!r} now" for name, there, here in unlike]
         raise ValueError(
             f"resuming needs the settings under which the weights were made, got {'; '.join(pairs)}: use those of the "
             "checkpoint, or start anew without --ckpt.load_enable"
