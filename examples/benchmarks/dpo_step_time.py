@@ -4,10 +4,10 @@
 
 Plain DPO is the same launcher without `--robust.group_key`: then the host's own trainer runs, untouched. The runs of a
 repeat follow one another, in turn forwards and backwards, and a ratio is the geometric mean over repeats of the ratio
-of medians, with the lowest and the highest. Beside it stands what our own code takes of a step by its clock: the loss,
-the host's part of it included, and the log. The noise of a machine moves the ratio by percents, this one hardly. The
-policy is a two-layer Llama made on the spot unless --policy names another: the smaller the policy, the larger the
-share of whatever is added to a step.
+of medians, with the lowest and the highest: once by the wall clock, once in processor time of the one thread a run
+has, which other work on the machine moves less. Beside them stands what our own code takes of a step by the wall clock:
+the loss, the host's part of it included, and the log. The policy is a two-layer Llama made on the spot unless --policy
+names another: the smaller the policy, the larger the share of whatever is added to a step.
 
 FOLDER (default dpo-step-time-run) gets the runs with their logs. The first steps of a run warm up and do not count.
 """
@@ -57,17 +57,19 @@ def main() -> None:
     for repeat in range(args.repeats):
         for number, name in list(enumerate(RUNS))[:: 1 if repeat % 2 == 0 else -1]:
             steps, ours = train(policy, folder, folder / f"{repeat}-{number}", *RUNS[name])
-            medians[name].append(np.median(steps))
+            medians[name].append(np.median(steps, 0))
             own[name].append(np.median(ours) if len(ours) else 0.0)
-            print(f"{repeat}  {name:40}  median step {1e3 * medians[name][-1]:9.2f} ms", flush=True)
+            print(f"{repeat}  {name:40}  median step {1e3 * medians[name][-1][0]:9.2f} ms", flush=True)
     for name, (micro_batches, flags) in RUNS.items():
         if flags:
             plain = next(other for other, run in RUNS.items() if run == (micro_batches, []))
             ratios = np.divide(medians[name], medians[plain])
-            mean = np.exp(np.log(ratios).mean())
-            print(f"{name:40}  {mean:.4f} of {plain}, {ratios.min():.4f} to {ratios.max():.4f}", end="; ")
+            print(f"{name:40} of {plain}: ", end="")
+            for clock, column in zip(("wall", "processor"), ratios.T):
+                mean = np.exp(np.log(column).mean())
+                print(f"{clock} {mean:.4f}, {column.min():.4f} to {column.max():.4f}", end="; ")
             ours = np.mean(own[name])
-            print(f"own code {1e3 * ours:.2f} ms a step, {ours / np.mean(medians[plain]):.4f}")
+            print(f"own code {1e3 * ours:.2f} ms a step, {ours / np.mean(medians[plain], 0)[0]:.4f}")
 
 
 def write_pairs(path: Path, count: int) -> None:
@@ -80,7 +82,8 @@ def write_pairs(path: Path, count: int) -> None:
 
 
 def train(policy: Path, folder: Path, run: Path, micro_batches: int, flags: list[str]):
-    """Seconds of each step that counts, and of our own code in it, of one training run into the new folder `run`.
+    """Seconds of each step that counts (steps, 2), by the wall and of the processor, and of our own code in it, of one
+    training run into the new folder `run`.
 
     Raises:
         SystemExit: it failed; the message holds the end of its log.
@@ -95,13 +98,19 @@ def train(policy: Path, folder: Path, run: Path, micro_batches: int, flags: list
         "--ckpt.output_dir": run / "out",
     }
     words = [str(word) for pair in argv.items() for word in pair] + flags
-    environment = {**os.environ, CLOCK: str(run / "clock.json"), "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        CLOCK: str(run / "clock.json"),
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     with open(run / "log.txt", "w") as log:
         done = subprocess.run([sys.executable, __file__, *words], stdout=log, stderr=log, env=environment)
     if done.returncode:
         sys.exit(f"{run.name} ended with {done.returncode}:\n{(run / 'log.txt').read_text()[-3000:]}")
     clock = json.loads((run / "clock.json").read_text())
-    return np.diff(clock["steps"][micro_batches - 1 :: micro_batches])[WARM_UP:], clock["ours"][WARM_UP + 1 :]
+    steps = np.diff(clock["steps"][micro_batches - 1 :: micro_batches], axis=0)
+    return steps[WARM_UP:], clock["ours"][WARM_UP + 1 :]
 
 
 def train_by_the_clock() -> None:
@@ -116,7 +125,7 @@ def train_by_the_clock() -> None:
     def clock(module):
         def step(wrapped, _strategy, args, kwargs):
             wrapped(*args, **kwargs)
-            steps.append(time.perf_counter())
+            steps.append((time.perf_counter(), time.process_time()))
 
         wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.optimizer_step", step)
 

@@ -126,16 +126,21 @@ def embed(cells: list[Cell], model_folder: Path) -> np.ndarray:
     return found
 
 
+def policy() -> Path:
+    """The folder of SmolLM2-135M-Instruct, the demo's model; built at the first call."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "personas"))
+    from models import build_policy
+
+    return build_policy()
+
+
 def features(cells: list[Cell], cache: Path) -> np.ndarray:
     """`embed` by the demo's model, kept in a folder for the next time; the name of the file follows from the texts."""
     texts = [(cell.question, cell.country, cell.options) for cell in cells]
     path = cache / f"opinions-{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "personas"))
-        from models import build_policy
-
         print(f"features of {len(cells)} cells by SmolLM2-135M, once: some minutes", flush=True)
-        found = embed(cells, build_policy())
+        found = embed(cells, policy())
         cache.mkdir(parents=True, exist_ok=True)
         write(path, lambda file: np.save(file, found))
     return np.load(path).astype(np.float64)

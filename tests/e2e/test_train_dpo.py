@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,8 +63,12 @@ class Training:
         return [json.loads(line) for line in (self.folder / "out" / "metrics.jsonl").read_text().splitlines()]
 
     @property
+    def policy_files(self) -> list[Path]:
+        return list((self.folder / "out").glob("*.safetensors"))
+
+    @property
     def policy(self) -> dict[str, torch.Tensor]:
-        (file,) = (self.folder / "out").glob("*.safetensors")
+        (file,) = self.policy_files
         # The head is the embedding, which ZeRO-3 saves a second time.
         return {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
 
@@ -73,7 +78,7 @@ def train(tiny, pairs, tmp_path):
     """Starts runs, each in the folder of its name, and ends what is left of them."""
     runs = []
 
-    def train(name, *flags, ranks=1, program=OURS, **environment) -> Training:
+    def train(name, *flags, ranks=1, program=OURS, launcher=None, **environment) -> Training:
         folder = tmp_path / name
         argv = {
             "--model.model_name_or_path": tiny / "model",
@@ -90,7 +95,9 @@ def train(tiny, pairs, tmp_path):
             "--ckpt.output_dir": folder / "out",
         }
         words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        if launcher is None:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            launcher = torchrun if ranks > 1 else []
         # One thread a process: they do not wait for each other where other work is on the machine.
         ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
         environment = {**os.environ, **ours, **environment}
@@ -173,6 +180,22 @@ def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
     refused = train("cut", *flags, "--ckpt.load_enable", "--robust.eta", 0.02)
     assert refused.process.wait(200) != 0
     assert "--robust.eta 0.01 in the checkpoint, 0.02 now" in refused.log.read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks(train):
+    """IS-IPO by the launcher of DeepSpeed, at a learning rate that a float32 cannot hold."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", port)
+    flags = ("--model.ipo_enable", "--robust.chi", 0, "--adam.lr", 1e39, "--train.micro_batch_size", 2)
+    run = train("broken", *ROBUST, *flags, launcher=launcher, program=("--module", OURS[1]))
+    assert run.process.wait(120) != 0
+    log = run.log.read_text(errors="replace")
+    for rank in (0, 1):
+        assert f"[rank{rank}]: ValueError: weights need a finite loss, got nan of preference group" in log
+    assert [row["estimator"] for row in run.steps] == ["IS-IPO"] * 2
+    assert not run.policy_files
 
 
 def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, host_copy):
