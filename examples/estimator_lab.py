@@ -29,7 +29,6 @@ import argparse
 import itertools
 import os
 import sys
-import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
@@ -39,6 +38,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
+from openrlhf_pgrpo.core.files import whole_file
 from openrlhf_pgrpo.core.registry import RewardBatch, advantage_estimators, make_advantage_estimator
 
 CLIP = (-10.0, 10.0)  # the host's default --reward.clip_range
@@ -381,12 +381,8 @@ def draw(results: dict, path: Path) -> None:
     fig.suptitle("Normalised reward over the run (1: the best action from the start) ± standard error", fontsize=11)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
     fig.tight_layout(rect=(0, 0.09, 1, 1))
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a reader finds the old figure or the new one
-        with open(Path(folder, path.name), "wb") as file:
-            fig.savefig(file, format=path.suffix[1:], dpi=100)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
     plt.close(fig)
 
 

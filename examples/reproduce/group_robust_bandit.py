@@ -26,14 +26,13 @@ Axes: C scenarios, S seeds, R = C S runs, B pairs, F = 4 features, M methods, G 
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from openrlhf_pgrpo.core.files import whole_file
 from openrlhf_pgrpo.core.robust import RobustOptions, ascend, trade_off
 
 ACTIONS = 8
@@ -299,12 +298,8 @@ def draw(measured: dict, curves: dict, path: Path) -> None:
     path_of_loss.grid(alpha=0.3)
     fig.legend(*reward.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False)
     fig.tight_layout(rect=(0, 0.04, 1, 1))
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a reader finds the old figure or the new one
-        with open(Path(folder, path.name), "wb") as file:
-            fig.savefig(file, format=path.suffix[1:], dpi=100)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
     plt.close(fig)
 
 

@@ -29,13 +29,13 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from openrlhf_pgrpo.core.files import whole_file
 from openrlhf_pgrpo.core.robust import GroupWeights, RobustOptions
 
 FILE = "globalopinionqa_union.jsonl.gz"
@@ -142,18 +142,9 @@ def features(cells: list[Cell], cache: Path) -> np.ndarray:
         print(f"features of {len(cells)} cells by SmolLM2-135M, once: some minutes", flush=True)
         found = embed(cells, policy())
         cache.mkdir(parents=True, exist_ok=True)
-        write(path, lambda file: np.save(file, found))
+        with whole_file(path) as file:
+            np.save(file, found)
     return np.load(path).astype(np.float64)
-
-
-def write(path: Path, content) -> None:
-    """Whole or not at all: a reader finds the old file or the new one."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with open(Path(folder, path.name), "wb") as file:
-            content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
 
 
 class World(NamedTuple):
@@ -312,7 +303,8 @@ def draw(results: dict[str, dict], countries: tuple[str, ...], path: Path) -> No
         ax.grid(axis="y", alpha=0.3)
         ax.legend(fontsize=8)
     fig.tight_layout()
-    write(path, lambda file: fig.savefig(file, format=path.suffix[1:], dpi=100))
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
     plt.close(fig)
 
 

@@ -1,6 +1,6 @@
 """Group-robust preference optimisation (arXiv 2405.20304) on what five countries say, with SmolLM2-135M itself.
 
-    python examples/reproduce/group_robust_opinions_lora.py FOLDER [--data FOLDER] [--epochs 2] [--policy FOLDER]
+    python examples/reproduce/group_robust_opinions_lora.py FOLDER [--data FOLDER] [--epochs 1] [--policy FOLDER]
 
 The same cells as in `group_robust_opinions.py`, now as text: the prompt is the question and the country, the chosen
 answer what most people there said, the rejected one of the other options at random. Each method is one run of
@@ -22,6 +22,8 @@ from pathlib import Path
 import group_robust_opinions as opinions
 import numpy as np
 
+from openrlhf_pgrpo.core.files import write_whole
+
 METHODS = {
     "DPO": ["--robust.chi", "0", "--robust.mu", "share"],
     "GR-DPO": ["--robust.eta", "0.1"],
@@ -37,7 +39,7 @@ SETTINGS = {
     "--model.beta": 0.1,
     "--ds.lora.rank": 16,
     "--ds.lora.alpha": 32,
-    "--adam.lr": 3e-4,
+    "--adam.lr": 5e-4,
     "--train.batch_size": BATCH,
     "--train.micro_batch_size": BATCH,
     "--eval.split": "train",
@@ -58,8 +60,7 @@ def write_pairs(cells: list[opinions.Cell], folder: Path, seed: int) -> list[int
         prompt = f"{cell.question}\nMost people in {cell.country} answer:"
         rows["train" if cell.question in trained else "test"].append({"prompt": prompt, **pair})
     for name, pairs in rows.items():
-        text = "".join(json.dumps(pair) + "\n" for pair in pairs)
-        opinions.write(folder / f"{name}.jsonl", lambda file: file.write(text.encode()))
+        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
     return [len(pairs) for pairs in rows.values()]
 
 
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, default=opinions.DATA, help=f"the folder with {opinions.FILE}")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--policy", type=Path, help="a Hugging Face folder; default: the demo's, built once")

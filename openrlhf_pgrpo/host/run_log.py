@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 
+from openrlhf_pgrpo.core.files import write_whole
 from openrlhf_pgrpo.host import seams, versions
 
 HIDDEN = "(hidden)"
@@ -33,23 +34,16 @@ class JSONLines:
         if not self._begun:
             self._begin(row["step"])
         with open(self.path, "a") as file:
-            _write(file, [json.dumps(row) + "\n"])
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _begin(self, first_step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
-        beside = self.path.with_name(self.path.name + ".new")
-        with open(beside, "w") as file:
-            _write(file, [line for line in whole if json.loads(line)["step"] < first_step])
-        os.replace(beside, self.path)
+        write_whole(self.path, "".join(line for line in whole if json.loads(line)["step"] < first_step))
         self._begun = True
-
-
-def _write(file, lines: list[str]) -> None:
-    file.writelines(lines)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def description(args) -> dict:

@@ -5,9 +5,10 @@
 What is read are metrics files, as a training run writes them step by step; the run may be finished, killed or alive.
 """
 
-import os
 from pathlib import Path
 from typing import Sequence
+
+from openrlhf_pgrpo.core.files import whole_file
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -35,10 +36,6 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
         raise ValueError(f"a report needs the name of a file to write, got the folder {output}: add report.html to it")
     page = render(*read_runs([Path(run) for run in runs]))
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(output.name + ".new")
-    with open(beside, "wb") as file:
+    with whole_file(output) as file:
         file.write(page.encode("utf-8", "replace"))  # a lone surrogate in somebody's data has no UTF-8
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, output)
     return output
