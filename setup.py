@@ -30,6 +30,6 @@ setup(
     package_dir={"openrlhf_pgrpo.patches": "patches"},
     package_data={"openrlhf_pgrpo.patches": ["*.patch"], "openrlhf_pgrpo.report": ["templates/*"]},
     entry_points={"console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"]},
-    install_requires=["numpy", "packaging", "torch", "unidiff>=0.7", "wrapt>=2.0"],
+    install_requires=["numpy", "packaging", "scipy", "torch", "unidiff>=0.7", "wrapt>=2.0"],
     extras_require={"gpu": GPU_HOST, "report": REPORT, "test": ["pytest", "playwright", *REPORT]},
 )
