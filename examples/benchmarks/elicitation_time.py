@@ -1,0 +1,70 @@
+"""How long a person waits for the next question, and how long it takes to fit all users again.
+
+    python examples/benchmarks/elicitation_time.py [--pool 10000] [--users 100000] [--rewards 8] [--repeats 30]
+
+Processor time of all threads, medians: what they take on cores that do nothing else. First one user, at 1 to 20
+answers: "fit" is the posterior, "next" the next question by expected information over the whole pool, "stop" the
+predictive entropy of the pool, "all" the three together; every rule's "next" stands below. Then all users in one call.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from openrlhf_pgrpo.core.elicitation import RULES, Prior, next_questions, posterior, posteriors, predictive_entropy
+
+ANSWERS = (1, 5, 10, 20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pool", type=int, default=10_000, help="pairs")
+    parser.add_argument("--users", type=int, default=100_000, help="that are fitted in one call")
+    parser.add_argument("--rewards", type=int, default=8, help="base rewards")
+    parser.add_argument("--repeats", type=int, default=30)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    prior = Prior.of(rng.normal(0.5, 1, (1000, args.rewards)))
+
+    print(f"one user, a pool of {args.pool} pairs, {args.rewards} base rewards: milliseconds")
+    print(f"{'answers':>8}" + "".join(f"{part:>9}" for part in ("fit", "next", "stop", "all")))
+    pool = rng.normal(0, 1, (args.pool, args.rewards))
+    for answers in ANSWERS:
+        fit, ask, stop = np.median([one_answer(pool, answers, prior, rng) for _ in range(args.repeats)], 0)
+        print(f"{answers:8}" + "".join(f"{1e3 * seconds:9.3f}" for seconds in (fit, ask, stop, fit + ask + stop)))
+    for rule in RULES:
+        seconds = np.median([clock(lambda: next_questions(pool, prior, rule=rule))[0] for _ in range(args.repeats)])
+        print(f"{rule:>12}{1e3 * seconds:9.3f}")
+
+    print(f"\n{args.users} users in one call: seconds")
+    for answers in ANSWERS[2:]:
+        features, said = people(args.users, answers, prior, rng)
+        print(f"{answers:8}{clock(lambda: posteriors(features, said, prior))[0]:9.2f}", flush=True)
+
+
+def clock(call):
+    start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
+def people(users: int, answers: int, prior: Prior, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features (U, n, D) and answers (U, n) of users who are as the prior expects."""
+    features = rng.normal(0, 1, (users, answers, len(prior.mean)))
+    coefficients = rng.multivariate_normal(*prior, users)
+    logits = np.einsum("und,ud->un", features, coefficients)
+    return features, (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float64)
+
+
+def one_answer(pool: np.ndarray, answers: int, prior: Prior, rng: np.random.Generator) -> list[float]:
+    """Seconds for fit, next question and predictive entropy."""
+    features, said = people(1, answers, prior, rng)
+    fit, belief = clock(lambda: posterior(features[0], said[0], prior))
+    ask, _ = clock(lambda: next_questions(pool, belief, range(answers)))
+    stop, _ = clock(lambda: predictive_entropy(pool, belief))
+    return [fit, ask, stop]
+
+
+if __name__ == "__main__":
+    main()
