@@ -17,6 +17,8 @@ GPU_HOST = [
 
 # Plotly 6 is the first to write arrays in the compact form the page counts on.
 REPORT = ["plotly>=6", "jinja2>=3"]
+# A factorized reward model and the people it serves; an installed host brings most of it.
+PREF = ["fastapi", "jinja2>=3", "matplotlib", "safetensors", "scikit-learn", "transformers", "uvicorn"]
 
 setup(
     name="openrlhf-pgrpo",
@@ -28,8 +30,17 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["openrlhf_pgrpo", "openrlhf_pgrpo.*"]), "openrlhf_pgrpo.patches"],
     package_dir={"openrlhf_pgrpo.patches": "patches"},
-    package_data={"openrlhf_pgrpo.patches": ["*.patch"], "openrlhf_pgrpo.report": ["templates/*"]},
+    package_data={
+        "openrlhf_pgrpo.patches": ["*.patch"],
+        "openrlhf_pgrpo.report": ["templates/*"],
+        "openrlhf_pgrpo.elicit": ["templates/*"],
+    },
     entry_points={"console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"]},
     install_requires=["numpy", "packaging", "scipy", "torch", "unidiff>=0.7", "wrapt>=2.0"],
-    extras_require={"gpu": GPU_HOST, "report": REPORT, "test": ["pytest", "playwright", *REPORT]},
+    extras_require={
+        "gpu": GPU_HOST,
+        "report": REPORT,
+        "pref": PREF,
+        "test": ["pytest", "playwright", "httpx", *REPORT, *PREF],
+    },
 )

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from openrlhf_pgrpo.cli import export_user, factorize, pref
+
 
 def main(argv=None) -> None:
     args = command_line().parse_args(argv)
@@ -34,6 +36,10 @@ def command_line() -> argparse.ArgumentParser:
     )
     report.add_argument("--output", type=Path, default=Path("report.html"), help="Default: report.html")
     report.set_defaults(run=draw)
+
+    factorize.add_to(commands)
+    pref.add_to(commands)
+    export_user.add_to(commands)
     return parser
 
 

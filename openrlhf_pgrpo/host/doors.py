@@ -1,6 +1,6 @@
 """The two calls that turn a host train script into ours; every door makes them, in this order.
 
-    activate()                       before the host is imported; activate(DPO) for the preference trainer
+    activate()                       before the host is imported; activate(DPO), activate(RM) for these trainers
     args = parse_args(parser)        in the place of parser.parse_args()
 """
 
@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 import wrapt
 
 from openrlhf_pgrpo.core.registry import load_plugin
-from openrlhf_pgrpo.host import cpu, options, preference_options, seams
+from openrlhf_pgrpo.host import cpu, options, preference_options, reward_options, seams
 
 
 class Door(NamedTuple):
@@ -54,7 +54,7 @@ def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.Argume
 
     Exits with a usage message, as argparse does, where a value is refused.
     """
-    door = PPO if _has(parser, PPO.flag) else DPO
+    door = next(door for door in DOORS if _has(parser, door.flag))
     try:
         door.extend(parser)
         args = parse(parser, argv)
@@ -69,7 +69,10 @@ def parse_args(parser: argparse.ArgumentParser, argv=None, parse=argparse.Argume
         parser.error(str(refusal))
     for module in door.seams:
         importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM have started
-    door.prepare(nested)
+    try:
+        door.prepare(nested)
+    except ValueError as refusal:
+        parser.error(str(refusal))
     return args
 
 
@@ -172,6 +175,11 @@ def _prepare_single_process(args) -> None:
         os.environ.update(alone)
 
 
+def _prepare_reward_model(args) -> None:
+    _prepare_single_process(args)
+    reward_options.prepare(args)
+
+
 PPO = Door(options.ESTIMATOR, seams.SEAMS, options.extend, options.check, _prepare_ray)
 DPO = Door(
     preference_options.FLAG,
@@ -180,3 +188,14 @@ DPO = Door(
     preference_options.check,
     _prepare_single_process,
 )
+RM = Door(
+    reward_options.FLAG, seams.REWARD_SEAMS, reward_options.extend, reward_options.check, _prepare_reward_model
+)
+SERVER = Door(
+    reward_options.SERVER_FLAG,
+    {"openrlhf.models.model": seams.REWARD_MODEL},
+    reward_options.extend_server,
+    lambda args: None,
+    reward_options.prepare_server,
+)
+DOORS = (PPO, DPO, RM, SERVER)  # the flag of the last is also one of the first

@@ -36,6 +36,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         self.robust = options.make_robust(self.args)
         self.pref_group_metrics, self.pref_group_samples = {}, []
         self.sample_picker = SamplePicker(self.tokenizer)
+        self.user_rewards = options.make_user_rewards(self.args)
         checkpoints.attach(self.actor_model_group, self)
         if self.estimator is not None:
             logger.info(
@@ -46,6 +47,9 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
                 logger.info("dynamic filtering is on: prompts that it drops do not enter the reward history")
             if self.args.algo.advantage.gamma != 1.0:
                 logger.warning(f"gamma is taken as 1.0 for {self.advantage_estimator}")
+        if self.user_rewards is not None:
+            users, name = len(self.user_rewards.rows), self.user_rewards.folder.name
+            logger.info(f"rewards: each sample's user, one of {users}, weighs the base rewards of {name}")
         if self.robust is not None:
             logger.info(
                 f"advantages: {options.estimator_name(self.args)} weights those of {self.advantage_estimator} by "
@@ -86,6 +90,19 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         for part_name, part in self._ours.items():
             part.load_state_dict(state[part_name])
         logger.info(f"restored the state of {name} from the checkpoint")
+
+    # ── Rewards ──
+
+    @torch.no_grad()
+    def make_experience(self, samples_list):
+        """The host's; where the reward model is a factorized one, what it gives as (B, D) becomes the users' (B,)."""
+        experiences = super().make_experience(samples_list)
+        if self.user_rewards is not None:
+            for experience in experiences:
+                users = [getattr(prompt, "user", None) for prompt in experience.prompts]
+                rewards = self.user_rewards(experience.rewards.double().numpy(), users)
+                experience.rewards = experience.info["reward"] = torch.as_tensor(rewards, dtype=torch.float32)
+        return experiences
 
     # ── Advantages ──
 

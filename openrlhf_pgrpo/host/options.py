@@ -16,6 +16,7 @@ from openrlhf_pgrpo.core.registry import (
     make_advantage_estimator,
 )
 from openrlhf_pgrpo.core.robust import RobustOptions
+from openrlhf_pgrpo.host import reward_options
 
 ESTIMATOR = "algo.advantage.estimator"
 ROBUST = "robust.estimator"  # no flag: where the name of a robust estimator goes when its base takes its place
@@ -104,6 +105,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     )
     _add_flags(parser)
     _add_robust_flags(parser, bases)
+    reward_options.add_user_flags(parser.add_argument_group("factorized reward model (openrlhf_pgrpo)"))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -131,6 +133,7 @@ def check(args: argparse.Namespace) -> None:
             )
     if flat["pgrpo.user_key"] is not None and flat["pgrpo.group_key"] is None:
         raise ValueError("--pgrpo.user_key needs --pgrpo.group_key, got none: name the column of groups too")
+    _check_reward_model(flat)
     plugin = flat["pgrpo.plugin"]
     if plugin is not None and plugin.endswith(".py"):
         flat["pgrpo.plugin"] = os.path.abspath(plugin)
@@ -152,6 +155,42 @@ def _check_robust(flat: dict) -> None:
     for chosen in (RobustOptions, SignalOptions):
         chosen(**{spec.name: flat[f"robust.{spec.name}"] for spec in fields(chosen)})
     flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
+
+
+def _check_reward_model(flat: dict) -> None:
+    from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers: not before the host is ready for it
+
+    defaults = {"--reward.unknown_user": reward_options.ERROR, "--reward.profiles": None}
+    given = [flag for flag, default in defaults.items() if flat[flag[2:]] != default]
+    local = not (flat["reward.remote_url"] or flat["train.agent_func_path"])
+    folder = factorized_folder(flat["reward.model_name_or_path"]) if local else None
+    if folder is None:
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} needs a factorized reward model in --reward.model_name_or_path, got none: name "
+                "one, or give the flags to the server that has it"
+            )
+        return
+    if flat["pgrpo.user_key"] is None and flat["reward.unknown_user"] == reward_options.ERROR:
+        raise ValueError(
+            f"the reward model {folder.name} needs --pgrpo.user_key, got none: name the dataset column of users, or "
+            f"pass --reward.unknown_user {reward_options.MEAN} for the average user"
+        )
+    if flat[ESTIMATOR] == "gae" and flat["critic.model_name_or_path"] is None:
+        raise ValueError(
+            f"a critic cannot start from the base rewards of {folder.name}: name another model with "
+            "--critic.model_name_or_path, or use an estimator without critic"
+        )
+
+
+def make_user_rewards(args):
+    """The `UserRewards` that make rewards of a local model's base rewards; None for any other source of rewards."""
+    from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder
+
+    if args.reward.remote_url or args.train.agent_func_path:
+        return None
+    folder = factorized_folder(args.reward.model_name_or_path)
+    return None if folder is None else UserRewards(folder, args.reward)
 
 
 def check_pref_groups(args, names: Sequence[str]) -> None:

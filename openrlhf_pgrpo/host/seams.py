@@ -31,6 +31,13 @@ class Seam(NamedTuple):
     install: str
 
 
+REWARD_MODEL = Seam(
+    {
+        "_get_reward_model": ("base_pretrained_model", "base_llm_model", "value_head_prefix", "packing_samples"),
+    },
+    "openrlhf_pgrpo.host.reward_model:install",
+)
+
 SEAMS = {
     "openrlhf.datasets.utils": Seam(
         {
@@ -45,6 +52,7 @@ SEAMS = {
         {"PromptDataset.__init__": ("self", "dataset", "tokenizer", "strategy", "input_template")},
         "openrlhf_pgrpo.host.prompts:install_tags",
     ),
+    "openrlhf.models.model": REWARD_MODEL,
     "openrlhf.trainer.ppo_utils.experience_maker": Seam(
         {
             "RemoteExperienceMaker.__init__": (
@@ -52,6 +60,7 @@ SEAMS = {
                 *("kl_controller", "strategy", "tokenizer", "kwargs"),
             ),
             "RemoteExperienceMaker.make_experience_batch": ("self", "rollout_samples"),
+            "RemoteExperienceMaker.make_experience": ("self", "samples_list"),
             "RemoteExperienceMaker.compute_advantages_and_returns": ("self", "experiences"),
             "RemoteExperienceMaker.get_cumulative_returns": ("self", "rewards", "action_mask", "gamma"),
             "apply_length_penalties": ("experiences", "args"),
@@ -116,6 +125,55 @@ PREFERENCE_SEAMS = {
             ),
         },
         "openrlhf_pgrpo.host.preference_trainer:install",
+    ),
+}
+
+# Nor has the reward-model trainer.
+REWARD_SEAMS = {
+    "openrlhf.models.model": Seam(
+        {
+            **REWARD_MODEL.contract,
+            "get_llm_for_sequence_regression": (
+                *("model_name_or_path", "model_type", "param_dtype", "load_in_4bit", "lora_rank", "lora_alpha"),
+                *("target_modules", "lora_dropout", "normalize_reward", "attn_implementation", "ds_config"),
+                *("init_value_head", "value_head_prefix", "device_map", "packing_samples", "experts_implementation"),
+                "kwargs",
+            ),
+        },
+        "openrlhf_pgrpo.host.reward_model:install_training",
+    ),
+    "openrlhf.datasets.reward_dataset": Seam(
+        {
+            **PREFERENCE_SEAMS["openrlhf.datasets.reward_dataset"].contract,
+            "RewardDataset.__getitem__": ("self", "idx"),
+        },
+        "openrlhf_pgrpo.host.reward_data:install",
+    ),
+    "openrlhf.utils.deepspeed.deepspeed": Seam(
+        {
+            **PREFERENCE_SEAMS["openrlhf.utils.deepspeed.deepspeed"].contract,
+            "DeepspeedStrategy._get_model_parameters": ("self", "model", "optim", "weight_decay"),
+            "DeepspeedStrategy.save_model": ("self", "model", "tokenizer", "output_dir", "kwargs"),
+        },
+        "openrlhf_pgrpo.host.reward_checkpoints:install",
+    ),
+    "openrlhf.trainer.rm_trainer": Seam(
+        {
+            "RewardModelTrainer.__init__": (
+                *("self", "model", "strategy", "optim", "train_dataloader", "eval_dataloader", "scheduler"),
+                *("tokenizer", "max_norm", "max_epochs", "loss", "disable_ds_ckpt", "save_hf_ckpt"),
+            ),
+            "RewardModelTrainer.concatenated_forward": (
+                *("self", "model", "chosen_ids", "c_mask", "reject_ids", "r_mask"),
+            ),
+            "RewardModelTrainer.concatenated_inputs": ("self", "chosen_ids", "c_mask", "reject_ids", "r_mask"),
+            "RewardModelTrainer.save_logs_and_checkpoints": (
+                *("self", "args", "global_step", "step_bar", "logs_dict", "client_states"),
+            ),
+            "RewardModelTrainer.evaluate": ("self", "eval_dataloader", "steps"),
+            "PairWiseLoss.forward": ("self", "chosen_reward", "reject_reward", "margin"),
+        },
+        "openrlhf_pgrpo.host.reward_trainer:install",
     ),
 }
 

@@ -113,3 +113,60 @@ def start(tiny, tmp_path):
     yield start
     for run in runs:
         run.stop()
+
+
+class Training:
+    """One run of a trainer without Ray; `folder` holds everything it writes."""
+
+    def __init__(self, folder: Path, command: list[str], environment: dict):
+        self.folder, self.log = folder, folder / "log.txt"
+        folder.mkdir(exist_ok=True)
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def finish(self) -> "Training":
+        assert self.process.wait(300) == 0, self.log.read_text(errors="replace")[-4000:]
+        return self
+
+    def kill(self) -> None:
+        """Ends this run, all its ranks and loaders: they are in a session of their own."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        finally:
+            self.process.wait()
+
+    @property
+    def steps(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def files(self) -> list[Path]:
+        """Weights that were saved at the end."""
+        return list((self.folder / "out").glob("*.safetensors"))
+
+
+@pytest.fixture
+def start_training(tmp_path):
+    """Starts runs, each in the folder of its name, and ends what is left of them."""
+    runs = []
+
+    def start_training(name, argv, flags, ranks=1, program=(), launcher=None, **environment) -> Training:
+        folder = tmp_path / name
+        argv = {**argv, "--ckpt.path": folder / "ckpt", "--ckpt.output_dir": folder / "out"}
+        words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
+        if launcher is None:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            launcher = torchrun if ranks > 1 else []
+        # One thread a process: they do not wait for each other where other work is on the machine.
+        ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, *program, *words]
+        runs.append(Training(folder, command, {**os.environ, **ours, **environment}))
+        return runs[-1]
+
+    yield start_training
+    for run in runs:
+        run.kill()

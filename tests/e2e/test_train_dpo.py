@@ -1,10 +1,7 @@
 """The host's preference trainer with group-robust weights: real DeepSpeed, on gloo, as a user starts it."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,52 +31,11 @@ def pairs(tmp_path_factory):
     return folder
 
 
-class Training:
-    """One training run; `folder` holds everything it writes."""
-
-    def __init__(self, folder: Path, command: list[str], environment: dict):
-        self.folder, self.log = folder, folder / "log.txt"
-        folder.mkdir(exist_ok=True)
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-
-    def finish(self) -> "Training":
-        assert self.process.wait(300) == 0, self.log.read_text(errors="replace")[-4000:]
-        return self
-
-    def kill(self) -> None:
-        """Ends this run, all its ranks and loaders: they are in a session of their own."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        finally:
-            self.process.wait()
-
-    @property
-    def steps(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "out" / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def policy_files(self) -> list[Path]:
-        return list((self.folder / "out").glob("*.safetensors"))
-
-    @property
-    def policy(self) -> dict[str, torch.Tensor]:
-        (file,) = self.policy_files
-        # The head is the embedding, which ZeRO-3 saves a second time.
-        return {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
-
-
 @pytest.fixture
-def train(tiny, pairs, tmp_path):
-    """Starts runs, each in the folder of its name, and ends what is left of them."""
-    runs = []
+def train(tiny, pairs, start_training):
+    """Starts a run in the folder of its name."""
 
-    def train(name, *flags, ranks=1, program=OURS, launcher=None, **environment) -> Training:
-        folder = tmp_path / name
+    def train(name, *flags, program=OURS, **how):
         argv = {
             "--model.model_name_or_path": tiny / "model",
             "--data.dataset": pairs / "train.jsonl",
@@ -91,22 +47,17 @@ def train(tiny, pairs, tmp_path):
             "--train.batch_size": 8,
             "--train.max_epochs": 2,
             "--adam.lr": 1e-3,
-            "--ckpt.path": folder / "ckpt",
-            "--ckpt.output_dir": folder / "out",
         }
-        words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
-        if launcher is None:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            launcher = torchrun if ranks > 1 else []
-        # One thread a process: they do not wait for each other where other work is on the machine.
-        ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **ours, **environment}
-        runs.append(Training(folder, [sys.executable, *launcher, *program, *words], environment))
-        return runs[-1]
+        return start_training(name, argv, flags, program=program, **how)
 
-    yield train
-    for run in runs:
-        run.kill()
+    return train
+
+
+def learned(run) -> dict[str, torch.Tensor]:
+    """What a run has learned."""
+    (file,) = run.files
+    # The head is the embedding, which ZeRO-3 saves a second time.
+    return {name: value for name, value in load_file(file).items() if name != "lm_head.weight"}
 
 
 def numbers(steps: list[dict]) -> torch.Tensor:
@@ -119,11 +70,11 @@ def numbers(steps: list[dict]) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def close(one: Training, other: Training) -> bool:
+def close(one, other) -> bool:
     """Losses, accuracies and weights of every step, and the policy that was learned, to 1e-5."""
     same = torch.allclose(numbers(one.steps), numbers(other.steps), rtol=0, atol=1e-5)
-    policy = other.policy
-    return same and all(torch.allclose(value, policy[name], rtol=0, atol=1e-5) for name, value in one.policy.items())
+    policy = learned(other)
+    return same and all(torch.allclose(value, policy[name], rtol=0, atol=1e-5) for name, value in learned(one).items())
 
 
 def test_neither_micro_batches_nor_ranks_matter(train):
@@ -170,8 +121,8 @@ def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
     assert [row["step"] for row in resumed.steps] == [*range(1, 25)]
     assert torch.equal(numbers(resumed.steps), numbers(whole.steps))
     assert [row["train"]["lr"] for row in resumed.steps] == [row["train"]["lr"] for row in whole.steps]
-    policy = whole.policy
-    assert all(torch.equal(value, policy[name]) for name, value in resumed.policy.items())
+    policy = learned(whole)
+    assert all(torch.equal(value, policy[name]) for name, value in learned(resumed).items())
 
     losses = {row["step"]: row["evaluation"]["worst_group_loss"] for row in whole.steps if "evaluation" in row}
     (best,) = (whole.folder / "ckpt").glob("best_global_step*")
@@ -195,7 +146,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks(train):
     for rank in (0, 1):
         assert f"[rank{rank}]: ValueError: weights need a finite loss, got nan of preference group" in log
     assert [row["estimator"] for row in run.steps] == ["IS-IPO"] * 2
-    assert not run.policy_files
+    assert not run.files
 
 
 def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, host_copy):
@@ -207,8 +158,8 @@ def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, 
     assert not (plain.folder / "out" / "metrics.jsonl").exists()
     share = ("--robust.group_key", "who", "--robust.chi", "0", "--robust.mu", "share")
     same = train("same", *flags, *share, program=patched, **host_copy.environment).finish()
-    policy = plain.policy
-    assert all(torch.equal(value, policy[name]) for name, value in same.policy.items())
+    policy = learned(plain)
+    assert all(torch.equal(value, policy[name]) for name, value in learned(same).items())
 
     robust = train("robust", *flags, *ROBUST).finish()
     before, after = same.steps[-1]["evaluation"], robust.steps[-1]["evaluation"]

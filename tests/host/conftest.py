@@ -125,3 +125,15 @@ def make_experiences():
         return experiences
 
     return make
+
+
+@pytest.fixture(scope="session")
+def factorized(tiny, tmp_path_factory):
+    """A folder with a factorized reward model: three base rewards, users ana, bob and cleo."""
+    from openrlhf_pgrpo.models.factorized_reward import write
+
+    generator = torch.Generator().manual_seed(0)
+    head, coefficients = (torch.randn(shape, generator=generator).numpy() for shape in ((3, 64), (3, 3)))
+    folder = tmp_path_factory.mktemp("factorized")
+    write(folder, tiny / "model", head, coefficients, ["ana", "bob", "cleo"])
+    return folder

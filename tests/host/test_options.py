@@ -22,7 +22,7 @@ def test_without_our_flags_the_host_is_as_it_was(host_parser, host_args):
     from openrlhf.utils.config import hierarchize
 
     ours, host = host_args(), hierarchize(host_parser().parse_args([]))
-    del ours.pgrpo, ours.robust
+    del ours.pgrpo, ours.robust, ours.reward.unknown_user, ours.reward.profiles
     ours.ckpt.output_dir = host.ckpt.output_dir
     assert ours == host
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.host
 
 PATCHES = Path(__file__).resolve().parents[2] / "patches"
 SCRIPT = "openrlhf/cli/train_ppo_ray.py"
-SCRIPTS = ("openrlhf/cli/train_dpo.py", SCRIPT)
+SCRIPTS = ("openrlhf/cli/serve_rm.py", "openrlhf/cli/train_dpo.py", SCRIPT, "openrlhf/cli/train_rm.py")
 
 
 def test_patch_check_and_revert(host_copy):
@@ -38,7 +38,15 @@ def test_patch_check_and_revert(host_copy):
     assert host_copy.command("patch", "--revert").stdout == "" and host_copy.files() == original
 
 
-@pytest.mark.parametrize("door, flag", [("train_ppo_ray", "--pgrpo.group_key"), ("train_dpo", "--robust.group_key")])
+FLAGS = {
+    "serve_rm": "--reward.unknown_user",
+    "train_dpo": "--robust.group_key",
+    "train_ppo_ray": "--pgrpo.group_key",
+    "train_rm": "--reward.factors",
+}
+
+
+@pytest.mark.parametrize("door, flag", FLAGS.items())
 @pytest.mark.parametrize("package", ["openrlhf", "openrlhf_pgrpo"])
 def test_both_modules_take_our_flags_on_a_patched_host(host_copy, package, door, flag):
     host_copy.command("patch")

@@ -14,7 +14,8 @@ from openrlhf_pgrpo.cli.main import command_line
 from openrlhf_pgrpo.core import registry
 from openrlhf_pgrpo.core.advantages import PGRPOOptions
 from openrlhf_pgrpo.core.group_robust import ROBUST_ESTIMATORS
-from openrlhf_pgrpo.host import options, preference_options
+from openrlhf_pgrpo.host import doors
+from openrlhf_pgrpo.models import factorized_reward
 
 pytestmark = pytest.mark.host
 
@@ -30,7 +31,9 @@ COMMANDS = [line for block in blocks("bash") for line in block.replace("\\\n", "
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one_that_works(command, host_args, host_parser):
+def test_every_command_is_one_that_works(command, host_args, host_parser, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    factorized_reward.write("rm", tiny / "model", np.ones((1, 64)), np.ones((1, 1)), ["ben"])
     words = shlex.split(command)
     if words[0] == "make":
         subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
@@ -40,14 +43,23 @@ def test_every_command_is_one_that_works(command, host_args, host_parser):
         command_line().parse_args(words[1:])
     elif words[1].startswith("examples/"):
         assert (ROOT / words[1]).is_file()  # run by a test of its own
-    elif words[2] == "openrlhf_pgrpo.cli.train_dpo":
-        parser = host_parser("openrlhf.cli.train_dpo")
-        preference_options.extend(parser)
-        preference_options.check(parser.parse_args(words[3:]))
+    elif words[2] in DOORS:
+        door = DOORS[words[2]]
+        parser = host_parser(words[2].replace("openrlhf_pgrpo", "openrlhf"))
+        door.extend(parser)
+        door.check(parser.parse_args(words[3:]))
     else:
         assert words[2] in ("openrlhf_pgrpo.cli.train_ppo_ray", "openrlhf.cli.train_ppo_ray")
         args = host_args(*words[3:])
         assert args.algo.advantage.estimator in registry.advantage_estimators()
+
+
+OLD_NAME = "--advantage_estimator"  # of the host's own flag; the table of estimators has it as its head
+DOORS = {
+    "openrlhf_pgrpo.cli.train_dpo": doors.DPO,
+    "openrlhf_pgrpo.cli.train_rm": doors.RM,
+    "openrlhf_pgrpo.cli.serve_rm": doors.SERVER,
+}
 
 
 def test_both_commands_stand_at_the_top():
@@ -56,25 +68,26 @@ def test_both_commands_stand_at_the_top():
 
 @pytest.fixture
 def flags(host_parser):
-    """Every flag of ours, of both doors, and its default."""
-    ppo, dpo = host_parser(), host_parser("openrlhf.cli.train_dpo")
-    options.extend(ppo)
-    preference_options.extend(dpo)
-    actions = [action for parser in (ppo, dpo) for action in parser._actions]
-    return {
-        action.option_strings[0]: action.default
-        for action in actions
-        if action.dest.startswith(("pgrpo.", "robust."))
-    }
+    """Every flag of ours, of all doors, and its default."""
+    ours = {}
+    for module, door in {"openrlhf_pgrpo.cli.train_ppo_ray": doors.PPO, **DOORS}.items():
+        parser = host_parser(module.replace("openrlhf_pgrpo", "openrlhf"))
+        of_the_host = set(parser._actions)
+        door.extend(parser)
+        added = [action for action in parser._actions if action not in of_the_host]
+        ours |= {action.option_strings[0]: action.default for action in added}
+    del ours[OLD_NAME]
+    return ours
 
 
 def test_every_flag_is_described_and_every_described_flag_exists(flags):
-    assert set(re.findall(r"^\| `(--(?:pgrpo|robust)\.\w+)`", README, re.MULTILINE)) == set(flags)
-    assert set(re.findall(r"--(?:pgrpo|robust)\.\w+", README)) == set(flags)
+    assert set(re.findall(r"^\| `(--[\w.]+)`", README, re.MULTILINE)) == {*flags, OLD_NAME}
+    found = set(re.findall(r"--(?:pgrpo|robust)\.\w+", README))
+    assert found == {flag for flag in flags if flag.startswith(("--pgrpo.", "--robust."))}
 
 
 def test_the_defaults_in_the_tables_are_the_defaults(flags):
-    table = dict(re.findall(r"^\| `(--(?:pgrpo|robust)\.\w+)` \|(.*?)\|", README, re.MULTILINE))
+    table = dict(re.findall(r"^\| `(--[\w.]+)` \|(.*?)\|", README, re.MULTILINE))
     for flag, default in flags.items():
         shown = table[flag].strip().strip("`")
         if default is None:

@@ -1,0 +1,65 @@
+"""`openrlhf-pgrpo factorize`: a factorized reward model on a frozen backbone, in seconds to minutes."""
+
+from pathlib import Path
+
+
+def add_to(commands) -> None:
+    parser = commands.add_parser("factorize", help="fit a reward model for many users on a frozen backbone")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL: user, prompt, chosen, rejected[, preference]")
+    parser.add_argument("--backbone", required=True, help="Folder or hub name of a causal model or an encoder.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to write the reward model to.")
+    parser.add_argument("--factors", type=int, help="Base rewards. Default: as many as cross-validation recommends.")
+    parser.add_argument("--l2", type=float, help="Penalty of both factors. Default: the best in cross-validation.")
+    parser.add_argument(
+        "--pooling",
+        choices=("last", "mean"),
+        default="last",
+        help="What of a text the head sees: the last token (default, for causal models) or the mean (for encoders).",
+    )
+    parser.add_argument("--curve", type=Path, help="Figure of the cross-validated curve: .png, .svg or .pdf.")
+    for column in ("user", "prompt", "chosen", "rejected", "preference"):
+        parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int | str:
+    from openrlhf_pgrpo.models.factorize import Columns, factorize
+
+    columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
+    if args.curve and (args.curve.suffix not in (".png", ".svg", ".pdf") or not args.curve.parent.is_dir()):
+        return f"--curve needs a .png, .svg or .pdf in a folder that exists, got {args.curve}"
+    if args.curve and args.factors and args.l2:
+        return "--curve needs something to choose, got both --factors and --l2: leave one of them out"
+    try:
+        choice = factorize(args.data, args.backbone, args.output, args.factors, args.l2, args.pooling, columns)
+    except (ValueError, OSError) as error:
+        return f"openrlhf-pgrpo factorize: {error}"
+    if choice is not None:
+        print(choice)
+        if args.curve:
+            draw(choice, args.curve)
+    print(args.output)
+    return 0
+
+
+def draw(choice, path: Path) -> None:
+    """The curve with its standard errors and the recommended number."""
+    import matplotlib
+
+    from openrlhf_pgrpo.core.files import whole_file
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6, 4))
+    ax.errorbar(choice.factors, choice.loss, choice.error, fmt="o-", color="#0072B2", capsize=2)
+    ax.axvline(choice.recommended, color="#D55E00", linestyle=":", label=f"recommended: {choice.recommended}")
+    ax.set_xlabel("base rewards")
+    ax.set_ylabel("held-out log loss ± standard error")
+    ax.set_xticks(choice.factors)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    fig.tight_layout()
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
+    plt.close(fig)

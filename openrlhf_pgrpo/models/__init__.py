@@ -1,0 +1,1 @@
+"""What knows transformers, and nothing of the host."""
