@@ -35,6 +35,8 @@ import numpy as np
 from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
+from openrlhf_pgrpo.core.files import whole_file
+
 sys.path.append(str(Path(__file__).resolve().parent))
 from pref_jester import (  # noqa: E402
     ANSWERS,
@@ -53,7 +55,6 @@ from pref_jester import (  # noqa: E402
     number,
     sweep,
     tune,
-    write,
 )
 
 FILE = "dsp_test.jsonl.gz"
@@ -257,7 +258,8 @@ def draw_figure(result: Result, path: Path) -> None:
     axes[0].legend(fontsize=7)
     axes[2].legend(fontsize=7)
     fig.tight_layout()
-    write(path, lambda file: fig.savefig(file, format=path.suffix[1:], dpi=100))
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
     plt.close(fig)
 
 

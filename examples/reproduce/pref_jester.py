@@ -34,7 +34,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +52,7 @@ from openrlhf_pgrpo.core.factorization import (
     fit,
     per_user,
 )
+from openrlhf_pgrpo.core.files import whole_file
 
 FILES = "jester5k.csv.gz", "jester_jokes.json"
 DATA = Path(os.environ.get("JESTER_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -438,7 +438,8 @@ def draw_figure(result: Result, choice: Choice, path: Path) -> None:
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     fig.tight_layout()
-    write(path, lambda file: fig.savefig(file, format=path.suffix[1:], dpi=100))
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
     plt.close(fig)
 
 
@@ -472,18 +473,9 @@ def embeddings_of(texts: list[str], cache: Path) -> np.ndarray:
         print(f"embeddings of {len(texts)} texts by MiniLM, once", flush=True)
         found = embed(texts, embedder())
         cache.mkdir(parents=True, exist_ok=True)
-        write(path, lambda file: np.save(file, found))
+        with whole_file(path) as file:
+            np.save(file, found)
     return np.load(path).astype(np.float64)
-
-
-def write(path: Path, content) -> None:
-    """Whole or not at all: a reader finds the old file or the new one."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with open(Path(folder, path.name), "wb") as file:
-            content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
 
 
 def main(argv: list[str]) -> None:

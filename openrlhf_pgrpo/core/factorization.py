@@ -27,7 +27,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr, svds
 from scipy.special import expit, softmax
 
 from openrlhf_pgrpo.core.elicitation import Prior, posteriors
-from openrlhf_pgrpo.core.robust import _some
+from openrlhf_pgrpo.core.robust import some
 
 KINDS = ("factorized", "shared", "simplex")
 ROUNDS = 10  # of imputation: the joint fit does the rest
@@ -81,7 +81,7 @@ class Annotations:
         without = np.flatnonzero(np.bincount(self.user, minlength=len(self.users)) == 0)
         if len(without):
             raise ValueError(
-                f"every user needs pairs, got none of {_some([self.users[row] for row in without])}: leave them out, "
+                f"every user needs pairs, got none of {some([self.users[row] for row in without])}: leave them out, "
                 "and let core/elicitation.py serve them as new users"
             )
 
@@ -141,7 +141,7 @@ class Factorization:
         rows = dict(zip(self.users, range(len(self.users))))
         strangers = [name for name in dict.fromkeys(names) if name not in rows]
         if strangers and unknown == "refuse":
-            raise ValueError(f"rewards need a trained user, got {_some(strangers)}: elicit them, or ask for the mean")
+            raise ValueError(f"rewards need a trained user, got {some(strangers)}: elicit them, or ask for the mean")
         table = np.vstack([self.coefficients, self.coefficients.mean(0)])
         return table[[rows.get(name, len(rows)) for name in names]]
 

@@ -132,7 +132,7 @@ def _fixed_weights(text: str) -> dict[str, float]:
     return {name: value / total for name, value in weights.items()}
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
+def some(names: Sequence[str], most: int = 8) -> str:
     """Names for an error message, which nobody reads to the end when there are a million."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
@@ -212,7 +212,7 @@ class GroupWeights:
         if self._complete and len(names) < 2:
             raise ValueError(f"weights need at least two preference groups, got {names}: train without them")
         if self._given_mu and set(names) != set(self._given_mu):
-            raise ValueError(f"--robust.mu needs the preference groups {_some(names)}, got {_some([*self._given_mu])}")
+            raise ValueError(f"--robust.mu needs the preference groups {some(names)}, got {some([*self._given_mu])}")
         self._rows: dict[str, int] = {}
         self.log_alpha, self.smoothed, self.count = np.zeros((3, 0))
         self._add(names)
@@ -220,7 +220,7 @@ class GroupWeights:
             self.count = np.array([*counts.values()], np.float64)
             empty = [name for name, count in counts.items() if not 0 < count < np.inf]
             if empty:
-                raise ValueError(f"every preference group needs samples, got {counts[empty[0]]} of {_some(empty)}")
+                raise ValueError(f"every preference group needs samples, got {counts[empty[0]]} of {some(empty)}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -250,7 +250,7 @@ class GroupWeights:
         """
         new = [name for name in dict.fromkeys(names) if name not in self._rows]
         if new and self._complete:
-            raise ValueError(f"weights need one of the preference groups {_some(self.names)}, got {_some(new)}")
+            raise ValueError(f"weights need one of the preference groups {some(self.names)}, got {some(new)}")
         self._add(new)
         return np.fromiter(map(self._rows.__getitem__, names), np.int64, len(names))
 
@@ -363,7 +363,7 @@ class GroupWeights:
         if len(rows) != len(names) or {*shapes.values()} != {(len(names),)}:
             raise ValueError(f"GroupWeights state needs one row per distinct name of {len(rows)}, got shapes {shapes}")
         if self._complete and rows.keys() != self._rows.keys():
-            raise ValueError(f"resuming needs the preference groups {_some(names)}, got {_some(self.names)}")
+            raise ValueError(f"resuming needs the preference groups {some(names)}, got {some(self.names)}")
         if self.fixed:
             there, here = columns["count"], self.count[[self._rows[name] for name in names]]
             if (there != here).any():
