@@ -88,9 +88,21 @@ class Head(nn.Module):
         return hidden.float() @ self.weight.float().T
 
 
+def first_position(backbone) -> int:
+    """Where the backbone counts from: relatives of RoBERTa begin after the position that they keep for padding."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def longest(backbone) -> int:
+    """How many positions the backbone knows; encoders have a table of them that ends."""
+    return (getattr(backbone.config, "max_position_embeddings", None) or sys.maxsize) - first_position(backbone)
+
+
 def states(backbone, input_ids, attention_mask, pooling: str):
     """What the head sees of each text, (B, H), and all that the backbone returned; padding on either side."""
-    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
+    positions = (attention_mask.long().cumsum(-1) - 1 + first_position(backbone)).masked_fill(attention_mask == 0, 1)
     outputs = backbone(input_ids, attention_mask=attention_mask, position_ids=positions)
     hidden = outputs["last_hidden_state"]
     if pooling == "mean":
@@ -240,7 +252,7 @@ class RewardModel(Folder):
         self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 16, max_length: int = 2048
     ) -> np.ndarray:
         """phi (N, D) float64 of each response to its prompt."""
-        length = min(max_length, _longest(self.config))
+        length = min(max_length, longest(self.model.base_model))
         return _of_texts(self.model, prompts, responses, self.tokenizer, self.device, batch_size, length)
 
     def prior(self):
@@ -276,13 +288,8 @@ def embed(
     def pooled(input_ids, attention_mask):
         return states(model, input_ids, attention_mask, pooling)[0]
 
-    length = min(max_length, _longest(model.config))
+    length = min(max_length, longest(model))
     return _of_texts(pooled, prompts, responses, tokenizer, device, batch_size, length)
-
-
-def _longest(config) -> int:
-    """How many positions the backbone knows; encoders have a table of them that ends."""
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, RobertaConfig
 
 from openrlhf_pgrpo.models import factorized_reward as factorized
 
@@ -215,3 +215,45 @@ def test_writing_that_fails_leaves_the_old_folder(backbone, tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         factorized.write(tmp_path, backbone, **{**GOOD, "users": ["c", "d"]})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# ---- encoders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[(BertConfig, {}), (RobertaConfig, {"pad_token_id": 5})], ids=["bert", "roberta"])
+def encoder(request, tiny, tmp_path):
+    """A tiny encoder of 32 positions (RoBERTa's pad takes 6 of them), whose texts end with a separator."""
+    config, more = request.param
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.sep_token, tokenizer.eos_token = "<eos>", None
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(more.get("pad_token_id", 0))
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(0)
+    more = {"max_position_embeddings": 32, "vocab_size": len(tokenizer), "initializer_range": 0.5, **more}
+    model = AutoModel.from_config(config(**shape, **more)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path, model, tokenizer
+
+
+@pytest.mark.parametrize("pooling", factorized.POOLINGS)
+def test_an_encoder_sees_a_text_as_it_does_alone(encoder, pooling):
+    folder, model, tokenizer = encoder
+    texts = ["yes", "a longer answer", "x" * 100]
+    found = factorized.embed(folder, [""] * 3, texts, pooling)
+    room = 32 - (6 if model.config.model_type == "roberta" else 0)
+    for text, state in zip(texts, found):
+        ids = tokenizer(f"{text} <eos>", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([ids if len(ids) <= room else [*ids[: room - 1], 1]])  # <eos> is 1
+        with torch.no_grad():
+            hidden = model(ids).last_hidden_state[0].double()
+        expected = hidden[-1] if pooling == "last" else hidden.mean(0)
+        assert np.allclose(state, expected, atol=1e-5)
+
+
+def test_a_model_on_an_encoder_scores_what_it_was_fitted_on(encoder, tmp_path):
+    folder, _, _ = encoder
+    head = np.random.default_rng(0).normal(size=(2, 16))
+    factorized.write(tmp_path / "made", folder, head, np.ones((1, 2)), ["ana"], "mean")
+    scored = factorized.load(tmp_path / "made").base_rewards(["p ", "p "], ["yes", "no" * 40])
+    assert np.allclose(scored, factorized.embed(folder, ["p ", "p "], ["yes", "no" * 40], "mean") @ head.T, atol=1e-5)
