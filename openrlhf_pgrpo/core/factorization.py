@@ -270,6 +270,7 @@ def choose_factors(
     l2: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
     folds: int = 5,
     seed: int = 0,
+    together: Optional[np.ndarray] = None,
 ) -> Choice:
     """How many base rewards predict held-out annotations best, each number with its own best penalty.
 
@@ -277,13 +278,19 @@ def choose_factors(
     is held out. The seed only deals. Recommended is the smallest D whose loss is within one standard error of the
     least.
 
+    Args:
+        together: (P,) what pairs have in common that a reward will meet anew, such as their prompt. Then these are
+            dealt to the folds, and a user who has pairs in one fold alone keeps them for training. Without it, texts
+            of held-out pairs are known from others, and the penalty comes out too low for texts that are not.
+
     Raises:
         ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.
     """
     if folds < 2:
         raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
     _check_items(X, annotations)
-    fold = _deal(annotations, folds, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    fold = _deal(annotations, folds, rng) if together is None else _deal_together(annotations, together, folds, rng)
     if len(np.unique(fold[fold >= 0])) < folds:
         raise ValueError(f"cross-validation needs users with {folds} pairs or fewer folds, got too few pairs")
     losses = np.empty((len(factors), len(l2), folds))
@@ -494,3 +501,12 @@ def _deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.
     fold[np.repeat(counts == 1, counts)] = -1
     return fold[cell.ravel()]
 
+
+def _deal_together(annotations: Annotations, together: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """The fold (N,) of each annotation, the same for all pairs with the same value in `together` (P,); -1 for those of
+    a user who would have nothing else to be trained on."""
+    values, value = np.unique(together, return_inverse=True)
+    fold = (rng.permutation(len(values)) % folds)[value][annotations.pair]
+    counts = np.bincount(annotations.user * folds + fold, minlength=len(annotations.users) * folds).reshape(-1, folds)
+    alone = counts.max(1) == counts.sum(1)
+    return np.where(alone[annotations.user], -1, fold)

@@ -14,6 +14,7 @@ from openrlhf_pgrpo.core.rows import read_rows
 from openrlhf_pgrpo.models.factorized_reward import embed, write
 
 MOST_FACTORS = 8  # that are tried; the paper's curve is flat from 6 on
+FEWEST_PROMPTS = 20  # below that, pairs and not prompts are held out: there would be too few in a fold
 
 
 class Columns(NamedTuple):
@@ -84,7 +85,8 @@ def factorize(
     hundreds of times larger than the rest, and would else be all that the penalty lets through.
 
     Args:
-        factors, l2: D and the penalty of both factors; what is None is chosen by cross-validation.
+        factors, l2: D and the penalty of both factors; what is None is chosen by cross-validation over prompts, as
+            the reward will meet new ones.
 
     Raises:
         ValueError: as `read` and core/factorization.py's `fit`.
@@ -99,7 +101,9 @@ def factorize(
         tried = {"factors": range(1, most + 1) if factors is None else (factors,)}
         if l2 is not None:
             tried["l2"] = (l2,)
-        choice = choose_factors(X / scale, annotations, **tried)
+        prompts = np.unique([prompt for prompt, *_ in pairs], return_inverse=True)[1]
+        together = prompts if prompts.max() >= FEWEST_PROMPTS - 1 else None
+        choice = choose_factors(X / scale, annotations, **tried, together=together)
         factors, l2 = choice.recommended, choice.l2
     found = fit(X / scale, annotations, factors, l2)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling)

@@ -387,6 +387,29 @@ def test_annotations_are_dealt_evenly_by_user_and_pair():
     assert len(counts) == 5 and np.ptp(counts) < 80  # 200 each, but for a standard deviation of about 15
 
 
+def test_what_belongs_together_is_held_out_together():
+    pair = np.r_[np.arange(20), np.arange(20), 3, 2]  # the last user has two pairs of one prompt
+    known = Annotations(np.r_[np.zeros(20, int), np.ones(20, int), 2, 2], pair, np.ones(42), names(3))
+    prompt = np.repeat([f"p{i}" for i in range(10)], 2)
+    for seed in range(5):
+        fold = factorization._deal_together(known, prompt, 5, np.random.default_rng(seed))
+        assert (fold[0:40:2] == fold[1:40:2]).all() and (fold[:20] == fold[20:40]).all()
+        assert np.bincount(fold[:20]).tolist() == [4] * 5  # two prompts each
+        assert fold[40:].tolist() == [-1, -1]
+    assert (fold != factorization._deal_together(known, prompt, 5, np.random.default_rng(0))).any()
+
+
+def test_texts_that_are_known_from_other_pairs_flatter():
+    """Labels are noise of the prompt: whoever has seen the prompt knows them, nobody else can."""
+    rng = np.random.default_rng(0)
+    prompt, user = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
+    X = np.eye(60)[prompt]
+    known = Annotations(user, np.arange(240), rng.integers(2, size=60)[prompt].astype(float), names(4))
+    leaky = choose_factors(X, known, factors=(1,), l2=(0.3,), folds=3)
+    clean = choose_factors(X, known, factors=(1,), l2=(0.3,), folds=3, together=prompt)
+    assert leaky.loss[0] < 0.5 < np.log(2) == pytest.approx(clean.loss[0])
+
+
 def test_a_choice_prints_its_curve():
     columns = np.array([1, 2]), np.array([0.65, 0.6]), np.array([0.01, 0.02]), np.array([3.0, 10.0])
     assert str(Choice(*columns, 2, 10.0)).splitlines() == [
