@@ -142,7 +142,7 @@ def experience_maker(name: str):
             advantage=SimpleNamespace(estimator=name, gamma=1.0, no_std_norm=False), dynamic_filtering_enable=False
         ),
         rollout=SimpleNamespace(n_samples_per_prompt=SAMPLES_PER_PROMPT),
-        reward=SimpleNamespace(clip_range=(-10, 10)),
+        reward=SimpleNamespace(clip_range=(-10, 10), remote_url="reward.py"),
         pgrpo=SimpleNamespace(plugin=None, **vars(PGRPOOptions())),
         robust=SimpleNamespace(estimator=None),
     )

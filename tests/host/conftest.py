@@ -21,6 +21,15 @@ def hooks():
     seams.setup_worker({**seams.SEAMS, **seams.PREFERENCE_SEAMS})
 
 
+@pytest.fixture(autouse=True)
+def one_environment():
+    """`datasets` puts a copy in the place of os.environ when it maps in several processes, and what a test takes back
+    afterwards would stay in the copy, for every process that a later test starts."""
+    environment = os.environ
+    yield
+    os.environ = environment
+
+
 class ParserBuilt(Exception):
     pass
 
