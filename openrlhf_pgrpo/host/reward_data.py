@@ -13,8 +13,9 @@ from typing import Iterable, Sequence
 
 import wrapt
 
+from openrlhf_pgrpo.core.robust import some
 from openrlhf_pgrpo.host import reward_model
-from openrlhf_pgrpo.models.factorized_reward import encode, text_of
+from openrlhf_pgrpo.models.factorized_reward import encode, end_of_text, text_of
 
 
 class TaggedMargin(float):
@@ -53,7 +54,7 @@ def install(module) -> None:
     def item(self, index):
         if self.strategy.args.reward.factors is None:
             return host_item(self, index)
-        prompt, end = self.prompts[index], self.tokenizer.eos_token
+        prompt, end = self.prompts[index], end_of_text(self.tokenizer)
         chosen, reject = (text_of(prompt, side[index], end) for side in (self.chosens, self.rejects))
         tokens = [encode([text], self.tokenizer, self.max_length) for text in (chosen, reject)]
         return (*(of_text[name] for of_text in tokens for name in ("input_ids", "attention_mask")), self.extras[index])
@@ -94,8 +95,8 @@ def read_users(args) -> list[str]:
 def check_known(users: Iterable[str], known: Sequence[str], where: str) -> None:
     """Raises ValueError, naming them, for users that have no row in the table."""
     if unknown := sorted(set(users) - set(known)):
-        some = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise ValueError(f"every pair needs a user of {where}, got {some}: drop their pairs, or add them there first")
+        found = some(unknown, 5)
+        raise ValueError(f"every pair needs a user of {where}, got {found}: drop their pairs, or add them there first")
 
 
 def _check(dataset, data) -> None:
