@@ -53,3 +53,12 @@ class WholeSteps:
             step = list(islice(batches, self.micro_batches))
             self.look(step)
             yield from step
+
+
+def log_evaluation(trainer, values: dict[str, float], step: int) -> None:
+    """Writes numbers of an evaluation where the host's trainer writes its own: to W&B, or else to TensorBoard."""
+    if trainer._wandb is not None:
+        trainer._wandb.log({f"eval/{name}": value for name, value in {**values, "global_step": step}.items()})
+    elif trainer._tensorboard is not None:
+        for name, value in values.items():
+            trainer._tensorboard.add_scalar(f"eval/{name}", value, step)

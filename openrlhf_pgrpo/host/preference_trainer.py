@@ -25,7 +25,7 @@ from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.core.robust import GroupWeights
 from openrlhf_pgrpo.host import preference_options
 from openrlhf_pgrpo.host.preference_checkpoints import KEY, SCHEMA, saved_state
-from openrlhf_pgrpo.host.preference_steps import Tally, WholeSteps
+from openrlhf_pgrpo.host.preference_steps import Tally, WholeSteps, log_evaluation
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
 # What the paper's code does on a plateau, and when it ends.
@@ -225,15 +225,8 @@ class GroupRobustTrainer(DPOTrainer):
         self._write_row()
         flat = {f"pref_group/{name}/loss": value for name, value in zip(names, loss.tolist())}
         flat |= {f"pref_group/{name}/accuracy": value for name, value in zip(names, accuracy.tolist())}
-        self._log_evaluation({**found, **flat}, steps)
+        log_evaluation(self, {**found, **flat}, steps)
         self._follow(found["worst_group_loss"], steps)
-
-    def _log_evaluation(self, logs, step) -> None:
-        if self._wandb is not None:
-            self._wandb.log({f"eval/{name}": value for name, value in {**logs, "global_step": step}.items()})
-        elif self._tensorboard is not None:
-            for name, value in logs.items():
-                self._tensorboard.add_scalar(f"eval/{name}", value, step)
 
     def _follow(self, worst_loss: float, step: int) -> None:
         """Keeps the best checkpoint, and stops or slows down on a plateau, as the flags say."""

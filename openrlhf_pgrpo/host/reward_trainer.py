@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.host import reward_model, reward_options
 from openrlhf_pgrpo.host.checkpoints import KEY, SCHEMA
-from openrlhf_pgrpo.host.preference_steps import Tally, WholeSteps
+from openrlhf_pgrpo.host.preference_steps import Tally, WholeSteps, log_evaluation
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
 
@@ -163,8 +163,4 @@ class FactorizedRewardTrainer(RewardModelTrainer):
         self.row["evaluation"] = {"worst_user": self.users[rows[worst]], **found}
         self._write_row()
         self.strategy.print(f"[pgrpo] evaluation at step {steps}: {self.row['evaluation']}")
-        if self._wandb is not None:
-            self._wandb.log({f"eval/{name}": value for name, value in {**found, "global_step": steps}.items()})
-        elif self._tensorboard is not None:
-            for name, value in found.items():
-                self._tensorboard.add_scalar(f"eval/{name}", value, steps)
+        log_evaluation(self, found, steps)
