@@ -279,7 +279,7 @@ def send_weights(trainer) -> None:
     """Replaces ActorPPOTrainer.broadcast_to_vllm; every rank calls it.
 
     The file goes to every engine in one call of the host's `update_weight`, whose name argument carries the path and
-    whose shape argument carries the number of tensors. One node only, which is what CPU mode is.
+    whose shape argument carries the number of tensors. On a cluster it lies beside the checkpoints, which all nodes see.
     """
     import tempfile
 
@@ -291,9 +291,13 @@ def send_weights(trainer) -> None:
     engines = trainer.vllm_engines
     args = trainer.strategy.args
     names, parameters = zip(*trainer.actor.model.module.named_parameters())
+    folder = None
+    if len(ray.nodes()) > 1:
+        folder = os.path.abspath(args.ckpt.path)
+        os.makedirs(folder, exist_ok=True)
     with deepspeed.zero.GatheredParameters(list(parameters), enabled=args.ds.zero_stage == 3):
         if torch.distributed.get_rank() == 0:
-            with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=folder) as file:
                 save_file({name: parameter.data.contiguous() for name, parameter in zip(names, parameters)}, file.name)
                 ray.get([engine.update_weight.remote(file.name, None, len(names)) for engine in engines])
             if args.vllm.enable_prefix_caching:

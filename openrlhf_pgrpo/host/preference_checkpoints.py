@@ -6,6 +6,7 @@ samples alone, before there is a trainer. So the rest is remembered on the strat
 
 import wrapt
 
+from openrlhf_pgrpo.host import whole_checkpoints
 from openrlhf_pgrpo.host.checkpoints import KEY, SCHEMA, differing
 
 
@@ -19,6 +20,7 @@ def install(module) -> None:
         return path, states
 
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
+    whole_checkpoints.install(module)
 
 
 def saved_state(strategy, settings: dict) -> dict | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import wrapt
 
-from openrlhf_pgrpo.host import reward_model, reward_options
+from openrlhf_pgrpo.host import reward_model, reward_options, whole_checkpoints
 from openrlhf_pgrpo.host.checkpoints import KEY, SCHEMA, differing
 from openrlhf_pgrpo.models import factorized_reward
 
@@ -40,6 +40,7 @@ def install(module) -> None:
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy._get_model_parameters", groups)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", save)
+    whole_checkpoints.install(module)
 
 
 def _check(folder: Path, tag: str | None, args) -> None:

@@ -38,6 +38,17 @@ REWARD_MODEL = Seam(
     "openrlhf_pgrpo.host.reward_model:install",
 )
 
+CHECKPOINTS = Seam(
+    {
+        "DeepspeedStrategy.save_ckpt": (
+            *("self", "model", "save_dir", "tag", "max_num", "max_mem", "client_state", "save_latest"),
+            *("metric_value", "metric_key"),
+        ),
+        "DeepspeedStrategy._read_ckpt_metric": ("self", "ckpt_dir"),
+    },
+    "openrlhf_pgrpo.host.whole_checkpoints:install",
+)
+
 SEAMS = {
     "openrlhf.datasets.utils": Seam(
         {
@@ -79,6 +90,7 @@ SEAMS = {
         },
         "openrlhf_pgrpo.host.metrics:install",
     ),
+    "openrlhf.utils.deepspeed.deepspeed": CHECKPOINTS,
 }
 
 # The preference trainer has no Ray: every rank runs the host's script itself, and no worker needs these.
@@ -99,10 +111,7 @@ PREFERENCE_SEAMS = {
                 *("self", "model", "load_dir", "tag", "load_module_strict", "load_optimizer_states"),
                 *("load_lr_scheduler_states", "load_module_only"),
             ),
-            "DeepspeedStrategy.save_ckpt": (
-                *("self", "model", "save_dir", "tag", "max_num", "max_mem", "client_state", "save_latest"),
-                *("metric_value", "metric_key"),
-            ),
+            **CHECKPOINTS.contract,
         },
         "openrlhf_pgrpo.host.preference_checkpoints:install",
     ),

@@ -20,15 +20,15 @@ class WeightsFromFile:
         for the CPU and dropped the originals, so the layers are rebuilt: put back to their checkpoint form, loaded,
         packed again.
 
-        Raises FileNotFoundError if the trainer runs on another node, ValueError if the file is not the whole model.
+        Raises FileNotFoundError if this node does not see the file, ValueError if the file is not the whole model.
         """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         if not os.path.exists(name):
             raise FileNotFoundError(
-                f"CPU mode needs the trainer and vLLM on one node, got a weights file {name} that is not here; "
-                "run the Ray cluster on one machine."
+                f"Without a GPU, vLLM needs to see the weights that the trainer writes, got a file {name} that is not on "
+                "this node; let --ckpt.path be a folder that all nodes share."
             )
         # At every sync it warns of layers that have no weights of their own; the check below is stricter.
         logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)

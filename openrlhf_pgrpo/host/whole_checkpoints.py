@@ -1,0 +1,93 @@
+"""A checkpoint is whole or it is not there, and an older one goes only after the newer one is whole.
+
+The host deletes old checkpoints before it writes the next, also the one a resume would load; DeepSpeed then names the
+next one in `latest` while other ranks may still be writing theirs. A full disk or a killed rank in that moment leaves
+nothing to resume from. Here the host writes into the folder `unfinished` beside its checkpoints. When all ranks are
+done, the first one puts the checkpoint in its place, names it in `latest`, and then deletes what the host would have.
+Goes when the host writes before it deletes, and DeepSpeed waits for all ranks before it names.
+"""
+
+import inspect
+import math
+import os
+import shutil
+from pathlib import Path
+
+import wrapt
+
+from openrlhf_pgrpo.core.files import write_whole
+
+UNFINISHED = "unfinished"
+
+
+def install(module) -> None:
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_ckpt", save_whole)
+
+
+def save_whole(save, strategy, args, kwargs) -> None:
+    """The host's `save_ckpt`, on every rank; its arguments mean what they mean there.
+
+    Raises:
+        RuntimeError: this rank could not write. What was loadable before still is.
+    """
+    call = inspect.signature(save).bind(*args, **kwargs)
+    call.apply_defaults()
+    asked = dict(call.arguments)
+    folder, tag = Path(asked["save_dir"]), asked["tag"]
+    unfinished = folder / UNFINISHED
+    try:
+        if strategy.is_rank_0() and unfinished.exists():  # of a run that ended while it wrote
+            shutil.rmtree(unfinished)
+        save(**{**asked, "save_dir": str(unfinished), "save_latest": False})  # its last act is a barrier
+        if strategy.is_rank_0():
+            _put_in_place(unfinished / tag, folder / tag)
+            if asked["save_latest"]:
+                write_whole(folder / "latest", tag)
+            shutil.rmtree(unfinished)
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / 2**30
+        raise RuntimeError(
+            f"the checkpoint {tag} could not be written to {folder}, where {free:.1f} GiB are free: {error}. The one "
+            "before it is still whole: make room, then resume with --ckpt.load_enable"
+        ) from error
+    if strategy.is_rank_0():
+        for old in _superfluous(folder, tag, asked["max_num"], asked["max_mem"], strategy._read_ckpt_metric):
+            shutil.rmtree(old)
+            strategy.print(f"Deleted checkpoint {old}")
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    for path in new.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    if place.exists():  # of an earlier run into this folder, or of one that ended before it wrote `latest`
+        os.rename(place, new.with_name("replaced"))
+    os.rename(new, place)
+
+
+def _superfluous(folder: Path, newest: str, most: int, most_gib: float, metric) -> list[Path]:
+    """What the host would delete, by its rules: of the best ones, all but the newest; of the others, those beyond
+    `most` in number or `most_gib` in size together with the best, first those without a metric, then the lowest, then
+    the oldest. Never `newest`, which a resume would load."""
+    found = [path for path in folder.iterdir() if path.is_dir() and path.name != newest]
+    best = [path for path in found if path.name.startswith("best")]
+    if newest.startswith("best"):
+        return best
+
+    def least_valuable(path):
+        value = metric(str(path))
+        return value is not None, -math.inf if value is None else value, path.stat().st_mtime
+
+    regular = sorted((path for path in found if path not in best), key=least_valuable)
+    count, size = 1 + len(regular), sum(map(_size, [*found, folder / newest]))
+    for deleted, path in enumerate(regular):
+        if count - deleted <= most and size <= most_gib * 2**30:
+            return regular[:deleted]
+        size -= _size(path)
+    return regular
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
