@@ -21,7 +21,8 @@ def attach(actor_group, owner) -> None:
         if method_name == "save_checkpoint":
             # A copy, made now: saving is asynchronous, and the host reuses the dictionary of an earlier save.
             state = {"schema": SCHEMA, **deepcopy(owner.checkpoint_state())}
-            kwargs["client_states"] = {**(kwargs.get("client_states") or {}), KEY: state}
+            # By reference, so that it is sent once, however many ranks there are.
+            kwargs["client_states"] = ray.put({**(kwargs.get("client_states") or {}), KEY: state})
         refs = run(method_name, *args, **kwargs)
         if method_name == "get_checkpoint_states":
             owner.restore(_readable(ray.get(refs)[0].get(KEY)))

@@ -279,7 +279,7 @@ def send_weights(trainer) -> None:
     """Replaces ActorPPOTrainer.broadcast_to_vllm; every rank calls it.
 
     The file goes to every engine in one call of the host's `update_weight`, whose name argument carries the path and
-    whose shape argument carries the number of tensors. On a cluster it lies beside the checkpoints, which all nodes see.
+    whose shape argument carries the number of tensors. On a cluster it lies in --ckpt.path, which all nodes see.
     """
     import tempfile
 

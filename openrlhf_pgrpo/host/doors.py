@@ -11,12 +11,13 @@ import os
 import runpy
 import sys
 from functools import reduce
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import wrapt
 
 from openrlhf_pgrpo.core.registry import load_plugin
-from openrlhf_pgrpo.host import cpu, options, preference_options, reward_options, seams
+from openrlhf_pgrpo.host import cpu, last_words, options, preference_options, reward_options, seams
 
 
 class Door(NamedTuple):
@@ -140,7 +141,7 @@ def _on_cpu() -> bool:
 
 
 def _prepare_ray(args) -> None:
-    """Adds our hook to the host's own `ray.init`, and on a CPU the GPUs that Ray has to believe in."""
+    """Adds our hook to the host's own `ray.init`, on a CPU the GPUs that Ray has to believe in, and last words."""
     import ray
 
     if ray.is_initialized():
@@ -159,7 +160,9 @@ def _prepare_ray(args) -> None:
         if own := own_ray():
             resources = {"num_gpus": cpu.logical_gpus(args), "num_cpus": cpu.logical_cpus(args)}
             kwargs = {**own, **resources, **kwargs}
-        return wrapped(*positional, runtime_env=runtime_env, **kwargs)
+        context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
+        last_words.install(Path(args.ckpt.path))
+        return context
 
     wrapt.wrap_function_wrapper(ray, "init", init)
 

@@ -1,16 +1,23 @@
 """What is logged per preference group and step, and where: TensorBoard and W&B through the host, the metrics file, and
 a line in the terminal."""
 
+import heapq
 import time
-from functools import partial
+from functools import cache, partial
 
 import ray
 import torch
 import wrapt
+from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_pgrpo.core.history import RewardHistory, segment_moments
 from openrlhf_pgrpo.host import options
 from openrlhf_pgrpo.host.run_log import JSONLines, Progress, description
+
+logger = init_logger(__name__)
+
+# More would be written to TensorBoard for longer than a step takes: a million of them for nine minutes.
+MOST_PREF_GROUPS = 1000
 
 
 def install(module) -> None:
@@ -73,7 +80,7 @@ class StepLog:
 
 
 def by_pref_group(experiences, *reporters) -> dict[str, dict[str, float]]:
-    """Metrics of one step for each preference group in it.
+    """Metrics of one step for each preference group in it, or for the MOST_PREF_GROUPS with most samples.
 
     samples, share: number and part of the batch. reward_mean, reward_std: raw rewards after length penalties.
     response_length_mean: tokens.
@@ -89,9 +96,13 @@ def by_pref_group(experiences, *reporters) -> dict[str, dict[str, float]]:
         segment_moments(rows, values, len(groups)) for values in (rewards, advantages, lengths)
     )
     reward_std, advantage_std = reward.std(), advantage.std()
-    reports = [reporter.metrics(groups.names) for reporter in reporters]
+    names, shown = groups.names, range(len(groups))
+    if len(groups) > MOST_PREF_GROUPS:  # those of equal size by name, so that they are the same ones step after step
+        _tell_once()
+        shown = heapq.nsmallest(MOST_PREF_GROUPS, shown, key=lambda row: (-reward.count[row], names[row]))
+    reports = [reporter.metrics([names[row] for row in shown]) for reporter in reporters]
     return {
-        name: {
+        names[row]: {
             "samples": reward.count[row],
             "share": reward.count[row] / len(rows),
             "reward_mean": reward.mean[row],
@@ -99,10 +110,15 @@ def by_pref_group(experiences, *reporters) -> dict[str, dict[str, float]]:
             "advantage_mean": advantage.mean[row],
             "advantage_std": advantage_std[row],
             "response_length_mean": length.mean[row],
-            **{key: float(value) for report in reports for key, value in report.get(name, {}).items()},
+            **{key: float(value) for report in reports for key, value in report.get(names[row], {}).items()},
         }
-        for row, name in enumerate(groups.names)
+        for row in shown
     }
+
+
+@cache
+def _tell_once() -> None:
+    logger.info(f"more than {MOST_PREF_GROUPS} preference groups in a step: logged are those with most samples")
 
 
 def _sample_means(experience) -> torch.Tensor:

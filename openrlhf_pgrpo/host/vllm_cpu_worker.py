@@ -27,8 +27,8 @@ class WeightsFromFile:
 
         if not os.path.exists(name):
             raise FileNotFoundError(
-                f"Without a GPU, vLLM needs to see the weights that the trainer writes, got a file {name} that is not on "
-                "this node; let --ckpt.path be a folder that all nodes share."
+                f"Without a GPU, vLLM needs to see the weights that the trainer writes, got a file {name} that is not "
+                "on this node; let --ckpt.path be a folder that all nodes share."
             )
         # At every sync it warns of layers that have no weights of their own; the check below is stricter.
         logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)

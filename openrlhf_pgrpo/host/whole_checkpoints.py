@@ -45,6 +45,9 @@ def save_whole(save, strategy, args, kwargs) -> None:
                 write_whole(folder / "latest", tag)
             shutil.rmtree(unfinished)
     except (OSError, RuntimeError) as error:
+        # So PyTorch names a file that it could not write to its end; other errors are of a rank that died.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
         free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / 2**30
         raise RuntimeError(
             f"the checkpoint {tag} could not be written to {folder}, where {free:.1f} GiB are free: {error}. The one "

@@ -90,6 +90,7 @@ class Tokenizer:
 def make_maker(monkeypatch):
     """An experience maker of the host's class, or of the one that stands in its place, for nested arguments."""
     monkeypatch.setattr("ray.get", lambda refs: refs)
+    monkeypatch.setattr("ray.put", lambda content: content)
 
     def make(args, cls=None, kl_coef=0.0):
         from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker

@@ -1,6 +1,7 @@
 """The two calls that every door makes."""
 
 import os
+import sys
 
 import pytest
 import ray
@@ -17,6 +18,8 @@ def started(monkeypatch):
     """What Ray is started with, instead of starting it."""
     calls = []
     monkeypatch.setattr(ray, "init", lambda **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(ray, "nodes", lambda: [])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return calls
 

@@ -57,3 +57,16 @@ def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(host_args, make_experi
             assert summary[tag] == pytest.approx(value)
     assert summary["train/reward"] == 2.5
     trainer.wandb_logger.close()
+
+
+def test_of_very_many_preference_groups_the_largest_are_logged(make_experiences, monkeypatch):
+    from openrlhf_pgrpo.host import metrics
+
+    experiences = make_experiences(np.zeros((7, 2)), pref_groups=("d", "a", "c", "b", "c"))
+    for experience in experiences:
+        experience.advantages = experience.values
+    everyone = metrics.by_pref_group(experiences)
+    assert {name: group["samples"] for name, group in everyone.items()} == {"a": 4, "b": 2, "c": 4, "d": 4}
+    monkeypatch.setattr(metrics, "MOST_PREF_GROUPS", 2)
+    some = metrics.by_pref_group(experiences)
+    assert some == {name: everyone[name] for name in ("a", "c")}  # of those with four samples, the first by name

@@ -11,6 +11,7 @@ from openrlhf_pgrpo.host import whole_checkpoints
 pytestmark = pytest.mark.host
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+NO_SPACE_FOR_TORCH = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_older_one_goes_after_the_newer_one_is_whole(save):
     assert (save.folder / "global_step3" / "weights").is_file()
 
 
-@pytest.mark.parametrize("failure", [NO_SPACE, RuntimeError("PytorchStreamWriter failed writing file")])
+@pytest.mark.parametrize("failure", [NO_SPACE, NO_SPACE_FOR_TORCH])
 def test_a_save_that_fails_leaves_the_one_before_and_is_explained(save, failure):
     save(1, "one", most=1)
     save.engine.failure = failure
@@ -87,6 +88,12 @@ def test_a_save_that_fails_leaves_the_one_before_and_is_explained(save, failure)
     save(2, "again", most=1)
     assert found(save.folder) == {"global_step2"} and latest(save.folder) == "global_step2"
     assert (save.folder / "global_step2" / "weights").read_text() == "again"
+
+
+def test_the_death_of_another_rank_is_not_taken_for_a_full_disk(save):
+    save.engine.failure = RuntimeError("Connection closed by peer")
+    with pytest.raises(RuntimeError, match="^Connection closed by peer$"):
+        save(1)
 
 
 def test_a_best_checkpoint_that_a_resume_would_load_outlives_a_failing_better_one(save):
@@ -118,12 +125,12 @@ def test_the_newest_stays_however_low_its_metric(save):
 @pytest.mark.parametrize("metrics", [(None,) * 6, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (None, 0.2, None, 0.4, 0.5, 0.6)])
 def test_what_remains_is_what_the_host_keeps(save, most, metrics, tmp_path):
     """Where the metric never makes the host delete the newest."""
+    hosts = tmp_path / "host" / "_actor"
     for step, metric in enumerate(metrics):
         for best in (True, False) if step in (1, 4) else (False,):
             save(step, best=best, metric=metric, most=most)
-            save(step, best=best, metric=metric, most=most, method=save.by_the_host, folder=tmp_path / "host" / "_actor")
-            assert found(save.folder) == found(tmp_path / "host" / "_actor")
-            assert latest(save.folder) == latest(tmp_path / "host" / "_actor")
+            save(step, best=best, metric=metric, most=most, method=save.by_the_host, folder=hosts)
+            assert found(save.folder) == found(hosts) and latest(save.folder) == latest(hosts)
 
 
 def test_room_is_made_when_all_together_are_too_large(save):

@@ -1,0 +1,54 @@
+"""The last lines of a run that failed: what ended it, and how to go on.
+
+Ray's account of a death stands far above, because the output of its workers goes on after it.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROLES = {
+    "RolloutRayActor": "a rollout engine (vLLM)",
+    "PolicyModelActor": "a training rank of the policy",
+    "ReferenceModelActor": "a rank of the reference model",
+    "CriticModelActor": "a training rank of the critic",
+    "RewardModelActor": "a rank of the reward model",
+}
+
+
+def install(checkpoints: Path) -> None:
+    """Lets an error of Ray's that ends this process be followed by two lines. Call it when Ray has started.
+
+    Args:
+        checkpoints: the host's ckpt.path.
+    """
+    import ray
+
+    hook, alive = sys.excepthook, {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def last_words(kind, error, trace):
+        hook(kind, error, trace)
+        if isinstance(error, ray.exceptions.RayError):
+            lost = [node["NodeName"] for node in ray.nodes() if node["NodeID"] in alive and not node["Alive"]]
+            ray.shutdown()  # the workers' output ends here
+            words = f"the run has failed: {what_ended_it(str(error), lost)}\n[pgrpo] {how_to_go_on(checkpoints)}"
+            print(f"[pgrpo] {words}", file=sys.stderr, flush=True)
+
+    sys.excepthook = last_words
+
+
+def what_ended_it(error: str, lost: list[str]) -> str:
+    """One line: the node or process that died, if one did, else the end of `error`. `lost` are names of nodes."""
+    if lost:
+        return f"node {', '.join(lost)} died"
+    if died := re.findall(r"class_name: (\w+)", error):
+        reason = re.findall(r"Worker exit detail: (.*?\.)(?:\s|$)", error) or ["Ray tells above why."]
+        return f"{ROLES.get(died[-1], died[-1])} died. {reason[-1]}"
+    return [line.strip() for line in error.splitlines() if line.strip()][-1]
+
+
+def how_to_go_on(checkpoints: Path) -> str:
+    latest = checkpoints / "_actor" / "latest"
+    if not latest.is_file():
+        return f"there is no checkpoint in {checkpoints} yet: start again"
+    return f"resume from {latest.read_text()} in {checkpoints}: the same command, with --ckpt.load_enable"
