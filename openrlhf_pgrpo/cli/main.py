@@ -28,6 +28,17 @@ def command_line() -> argparse.ArgumentParser:
         "--model",
         help="Folder or hub name of the policy you are going to train. Default: on a CPU that of make demo.",
     )
+    doctor.add_argument(
+        "--cluster",
+        action="store_true",
+        help="ask every node of the Ray cluster at RAY_ADDRESS, or of the one on this machine, instead",
+    )
+    doctor.add_argument("--nodes", help="With --cluster: nodes that have to be there, by name or host, comma between.")
+    doctor.add_argument("--wait", type=float, help="With --cluster: seconds to wait for it and --nodes. Default: 0")
+    doctor.add_argument("--gpus", type=int, help="With --cluster: GPUs that have to be free on every node.")
+    doctor.add_argument(
+        "--checkpoints", type=Path, help="With --cluster: a folder that every node has to see and write, --ckpt.path."
+    )
     doctor.set_defaults(run=diagnose)
 
     report = commands.add_parser("report", help="draw one or several runs as a single HTML page")
@@ -61,17 +72,39 @@ def patch(args) -> int | str:
     return int(any(target.state != patching.PATCHED for target in found))
 
 
-def diagnose(args) -> int:
-    from openrlhf_pgrpo.host.doctor import FAULT, diagnose
+def diagnose(args) -> int | str:
+    from openrlhf_pgrpo.host.doctor import FAULT
 
+    of_cluster = {f"--{name}": getattr(args, name) for name in ("nodes", "wait", "gpus", "checkpoints")}
+    given = [flag for flag, value in of_cluster.items() if value is not None]
+    if given and not args.cluster:
+        return f"openrlhf-pgrpo doctor: {given[0]} needs --cluster, got a look at this machine alone: add --cluster"
+    if args.cluster and args.model is not None:
+        return "openrlhf-pgrpo doctor: --model is looked up on this machine, not with --cluster: leave one of them out"
     faults = 0
-    for finding in diagnose(args.device, args.model):
+    for finding in findings(args):
         faults += finding.level == FAULT
         print(f"{finding.level:5}  {finding.subject:12}  {finding.found}", flush=True)
         if finding.remedy:
             print(f"{'':21}do: {finding.remedy}")
     print(f"\nfaults: {faults}; " + ("no training run can start" if faults else "a training run can start"))
     return int(faults > 0)
+
+
+def findings(args):
+    from openrlhf_pgrpo.host import cluster, doctor
+
+    if not args.cluster:
+        return doctor.diagnose(args.device, args.model)
+    return cluster.diagnose(
+        cluster.Questions(
+            device=args.device,
+            nodes=tuple(name for name in (args.nodes or "").split(",") if name),
+            wait=args.wait or 0,
+            gpus=args.gpus,
+            checkpoints=None if args.checkpoints is None else str(args.checkpoints.absolute()),
+        )
+    )
 
 
 def draw(args) -> int | str:

@@ -5,23 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
 import torch
 
-MARK = "OPENRLHF_PGRPO_TEST_RUN"
-
 
 class Run:
     """One training run, started as a user starts it; `folder` holds everything it writes."""
 
-    def __init__(self, tiny: Path, folder: Path, *flags: str, module: str, **environment: str):
-        self.folder, self.mark = folder, uuid.uuid4().hex
+    def __init__(self, started, tiny: Path, folder: Path, *flags: str, module: str, **environment: str):
+        self.folder = folder
         folder.mkdir(exist_ok=True)
-        self.log = folder / "log.txt"
         argv = {
             "--actor.model_name_or_path": tiny / "model",
             "--data.prompt_dataset": tiny / "prompts.jsonl",
@@ -43,10 +38,8 @@ class Run:
         }
         words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
         command = [sys.executable, "-m", module, *words]
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment, MARK: self.mark}
-            )
+        self.started = started(command, folder / "log.txt", {**os.environ, **environment})
+        self.process = self.started.process
 
     def wait(self, timeout: float = 400) -> int:
         return self.process.wait(timeout)
@@ -57,32 +50,11 @@ class Run:
 
     def until(self, ready, timeout: float = 400) -> None:
         """Waits until `ready()` is true of a run that is alive."""
-        deadline = time.monotonic() + timeout
-        while not ready():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.tail()
-            time.sleep(0.02)
+        self.started.until(ready, timeout)
 
     def stop(self) -> None:
-        """Ends the driver and, by their ids, all processes that inherited this run's mark: Ray's and vLLM's too."""
-        self.process.kill()
-        while pids := self._alive():
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.05)
-        self.process.wait()
-
-    def _alive(self) -> list[int]:
-        mark, pids = f"{MARK}={self.mark}".encode(), []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                    pids.append(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # ended meanwhile, or not ours
-        return pids
+        """Ends the driver and all that it started: Ray's and vLLM's processes too."""
+        self.started.kill()
 
     @property
     def steps(self) -> list[dict]:
@@ -90,10 +62,10 @@ class Run:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.started.output()
 
     def tail(self) -> str:
-        return f"{self.log}:\n" + "\n".join(self.output().splitlines()[-60:])
+        return self.started.tail()
 
     def checkpoint(self, tag: str) -> dict:
         """What the checkpoint `tag` holds for us."""
@@ -102,12 +74,12 @@ class Run:
 
 
 @pytest.fixture
-def start(tiny, tmp_path):
+def start(started, tiny, tmp_path):
     """Starts runs in the folder of this test and ends what is left of them."""
     runs = []
 
     def start(*flags, module="openrlhf_pgrpo.cli.train_ppo_ray", **environment) -> Run:
-        runs.append(Run(tiny, tmp_path / "run", *flags, module=module, **environment))
+        runs.append(Run(started, tiny, tmp_path / "run", *flags, module=module, **environment))
         return runs[-1]
 
     yield start

@@ -1,10 +1,8 @@
 """Real OpenRLHF, Ray, vLLM and DeepSpeed on CPU; every run checks much, because every start costs a minute."""
 
 import json
-import pickle
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,25 +16,7 @@ from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
 
-PLUGIN = Path(__file__).parent / "recorder.py"
 GROUPS = ("--pgrpo.group_key", "persona", "--pgrpo.user_key", "who", "--pgrpo.min_count", "4")
-
-
-def records(path):
-    found = []
-    with open(path, "rb") as file:
-        while file.peek(1):
-            found.append(pickle.load(file))
-    return found
-
-
-def equal(one, other):
-    """Equality to the bit of nested states."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return type(one) is type(other) and one == other
 
 
 def step_of(tag):
@@ -44,11 +24,12 @@ def step_of(tag):
     return int(tag.rpartition("global_step")[2])
 
 
-def check_kill_and_resume(start, tmp_path, name, *flags):
+def check_kill_and_resume(start, new_recording, tmp_path, name, *flags):
     """Kills a run after a checkpoint, resumes it, and compares histories to the bit. Returns the resumed run."""
-    flags = ("--pgrpo.plugin", PLUGIN, "--advantage_estimator", name, *GROUPS, "--ckpt.save_steps", 2, *flags)
-    before, after = tmp_path / "before.pkl", tmp_path / "after.pkl"
-    run = start(*flags, RECORD=str(before))
+    before, after = new_recording("before"), new_recording("after")
+    equal = after.equal
+    flags = (*before.flags, "--advantage_estimator", name, *GROUPS, "--ckpt.save_steps", 2, *flags)
+    run = start(*flags, **before.environment)
     run.until(lambda: len(run.steps) >= 3)
     run.stop()
     tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
@@ -58,9 +39,9 @@ def check_kill_and_resume(start, tmp_path, name, *flags):
     report = write_report([run.folder], tmp_path / "killed.html").read_text()
     assert "the last line of the file is only half there" in report and "cleo/3" in report
 
-    resumed = start(*flags, "--ckpt.load_enable", RECORD=str(after)).succeed()
-    (what, restored), *batches = records(after)
-    assert what == "restored" and equal(restored, saved["estimator"])
+    resumed = start(*flags, "--ckpt.load_enable", **after.environment).succeed()
+    ((restored, batches),) = after.runs()
+    assert equal(restored, saved["estimator"])
     assert restored["history"]["seen"].sum() == saved["estimator"]["history"]["seen"].sum() > 0
 
     steps = [row["step"] for row in resumed.steps]
@@ -68,23 +49,23 @@ def check_kill_and_resume(start, tmp_path, name, *flags):
     replayed = make_advantage_estimator("pgrpo_eb" if name.endswith("eb") else "pgrpo", PGRPOOptions(min_count=4))
     replayed.load_state_dict(restored)
     last = (resumed.folder / "ckpt" / "_actor" / "latest").read_text()
-    for _, batch in batches[: step_of(last) - step_of(tag)]:
+    for batch in batches[: step_of(last) - step_of(tag)]:
         replayed(batch)
     assert equal(replayed.state_dict(), resumed.checkpoint(last)["estimator"])
     if "robust" in saved:
         weights = GroupRobust(RobustOptions(), Quantiles(SignalOptions()))
         weights.load_state_dict(saved["robust"])
-        for _, batch in batches[: step_of(last) - step_of(tag)]:
+        for batch in batches[: step_of(last) - step_of(tag)]:
             weights(batch)
         assert equal(weights.state_dict(), resumed.checkpoint(last)["robust"])
-    resumed.batches = [batch for _, batch in batches]
+    resumed.batches = batches
     return resumed
 
 
-def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, tiny, tmp_path):
+def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, new_recording, tiny, tmp_path):
     evaluation = ("--eval.dataset", tiny / "eval.jsonl", "--eval.steps", 2, "--eval.n_samples_per_prompt", 2)
     run = check_kill_and_resume(
-        start, tmp_path, "recorded_pgrpo", "--reward.remote_url", tiny / "reward.py", *evaluation,
+        start, new_recording, tmp_path, "recorded_pgrpo", "--reward.remote_url", tiny / "reward.py", *evaluation,
         "--algo.kl.init_coef", 1e-4, "--algo.kl.estimator", "k2", "--train.num_episodes", 2,
         "--logger.tensorboard_dir", tmp_path / "tb",
         "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo",
@@ -152,10 +133,12 @@ def http_reward_model():
     server.server_close()
 
 
-def test_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(start, tmp_path, http_reward_model):
+def test_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(
+    start, new_recording, tmp_path, http_reward_model
+):
     url, labels = http_reward_model
     run = check_kill_and_resume(
-        start, tmp_path, "recorded_pgrpo_eb", "--reward.remote_url", url, "--data.label_key", "struct",
+        start, new_recording, tmp_path, "recorded_pgrpo_eb", "--reward.remote_url", url, "--data.label_key", "struct",
         "--train.async_enable", "--train.partial_rollout_enable", "--algo.dynamic_filtering_enable",
         "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 4,
         "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo_eb",

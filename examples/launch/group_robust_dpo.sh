@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# GR-DPO: preference groups whose loss is higher count more, so that the worst one is lifted; by DeepSpeed's launcher,
+# on one node or several.
+#
+#     POLICY=... PAIRS=pairs.jsonl HELD_OUT=held_out.jsonl OUT=run examples/launch/group_robust_dpo.sh
+#     NODES=2 HOSTFILE=hosts POLICY=... PAIRS=... HELD_OUT=... OUT=/shared/run examples/launch/group_robust_dpo.sh
+#
+# The same command again resumes from the last checkpoint. OUT/checkpoints keeps, as best_global_stepN, the one whose
+# worst preference group had the lowest held-out loss.
+set -euo pipefail
+
+# --- Where -----------------------------------------------------------------------------------------------------------
+NODES=${NODES:-1}
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+HOSTFILE=${HOSTFILE:-}            # several nodes: a line `name slots=8` for each, reached by ssh without a password
+MASTER_PORT=${MASTER_PORT:-29500} # another for every run that shares a node
+DEVICE=${DEVICE:-gpu}             # or cpu, to try the script without GPUs
+
+# --- What ------------------------------------------------------------------------------------------------------------
+POLICY=${POLICY:?the policy: a folder, or a name on the hub}
+PAIRS=${PAIRS:?a JSONL file whose rows have prompt, chosen, rejected, and GROUP_KEY}
+HELD_OUT=${HELD_OUT:?a JSONL file like PAIRS, of other prompts, to evaluate on}
+OUT=${OUT:?a folder for checkpoints, logs and the policy, which all nodes see}
+GROUP_KEY=${GROUP_KEY:-country} # the column that names the preference group of a pair
+
+# --- How much --------------------------------------------------------------------------------------------------------
+BATCH=${BATCH:-128}           # pairs an update
+MICRO_BATCH=${MICRO_BATCH:-4} # pairs a GPU takes at once
+MAX_LEN=${MAX_LEN:-2048}      # tokens of prompt and answer together
+EPOCHS=${EPOCHS:-1}
+EVAL_STEPS=${EVAL_STEPS:-25}
+SAVE_STEPS=${SAVE_STEPS:-50}
+
+AT_ONCE=$((NODES * GPUS_PER_NODE * MICRO_BATCH))
+if ((BATCH % AT_ONCE != 0)); then
+    echo "group_robust_dpo.sh: BATCH needs to be a multiple of NODES x GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE," \
+        "got $BATCH" >&2
+    exit 2
+fi
+
+LAUNCHER=(
+    --num_gpus "$GPUS_PER_NODE"
+    --master_port "$MASTER_PORT"
+)
+if ((NODES > 1)); then
+    # DeepSpeed would take the first nodes of the file, as many as there are, and not look at their slots.
+    : "${HOSTFILE:?a file of $NODES lines, NAME slots=$GPUS_PER_NODE}"
+    FIT=$(awk -v nodes="$NODES" -v gpus="$GPUS_PER_NODE" \
+        '!/^#/ && NF && n++ < nodes && substr($2, 7) + 0 >= gpus {fit++} END {print fit + 0}' "$HOSTFILE")
+    if ((FIT < NODES)); then
+        echo "group_robust_dpo.sh: $HOSTFILE needs $NODES nodes of $GPUS_PER_NODE GPUs at its top, got $FIT" >&2
+        exit 2
+    fi
+    LAUNCHER+=(
+        --hostfile "$HOSTFILE"
+        --num_nodes "$NODES"
+    )
+fi
+
+FLAGS=(
+    # The method; --model.ipo_enable makes it GR-IPO, which wants a small eta, and --robust.chi 0 importance weights
+    --robust.group_key "$GROUP_KEY"
+    --robust.eta 0.1
+    --robust.weights exact # `previous` spares the forward pass that several micro batches an update cost here
+    --robust.save_best
+    --pgrpo.device "$DEVICE"
+
+    # Policy and pairs
+    --model.model_name_or_path "$POLICY"
+    --data.dataset "$PAIRS"
+    --data.prompt_key prompt
+    --data.chosen_key chosen
+    --data.rejected_key rejected
+    --data.max_len "$MAX_LEN"
+
+    # Evaluation: loss and accuracy of each preference group, the worst and the gap
+    --eval.dataset "$HELD_OUT"
+    --eval.split train # a file is one split, and this is its name
+    --eval.steps "$EVAL_STEPS"
+
+    # Training
+    --model.beta 0.1
+    --train.batch_size "$BATCH"
+    --train.micro_batch_size "$MICRO_BATCH"
+    --train.max_epochs "$EPOCHS"
+    --adam.lr 5e-7
+    --model.gradient_checkpointing_enable
+    --ds.zero_stage 3
+
+    # What stays: weights travel with the checkpoints
+    --ckpt.output_dir "$OUT"
+    --ckpt.path "$OUT/checkpoints"
+    --ckpt.save_steps "$SAVE_STEPS"
+    --ckpt.max_num 3
+    --logger.tensorboard_dir "$OUT/tensorboard"
+)
+if [[ $DEVICE == gpu ]]; then
+    FLAGS+=(--ds.packing_samples)
+fi
+if [[ -s $OUT/checkpoints/latest ]]; then
+    FLAGS+=(--ckpt.load_enable)
+fi
+
+# Anything after the script's name goes to the trainer as well: `group_robust_dpo.sh --robust.patience 4`.
+exec deepspeed "${LAUNCHER[@]}" --module openrlhf_pgrpo.cli.train_dpo "${FLAGS[@]}" "$@"
