@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from step_time import tiny_policy
+from tiny_run import tiny_policy
 
 BATCH, MICRO_BATCHES, LETTERS, PREF_GROUPS = 16, 4, 48, 5
 WARM_UP = 5

@@ -75,10 +75,10 @@ def pref_group_counts(samples: int) -> list[int]:
 class Step:
     """What the rollout of one training step hands on; every preference group is in it."""
 
-    def __init__(self, samples: int, pref_groups: int, seed: int):
+    def __init__(self, samples: int, pref_groups: int, seed: int, samples_per_prompt: int = SAMPLES_PER_PROMPT):
         rng = np.random.default_rng(seed)
-        prompts = samples // SAMPLES_PER_PROMPT
-        self.prompt_groups = np.repeat(np.arange(prompts), SAMPLES_PER_PROMPT)
+        prompts = samples // samples_per_prompt
+        self.prompt_groups = np.repeat(np.arange(prompts), samples_per_prompt)
         self.owners = [f"preference group {g}" for g in rng.permutation(prompts) % pref_groups]  # a string per prompt
         self.rewards = torch.from_numpy(rng.standard_normal(samples).astype(np.float32))
 
@@ -124,7 +124,7 @@ def estimators_alone(samples: int, pref_groups: int, repeats: int) -> str:
 # ---- the whole call -------------------------------------------------------------------------------------------------
 
 
-def experience_maker(name: str):
+def experience_maker(name: str, samples_per_prompt: int = SAMPLES_PER_PROMPT):
     """The host's experience maker for `group_norm`, ours for our estimators; neither needs Ray until it is asked for
     experiences."""
     from openrlhf_pgrpo.host import doors, seams
@@ -141,7 +141,7 @@ def experience_maker(name: str):
         algo=SimpleNamespace(
             advantage=SimpleNamespace(estimator=name, gamma=1.0, no_std_norm=False), dynamic_filtering_enable=False
         ),
-        rollout=SimpleNamespace(n_samples_per_prompt=SAMPLES_PER_PROMPT),
+        rollout=SimpleNamespace(n_samples_per_prompt=samples_per_prompt),
         reward=SimpleNamespace(clip_range=(-10, 10), remote_url="reward.py"),
         pgrpo=SimpleNamespace(plugin=None, **vars(PGRPOOptions())),
         robust=SimpleNamespace(estimator=None),
@@ -166,7 +166,7 @@ def experiences(step: Step) -> list:
         result.append(
             Experience(
                 index=index.tolist(),
-                prompts=[prompts[i // SAMPLES_PER_PROMPT] for i in index.tolist()],
+                prompts=[prompts[step.prompt_groups[i]] for i in index.tolist()],
                 labels=[""] * len(index),
                 rewards=rewards,
                 sequences=torch.zeros(len(index), TOKENS + 1, dtype=torch.int64),

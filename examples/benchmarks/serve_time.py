@@ -23,7 +23,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from step_time import tiny_policy
+from tiny_run import tiny_policy
 from transformers import AutoConfig, AutoTokenizer
 
 from openrlhf_pgrpo.models.factorized_reward import Folder, write

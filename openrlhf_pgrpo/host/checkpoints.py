@@ -25,7 +25,7 @@ def attach(actor_group, owner) -> None:
             kwargs["client_states"] = ray.put({**(kwargs.get("client_states") or {}), KEY: state})
         refs = run(method_name, *args, **kwargs)
         if method_name == "get_checkpoint_states":
-            owner.restore(_readable(ray.get(refs)[0].get(KEY)))
+            owner.restore(_readable(ray.get(refs[0]).get(KEY)))
         return refs
 
     actor_group.async_run_method = async_run_method

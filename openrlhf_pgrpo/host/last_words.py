@@ -5,7 +5,12 @@ Ray's account of a death stands far above, because the output of its workers goe
 
 import re
 import sys
+import time
 from pathlib import Path
+
+# Where others are out of reach, their node may have died, which Ray takes some 15 seconds to say.
+OUT_OF_REACH = re.compile("is (temporarily )?unavailable|[Cc]onnection (closed|reset|refused)")
+PATIENCE = 30  # seconds
 
 ROLES = {
     "RolloutRayActor": "a rollout engine (vLLM)",
@@ -26,10 +31,15 @@ def install(checkpoints: Path) -> None:
 
     hook, alive = sys.excepthook, {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
+    def lost_nodes() -> list[str]:
+        return [node["NodeName"] for node in ray.nodes() if node["NodeID"] in alive and not node["Alive"]]
+
     def last_words(kind, error, trace):
         hook(kind, error, trace)
         if isinstance(error, ray.exceptions.RayError):
-            lost = [node["NodeName"] for node in ray.nodes() if node["NodeID"] in alive and not node["Alive"]]
+            deadline = time.monotonic() + (PATIENCE if OUT_OF_REACH.search(str(error)) else 0)
+            while not (lost := lost_nodes()) and time.monotonic() < deadline:
+                time.sleep(0.2)
             ray.shutdown()  # the workers' output ends here
             words = f"the run has failed: {what_ended_it(str(error), lost)}\n[pgrpo] {how_to_go_on(checkpoints)}"
             print(f"[pgrpo] {words}", file=sys.stderr, flush=True)

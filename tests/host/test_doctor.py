@@ -162,7 +162,7 @@ def test_a_healthy_machine_passes_every_trial(host_copy):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("faults: 0; a training run can start\n") and FAULT not in done.stdout
     for line in (
-        "host          5 modules of the host have the functions that we replace",
+        "host          6 modules of the host have the functions that we replace",
         "vllm          imports, for cpu",
         "ray           starts, and a worker ran our setup hook",
     ):

@@ -61,6 +61,21 @@ def test_a_lost_node_comes_before_what_was_lost_with_it(ended):
     assert ended(death_of("PolicyModelActor"), lost=["n2"])[2] == "[pgrpo] the run has failed: node n2 died"
 
 
+def test_a_node_whose_death_ray_tells_later_is_waited_for(ended, monkeypatch):
+    """It is the third look that sees it."""
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            ray.nodes()[1]["Alive"] = False
+
+    monkeypatch.setattr(last_words.time, "sleep", sleep)
+    unavailable = ray.exceptions.ActorUnavailableError("RpcError: Socket closed", bytes(16))
+    assert ended(unavailable)[2] == "[pgrpo] the run has failed: node n2 died" and len(looks) == 2
+    assert "died" in ended(death_of("PolicyModelActor"))[2] and len(looks) == 2  # that one is explained
+
+
 def test_an_error_of_the_training_itself_is_its_last_line(ended):
     trace = "Traceback ...\n  line 3\nValueError: every sample needs a reward, got none"
     error = ray.exceptions.RayTaskError("PPOTrainer.fit", trace, ValueError("…")).as_instanceof_cause()

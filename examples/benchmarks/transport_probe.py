@@ -1,0 +1,292 @@
+"""What `transport.py` puts into every process of a run: it counts what Ray serializes there, and clocks our own code.
+
+Run as a script, it is the driver of the run: the host's PPO script through our door, with a setup hook for workers
+that brings the probe beside ours. Every process writes lines of JSON into a file of its own in the folder that the
+environment variable TRANSPORT_PROBE names. Seconds are processor time of the thread that does the work.
+"""
+
+import json
+import os
+import random
+import threading
+import time
+from copy import copy, deepcopy
+from functools import partial
+from types import SimpleNamespace
+
+import wrapt
+
+FOLDER = "TRANSPORT_PROBE"
+PROMPTS, TOKENIZER, RESPONSES, QUEUE = "prompts", "tokenizer", "responses", "queue"
+TOKENS, LOG_PROBS, EXPERIENCES = "tokens", "log-probs", "experiences"
+local = threading.local()
+coin = random.Random(0)  # who of two comes first
+
+
+def leg_of(value) -> tuple[str, int] | None:
+    """The leg of the road on which the host sends `value`, and how many samples are in it; None for all else.
+
+    The prompts' leg is not among them: there every argument of a call is serialized on its own.
+    """
+    match value:
+        case {"experience": [_, *_] as batches}:
+            return EXPERIENCES, sum(len(batch.sequences) for batch in batches)
+        case {"sequences": [_, *_] as batches}:
+            return TOKENS, sum(map(len, batches))
+        case [{"observation_tokens": _}, *_] as samples:
+            return RESPONSES, len(samples)
+        case (list() as samples, dict(), _, _) if samples and _is(samples[0], "Experience"):
+            return QUEUE, len(samples)
+        case [first, *_] as batches if _is(first, "Tensor"):
+            return LOG_PROBS, sum(map(len, batches))
+    return None
+
+
+def _is(value, name: str) -> bool:
+    """By name, so that this imports no torch into a process that had none."""
+    return type(value).__name__ == name
+
+
+def _is_tokenizer(value) -> bool:
+    return any(base.__name__ == "PreTrainedTokenizerBase" for base in type(value).__mro__)
+
+
+def argument(values: list, name: str):
+    """That argument of a call, of which Ray has made a list of names and values; None if it has no such name."""
+    places = [i for i, value in enumerate(values) if type(value) is str and value == name]
+    return values[places[0] + 1] if places else None
+
+
+# ---- bytes and seconds of Ray's serialization -----------------------------------------------------------------------
+
+
+def serialize(wrapped, _context, args, kwargs):
+    result, seconds = timed(wrapped, *args, **kwargs)
+    value, call = args[0], state("call")
+    if state("spent") is not None:
+        local.spent += seconds
+    elif call is not None:
+        part = call[TOKENIZER if _is_tokenizer(value) else PROMPTS]
+        for name, number in {"bytes": result.total_bytes, **compare(value)}.items():
+            part[name] += number
+    elif leg := leg_of(value):
+        write(leg=leg[0], samples=leg[1], side="out", bytes=result.total_bytes)
+        if not _in_event_loop():
+            write(leg=leg[0], samples=leg[1], side="both", **compare(value))
+    return result
+
+
+def dispatch(wrapped, generator, args, kwargs):
+    """The host's `_dispatch_prompts_to_vllm`: all it serializes are arguments of calls, one call for each prompt."""
+    local.call = {part: {"bytes": 0, "stock": 0.0, "ours": 0.0} for part in (PROMPTS, TOKENIZER)}
+    try:
+        refs = wrapped(*args, **kwargs)
+        samples = len(refs) * generator.args.rollout.n_samples_per_prompt
+        for part, sums in local.call.items():
+            write(leg=part, samples=samples, side="out", bytes=sums.pop("bytes"))
+            write(leg=part, samples=samples, side="both", **sums)
+    finally:
+        local.call = None
+    return refs
+
+
+def deserialize(wrapped, _context, args, kwargs):
+    received, seconds = timed(wrapped, *args, **kwargs)
+    if state("spent") is not None:
+        local.spent += seconds
+        return received
+    if samples := argument(received, "num_samples"):
+        for leg in (PROMPTS, TOKENIZER):
+            write(leg=leg, samples=samples, side="in")
+    for value in received:
+        if found := leg_of(value):
+            leg, samples = found
+            write(leg=leg, samples=samples, side="in")
+            if leg == RESPONSES and not _in_event_loop():  # where they come from, there is one
+                write(leg=leg, samples=samples, side="both", **compare(value))
+    return received
+
+
+def compare(value) -> dict[str, float]:
+    """Seconds of serializing and deserializing `value`, and of what the stock host would have in its place.
+
+    The same process does both, moments apart, so that what else the machine does falls on both.
+    """
+    import ray
+
+    pair, seconds = [("stock", without_tags(value)), ("ours", value)], {"stock": 0.0, "ours": 0.0}
+    coin.shuffle(pair)
+    try:
+        for name, value in (pair + pair[::-1]) * 2:
+            local.spent = 0.0
+            ray.get(ray.put(value))
+            seconds[name] += local.spent / 4
+    finally:
+        local.spent = None
+    return seconds
+
+
+def without_tags(value):
+    """`value` with plain strings in the place of tagged prompts.
+
+    Each is a string of its own: the host's come back from an engine in as many copies as a prompt has samples.
+    """
+    match value:
+        case str() if type(value) is not str:
+            return str(value)
+        case list() | tuple():
+            return type(value)(map(without_tags, value))
+        case dict():
+            return {key: without_tags(entry) for key, entry in value.items()}
+    if _is(value, "Experience"):
+        value = copy(value)
+        value.prompts = without_tags(value.prompts)
+    return value
+
+
+def timed(function, *args, **kwargs):
+    """(result, seconds)"""
+    began = time.thread_time()
+    result = function(*args, **kwargs)
+    return result, time.thread_time() - began
+
+
+def state(name: str):
+    return getattr(local, name, None)
+
+
+def _in_event_loop() -> bool:
+    """There, waiting for an object would hold up all else."""
+    import ray
+
+    return ray._private.worker.global_worker.core_worker.current_actor_is_asyncio()
+
+
+# ---- seconds of our own code, and of the host's in its place --------------------------------------------------------
+
+
+def clock(module, path: str, part: str) -> None:
+    def clocked(wrapped, _instance, args, kwargs):
+        result, seconds = timed(wrapped, *args, **kwargs)
+        write(part=part, seconds=seconds)
+        return result
+
+    wrapt.wrap_function_wrapper(module, path, clocked)
+
+
+def clock_log(module) -> None:
+    def step(wrapped, _log, args, kwargs):
+        the_hosts, *rest = args
+        inside = []
+
+        def clocked(*args, **kwargs):
+            result, seconds = timed(the_hosts, *args, **kwargs)
+            inside.append(seconds)
+            return result
+
+        result, seconds = timed(wrapped, clocked, *rest, **kwargs)
+        write(part="log", seconds=seconds - sum(inside))
+        return result
+
+    wrapt.wrap_function_wrapper(module, "StepLog.step", step)
+
+
+DATASET = {
+    "openrlhf.datasets.utils": "blending_datasets",
+    "openrlhf.datasets.prompts_dataset": "PromptDataset.__init__",
+}
+
+
+def clock_advantages(module) -> None:
+    def compute(wrapped, maker, args, kwargs):
+        (experiences,) = args
+        the_hosts, first = deepcopy(experiences), coin.random() < 0.5
+        if first:
+            host_advantages(maker, the_hosts)
+        result, seconds = timed(wrapped, experiences)
+        write(part="advantages", seconds=seconds)
+        if not first:
+            host_advantages(maker, the_hosts)
+        return result
+
+    wrapt.wrap_function_wrapper(module, "PreferenceExperienceMaker.compute_advantages_and_returns", compute)
+    clock(module, "_reward_batch", "reward batch")
+
+
+def host_advantages(maker, experiences) -> None:
+    """The host's own `group_norm`, in the process where ours runs and on the same experiences."""
+    args = deepcopy(maker.args)
+    args.algo.advantage.estimator = "group_norm"
+    stand_in = copy(maker)
+    stand_in.advantage_estimator, stand_in.strategy = "group_norm", SimpleNamespace(args=args)
+    (host_class,) = type(maker).__bases__
+    _, seconds = timed(host_class.compute_advantages_and_returns, stand_in, experiences)
+    write(part="advantages, host", seconds=seconds)
+
+
+def clock_metrics(module) -> None:
+    clock(module, "by_pref_group", "metrics")
+    clock_log(module)
+
+
+def watch_generator(module) -> None:
+    module.SamplingParams = partial(module.SamplingParams, ignore_eos=True)  # answers of equal length
+    wrapt.wrap_function_wrapper(module, "SamplesGenerator._dispatch_prompts_to_vllm", dispatch)
+
+
+# ---- how it gets into every process ---------------------------------------------------------------------------------
+
+
+def setup_worker() -> None:
+    """Ray's `worker_process_setup_hook`: the probe, and between its two halves our own hooks."""
+    import ray._private.serialization as serialization
+
+    from openrlhf_pgrpo.host import seams
+
+    for name, path in DATASET.items():  # before ours, and so within what ours replace
+        wrapt.register_post_import_hook(partial(clock, path=path, part="dataset, host"), name)
+    seams.setup_worker()
+    for name, path in DATASET.items():
+        wrapt.register_post_import_hook(partial(clock, path=path, part="dataset"), name)
+    wrapt.register_post_import_hook(clock_advantages, "openrlhf_pgrpo.host.experience_maker")
+    pick = partial(clock, path="SamplePicker.pick", part="samples")
+    wrapt.register_post_import_hook(pick, "openrlhf_pgrpo.host.run_log")
+    wrapt.register_post_import_hook(clock_metrics, "openrlhf_pgrpo.host.metrics")
+    wrapt.register_post_import_hook(watch_generator, "openrlhf.trainer.ppo_utils.samples_generator")
+    count_serialization(serialization)
+
+
+def count_serialization(module) -> None:
+    wrapt.wrap_function_wrapper(module, "SerializationContext.serialize", serialize)
+    wrapt.wrap_function_wrapper(module, "SerializationContext.deserialize_objects", deserialize)
+
+
+def write(**row) -> None:
+    import ray
+
+    row |= {"node": ray.get_runtime_context().get_node_id(), "process": _actor_class(ray)}
+    with open(os.path.join(os.environ[FOLDER], f"{os.getpid()}.jsonl"), "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _actor_class(ray) -> str | None:
+    return next((type(actor).__name__ for actor in ray._private.worker.global_worker.actors.values()), None)
+
+
+def main() -> None:
+    import ray
+
+    from openrlhf_pgrpo.host import doors
+
+    def init(wrapped, _instance, args, kwargs):
+        environment = kwargs["runtime_env"]
+        environment["worker_process_setup_hook"] = f"transport_probe.{setup_worker.__name__}"
+        environment["env_vars"] |= {name: os.environ[name] for name in (FOLDER, "PYTHONPATH")}  # nodes may be older
+        return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(ray, "init", init)
+    doors.run("openrlhf.cli.train_ppo_ray")
+
+
+if __name__ == "__main__":
+    main()
