@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
         before = job.step
         run = job.start()
         run.until(lambda: job.step >= before + 3, timeout=400)
-        kill()
+        kill(run)
         began = time.monotonic()
         assert run.process.wait(BOUND) != 0, run.tail()
         for word in words:
@@ -96,7 +97,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     def resume_from(step):
         return f"[pgrpo] resume from global_step{step} in {job.out}/checkpoints: the same command"
 
-    def engine():
+    def engine(run):
         for node in nodes.values():  # both hold a rank and an engine, so labels, weights and gradients cross nodes
             assert node.titled("ray::PolicyModelActor") and node.titled("ray::RolloutRayActor")
         nodes["n2"].kill_one("ray::RolloutRayActor")
@@ -104,17 +105,22 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     step = trains_until(engine, "[pgrpo] the run has failed: a rollout engine (vLLM) died.")
     assert resume_from(step) in (tmp_path / "run1.txt").read_text()
 
-    trains_until(lambda: nodes["n2"].kill_one("ray::PolicyModelActor"), "[pgrpo] the run has failed: ", " died")
+    trains_until(lambda run: nodes["n2"].kill_one("ray::PolicyModelActor"), "[pgrpo] the run has failed: ", " died")
 
-    trains_until(lambda: nodes["n2"].kill(), "[pgrpo] the run has failed: node n2 died")
+    trains_until(lambda run: nodes["n2"].kill(), "[pgrpo] the run has failed: node n2 died")
     nodes["n2"] = cluster.start_node("n2", **resources)
 
-    driver = f"{sys.executable} -m openrlhf_pgrpo.cli.train_ppo_ray"
-    trains_until(lambda: nodes["n1"].kill_one(driver), "Job entrypoint command failed")
+    driver = "python -m openrlhf_pgrpo.cli.train_ppo_ray"
+    trains_until(lambda run: nodes["n1"].kill_one(driver), "Job entrypoint command failed")
 
-    def fill():
-        free = shutil.disk_usage(small_disk).free
-        (small_disk / "filler").write_bytes(bytes(free - 200_000))
+    def fill(run):
+        """Half a megabyte stays free: enough for a log, too little for a checkpoint."""
+        with open(small_disk / "filler", "ab", buffering=0) as file:
+            while run.process.poll() is None:
+                spare = max(0, shutil.disk_usage(small_disk).free - 500_000)
+                with suppress(OSError):  # the run wrote at the same moment
+                    file.write(bytes(spare))
+                time.sleep(0.02)
 
     step = trains_until(fill, "_actor, where 0.0 GiB are free: ", "The one before it is still whole: make room")
     assert resume_from(step) in (tmp_path / "run5.txt").read_text()
@@ -125,5 +131,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     run.until(lambda: job.step >= before + 2, timeout=400)
     _, *resumed = recording.runs()
     assert len(resumed) == len(saved) == 5
-    for (restored, _), state in zip(resumed, saved):
+    for (restored, batches), state in zip(resumed, saved):
         assert recording.equal(restored, state)
+        for batch in batches:  # made on both nodes, of labels, preference groups and users that came all the way
+            assert batch.labels == batch.pref_groups and set(batch.users) <= {f"u{number}" for number in range(6)}

@@ -87,22 +87,32 @@ def test_it_trains_on_two_nodes_goes_back_when_preempted_and_resumes(slurm, subm
     assert (job.out / "model.safetensors").is_file() and not list(job.out.glob(".ray*"))
 
 
-def test_a_number_of_gpus_that_does_not_fit_is_refused_before_ray_starts(submit):
-    log = submit(**NOTHING_TO_TRAIN, GPUS_PER_NODE=8).ends("FAILED", 60)
-    assert log.startswith("slurm.sbatch: GPUS_PER_NODE=8, but Slurm gave 1 GPUs on a node: let 'sbatch --gres gpu:N'")
+@pytest.mark.parametrize(
+    "variables, refusal",
+    [
+        ({"GPUS_PER_NODE": 8}, "GPUS_PER_NODE=8, but Slurm gave 1 GPUs on a node: let 'sbatch --gres gpu:N' and"),
+        ({"CONTAINER": "apptainer"}, "CONTAINER=apptainer needs an IMAGE, got none"),
+        ({"CONTAINER": "docker", "IMAGE": "x"}, "CONTAINER needs to be none, pyxis or apptainer, got docker"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_ray_starts(submit, variables, refusal):
+    log = submit(**{**NOTHING_TO_TRAIN, **variables}).ends("FAILED", 60)
+    assert log.startswith(f"slurm.sbatch: {refusal}") and "Ray" not in log
 
 
 def test_a_node_that_does_not_join_is_named_and_ray_is_stopped(slurm, submit, tmp_path):
-    """On n2, `ray start` does nothing but last."""
-    stand_in = tmp_path / "bin" / "ray"
-    stand_in.parent.mkdir()
-    stand_in.write_text("""#!/bin/bash
-if [ "$SLURMD_NODENAME" = n2 ]; then exec sleep 1000; fi
-exec python -m ray.scripts.scripts "$@"
-""")
-    stand_in.chmod(0o755)
-    train = tmp_path / "train.sh"
-    train.write_text("echo trained anyway\n")
-    path = f"{stand_in.parent}:{slurm.environment['PATH']}"
-    log = submit(**NOTHING_TO_TRAIN, JOIN_LIMIT=25, TRAIN=train, PATH=path).ends("FAILED", 200)
-    assert "n2" in log and "trained anyway" not in log
+    """On n2, `ray start` does nothing but last. All of it in a container, as far as the script can tell."""
+    programs = {
+        "ray": 'if [ "$SLURMD_NODENAME" = n2 ]; then exec sleep 1000; fi; exec python -m ray.scripts.scripts "$@"',
+        "apptainer": '[ "$*" = "${*#exec --nv --bind /data:/data image.sif }" ] && exit 9; exec "${@:6}"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, code in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "train.sh").write_text("echo trained anyway\n")
+    log = submit(
+        **NOTHING_TO_TRAIN, TRAIN=tmp_path / "train.sh", PATH=f"{tmp_path / 'bin'}:{slurm.environment['PATH']}",
+        JOIN_LIMIT=25, CONTAINER="apptainer", IMAGE="image.sif", MOUNTS="/data:/data",
+    ).ends("FAILED", 300)  # fmt: skip
+    assert "1 of 2 joined within 25 s, missing: n2" in log and "trained anyway" not in log
