@@ -110,9 +110,6 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     trains_until(lambda run: nodes["n2"].kill(), "[pgrpo] the run has failed: node n2 died")
     nodes["n2"] = cluster.start_node("n2", **resources)
 
-    driver = "python -m openrlhf_pgrpo.cli.train_ppo_ray"
-    trains_until(lambda run: nodes["n1"].kill_one(driver), "Job entrypoint command failed")
-
     def fill(run):
         """Half a megabyte stays free: enough for a log, too little for a checkpoint."""
         with open(small_disk / "filler", "ab", buffering=0) as file:
@@ -123,14 +120,14 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
                 time.sleep(0.02)
 
     step = trains_until(fill, "_actor, where 0.0 GiB are free: ", "The one before it is still whole: make room")
-    assert resume_from(step) in (tmp_path / "run5.txt").read_text()
+    assert resume_from(step) in (tmp_path / "run4.txt").read_text()
     (small_disk / "filler").unlink()
 
     before = job.step
     run = job.start()
     run.until(lambda: job.step >= before + 2, timeout=400)
     _, *resumed = recording.runs()
-    assert len(resumed) == len(saved) == 5
+    assert len(resumed) == len(saved) == 4
     for (restored, batches), state in zip(resumed, saved):
         assert recording.equal(restored, state)
         for batch in batches:  # made on both nodes, of labels, preference groups and users that came all the way

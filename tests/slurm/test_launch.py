@@ -104,7 +104,7 @@ def test_a_node_that_does_not_join_is_named_and_ray_is_stopped(slurm, submit, tm
     """On n2, `ray start` does nothing but last. All of it in a container, as far as the script can tell."""
     programs = {
         "ray": 'if [ "$SLURMD_NODENAME" = n2 ]; then exec sleep 1000; fi; exec python -m ray.scripts.scripts "$@"',
-        "apptainer": '[ "$*" = "${*#exec --nv --bind /data:/data image.sif }" ] && exit 9; exec "${@:6}"',
+        "apptainer": '[ "${*:1:5}" = "exec --nv --bind /data:/data image.sif" ] || exit 9; exec "${@:6}"',
     }
     (tmp_path / "bin").mkdir()
     for name, code in programs.items():
