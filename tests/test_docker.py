@@ -92,7 +92,7 @@ def test_what_is_installed_is_a_target_of_the_makefile(name, context):
 
 def test_the_readme_installs_what_the_makefile_does():
     assert 'pip install ".[gpu]"' in (ROOT / "README.md").read_text()
-    command = ["make", "--dry-run", "install-gpu", "PYTHON=python3.11"]
+    command = ["make", "--no-print-directory", "--dry-run", "install-gpu", "PYTHON=python3.11"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     assert done[-1] == 'python3.11 -m pip install ".[gpu]"'
     (flash_attn,) = [word for word in done[-2].split() if word.startswith("flash-attn==")]

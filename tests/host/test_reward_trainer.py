@@ -279,6 +279,9 @@ class Host:
         def load_ckpt(self, model, load_dir, tag=None):
             return "loaded"
 
+        def save_ckpt(self, model, save_dir, tag=None):
+            return "saved by DeepSpeed"
+
         def save_model(self, model, tokenizer, output_dir, **kwargs):
             return "saved by the host"
 
