@@ -55,6 +55,7 @@ def test_an_error_inside_an_actor_names_the_one_that_died_for_it(ended):
     inner = death_of("RolloutRayActor")
     error = ray.exceptions.RayTaskError("PPOTrainer.fit", f"Traceback ...\n{inner}", inner).as_instanceof_cause()
     assert "a rollout engine (vLLM) died." in ended(error)[2]
+    assert "a rollout engine (vLLM) died." in ended(death_of("PPOTrainer", f"It failed, because\n{inner}"))[2]
 
 
 def test_a_lost_node_comes_before_what_was_lost_with_it(ended):
