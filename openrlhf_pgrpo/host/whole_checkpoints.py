@@ -32,13 +32,13 @@ def save_whole(save, strategy, args, kwargs) -> None:
     """
     call = inspect.signature(save).bind(*args, **kwargs)
     call.apply_defaults()
-    asked = dict(call.arguments)
+    asked = call.arguments
     folder, tag = Path(asked["save_dir"]), asked["tag"]
     unfinished = folder / UNFINISHED
     try:
         if strategy.is_rank_0() and unfinished.exists():  # of a run that ended while it wrote
             shutil.rmtree(unfinished)
-        save(**{**asked, "save_dir": str(unfinished), "save_latest": False})  # its last act is a barrier
+        save(**{**asked, "save_dir": str(unfinished), "save_latest": False})  # returns when all ranks have written
         if strategy.is_rank_0():
             _put_in_place(unfinished / tag, folder / tag)
             if asked["save_latest"]:
@@ -84,11 +84,12 @@ def _superfluous(folder: Path, newest: str, most: int, most_gib: float, metric) 
         return value is not None, -math.inf if value is None else value, path.stat().st_mtime
 
     regular = sorted((path for path in found if path not in best), key=least_valuable)
-    count, size = 1 + len(regular), sum(map(_size, [*found, folder / newest]))
+    sizes = {path: _size(path) for path in [*found, folder / newest]}
+    count, size = 1 + len(regular), sum(sizes.values())
     for deleted, path in enumerate(regular):
         if count - deleted <= most and size <= most_gib * 2**30:
             return regular[:deleted]
-        size -= _size(path)
+        size -= sizes[path]
     return regular
 
 
