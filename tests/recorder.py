@@ -4,8 +4,9 @@ import os
 import pickle
 from pathlib import Path
 
-from openrlhf_pgrpo.core.advantages import PGRPO, PGRPOEmpiricalBayes
-from openrlhf_pgrpo.core.registry import register_advantage_estimator
+from openrlhf_pgrpo.core.estimator import register_advantage_estimator
+from openrlhf_pgrpo.core.pgrpo import PGRPO
+from openrlhf_pgrpo.core.pgrpo_eb import PGRPOEmpiricalBayes
 
 
 class Recorder:

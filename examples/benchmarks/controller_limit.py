@@ -1,13 +1,13 @@
-"""What the one controller process does for a step when its samples and preference groups are many: time and memory.
+"""Time and memory of the one controller process, for a step with many samples and preference groups.
 
     python examples/benchmarks/controller_limit.py [--samples 1000000] [--pref-groups 1000000] [--policy MODEL_FOLDER]
 
-First what is ours, by calling what a run calls, on synthetic experiences of one step with one sample to a prompt. The
-dataset gets its tags once a run, the state is copied and sent with every checkpoint, all else happens each step. Then
-the host's work in the same process: an experience of each response, the tokenizer that it sends with every prompt (of
-MODEL_FOLDER, else a tiny one), and `ray.wait`, of which it makes one for every prompt over all that are outstanding.
+First comes our own work, on synthetic experiences of one step with one sample per prompt. The dataset gets its tags
+once in a run, the state is copied and sent with every checkpoint, and the rest happens in each step. Then comes the
+host's work in the same process: an experience of each response, the tokenizer that it sends with every prompt (of
+MODEL_FOLDER, or a tiny one), and `ray.wait`, which it calls once for every prompt, over all outstanding prompts.
 
-Seconds are processor time. Memory is what the process has grown by when the part is done, its result included.
+Seconds are processor time. Memory is the growth of the process at the end of a part, with the part's result.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+
 from estimator_time import Step, experience_maker, experiences
 from tiny_run import tiny_policy
 
-MOST_SCALARS = 100_000  # of TensorBoard; each costs the same
-PROMPT, ANSWER = 200, 800  # tokens of the host's experiences
+MOST_SCALARS = 100_000  # written to TensorBoard; the cost of more is computed, because each costs the same
+PROMPT, ANSWER = 200, 800  # tokens in the host's experiences
 WAITS = 30
 
 
@@ -48,14 +49,14 @@ def main() -> None:
 
 
 class Ledger:
-    """Measures parts, and prints a line for each."""
+    """Measures parts of the work, and prints a line for each."""
 
     def __init__(self, samples: int):
         self.samples = samples
         print(f"{'':44}{'seconds':>10}{'us/sample':>11}{'GiB':>8}")
 
     def part(self, name: str, function, *args, note=lambda result: "", times: float = 1):
-        """The result of `function(*args)`, which does one of `times` equal shares of the work."""
+        """The result of `function(*args)`, which is one of `times` equal shares of the part."""
         gc.collect()
         before, began = memory(), time.process_time()
         result = function(*args)
@@ -65,7 +66,7 @@ class Ledger:
 
 
 def memory() -> float:
-    """GiB of this process."""
+    """GiB that this process uses."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**30
 
@@ -75,39 +76,42 @@ def memory() -> float:
 
 def ours(samples: int, pref_groups: int, folder: Path) -> None:
     maker = experience_maker("pgrpo", samples_per_prompt=1)
-    from openrlhf_pgrpo.core.advantages import PGRPOOptions
-    from openrlhf_pgrpo.core.registry import make_advantage_estimator
-    from openrlhf_pgrpo.host import metrics
-    from openrlhf_pgrpo.host.experience_maker import _reward_batch
+    from openrlhf_pgrpo.core.estimator import make_advantage_estimator
+    from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
+    from openrlhf_pgrpo.host.ppo import metrics
 
     print(f"ours, for {samples} samples of {pref_groups} preference groups")
     step, ledger = Step(samples, pref_groups, seed=0, samples_per_prompt=1), Ledger(samples)
     tag_dataset(ledger, step)
     made = experiences(step)
-    batch = ledger.part("reward batch", _reward_batch, made, 1, True)
+    batch = ledger.part("reward batch", reward_batch, maker, made)
     ledger.part("pgrpo, its first step", maker.estimator, batch)
     ledger.part("pgrpo, a later one", maker.estimator, batch)
     ledger.part("or pgrpo_eb, its first step", make_advantage_estimator("pgrpo_eb", PGRPOOptions()), batch)
-    del batch
     for experience in made:
         experience.advantages = torch.zeros_like(experience.kl)
+    names, rows = batch.pref_group_names, batch.pref_group_codes
     maker.pref_group_metrics = ledger.part(
-        "metrics of each preference group", metrics.by_pref_group, made, maker.estimator
+        "metrics of each preference group", metrics.by_pref_group, made, names, rows, maker.estimator
     )
+    del batch, names, rows
     maker.pref_group_samples = ledger.part("an answer of each, at most 16", maker.sample_picker.pick, made)
     del made
     log(ledger, maker, samples, folder)
     maker.pref_group_metrics = {}
-    maker.args.pgrpo.group_key = "persona"
     state = ledger.part("checkpoint: its state, copied", lambda: deepcopy(maker.checkpoint_state()))
     ledger.part("checkpoint: sent to the ranks", serialized, state, note=lambda sent: f"{bytes_of(sent) / 1e6:.0f} MB")
 
 
+def reward_batch(maker, made):
+    return maker._reward_batch(made, [prompt for experience in made for prompt in experience.prompts])
+
+
 def tag_dataset(ledger: Ledger, step: Step) -> None:
-    """Our two hooks on the host's dataset, with rows as `datasets` holds them."""
+    """Runs our two hooks on the host's dataset, with rows as `datasets` stores them."""
     import datasets
 
-    from openrlhf_pgrpo.host import prompts
+    from openrlhf_pgrpo.host.ppo import prompts
 
     plain = [f"prompt {q}" for q in range(len(step.owners))]
 
@@ -117,8 +121,8 @@ def tag_dataset(ledger: Ledger, step: Step) -> None:
 
     prompts.install_tags(SimpleNamespace(PromptDataset=PromptDataset))
     args = SimpleNamespace(
-        pgrpo=SimpleNamespace(group_key="persona", user_key="user"),
-        data=SimpleNamespace(label_key=None),
+        pgrpo=SimpleNamespace(),
+        data=SimpleNamespace(label_key=None, pref_group_key="persona", user_key="user"),
         robust=SimpleNamespace(estimator=None),
     )
     users = [f"user {q}" for q in range(len(step.owners))]
@@ -130,10 +134,10 @@ def tag_dataset(ledger: Ledger, step: Step) -> None:
 def log(ledger: Ledger, maker, samples: int, folder: Path) -> None:
     from openrlhf.utils.logging_utils import TensorboardLogger
 
-    from openrlhf_pgrpo.host.metrics import StepLog
+    from openrlhf_pgrpo.host.ppo.metrics import StepLog
     from openrlhf_pgrpo.host.run_log import Progress
 
-    maker.args.pgrpo.metrics_path = str(folder / "metrics.jsonl")
+    maker.args.logger.metrics_path = str(folder / "metrics.jsonl")
     handed_on = []
     steps = StepLog(SimpleNamespace(args=maker.args, experience_maker=maker, actor_model_group=None))
     steps.progress = Progress(samples, samples)
@@ -144,7 +148,7 @@ def log(ledger: Ledger, maker, samples: int, folder: Path) -> None:
         1,
         {"timing/step_total": 1.0},
         {"total_consumed_prompts": samples},
-        note=lambda _: f"{os.path.getsize(maker.args.pgrpo.metrics_path) / 1e6:.0f} MB of metrics.jsonl a step",
+        note=lambda _: f"{os.path.getsize(maker.args.logger.metrics_path) / 1e6:.0f} MB of metrics.jsonl a step",
     )
     scalars = handed_on.pop()
     some = dict(list(scalars.items())[:MOST_SCALARS])
@@ -169,7 +173,7 @@ def log(ledger: Ledger, maker, samples: int, folder: Path) -> None:
 
 
 def serialized(value) -> tuple[bytes, list]:
-    """`value` as Ray sends it: bytes, and buffers that are not copied into them."""
+    """`value` as Ray sends it: bytes, and the buffers that are kept outside of them."""
     from ray import cloudpickle
 
     buffers = []
@@ -213,12 +217,12 @@ def the_hosts(policy: Path, outstanding: list[int]) -> None:
     for prompts in outstanding:
         seconds = waiting(ray, prompts)
         whole = seconds * prompts / 2
-        print(f"ray.wait over {prompts} prompts: {1e3 * seconds:.3f} ms each; {whole:.1f} s a step of so many prompts")
+        print(f"ray.wait over {prompts} prompts: {1e3 * seconds:.3f} ms each; {whole:.1f} s for a step of {prompts}")
     ray.shutdown()
 
 
 def waiting(ray, prompts: int) -> float:
-    """Seconds of the first of the host's `ray.wait`, one for every prompt; over the step they fall to none."""
+    """Seconds of the first `ray.wait` of a step. The host calls one for every prompt, and the last waits for none."""
 
     @ray.remote(num_cpus=0)
     class Engine:

@@ -1,13 +1,13 @@
-"""Training steps of GR-DPO beside plain DPO: the host's preference trainer, same data, same seeds, same sizes.
+"""Training steps of GR-DPO and of plain DPO: the host's DPO trainer, same data, same seeds, same sizes.
 
     python examples/benchmarks/dpo_step_time.py [FOLDER] [--steps 60] [--repeats 3] [--policy MODEL_FOLDER]
 
-Plain DPO is the same launcher without `--robust.group_key`: then the host's own trainer runs, untouched. The runs of a
-repeat follow one another, in turn forwards and backwards, and a ratio is the geometric mean over repeats of the ratio
-of medians, with the lowest and the highest: once by the wall clock, once in processor time of the one thread a run
-has, which other work on the machine moves less. Beside them stands what our own code takes of a step by the wall clock:
-the loss, the host's part of it included, and the log. The policy is a two-layer Llama made on the spot unless --policy
-names another: the smaller the policy, the larger the share of whatever is added to a step.
+Plain DPO is the same launcher without `--data.pref_group_key`, so the host's own trainer runs, untouched. The runs of
+a repeat follow one another, forwards in one repeat and backwards in the next. A ratio is the geometric mean over
+repeats of the ratio of medians, with the lowest and the highest: once by the wall clock, and once in processor time,
+which other work on the machine changes less. Next to the ratios is the wall-clock time of our own code in a step: the
+loss, with the host's part of it, and the log. The policy is a two-layer Llama made on the spot unless --policy names
+another. The smaller the policy, the larger the share of added work.
 
 FOLDER (default dpo-step-time-run) gets the runs with their logs. The first steps of a run warm up and do not count.
 """
@@ -22,12 +22,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from tiny_run import tiny_policy
 
 BATCH, MICRO_BATCHES, LETTERS, PREF_GROUPS = 16, 4, 48, 5
 WARM_UP = 5
 CLOCK = "DPO_STEP_TIME"
-ROBUST = ["--robust.group_key", "who"]
+ROBUST = ["--data.pref_group_key", "who"]
 RUNS = {
     "DPO, 1 micro batch": (1, []),
     "GR-DPO exact, 1 micro batch": (1, ROBUST),
@@ -49,7 +50,7 @@ def main() -> None:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        parser.error(f"needs a new or empty folder, got {folder}, which holds something: name another or remove it")
+        parser.error(f"needs a new or empty folder, got {folder}, which is not empty: name another or remove it")
     policy = args.policy.resolve() if args.policy else tiny_policy(folder / "policy")
     write_pairs(folder / "pairs.jsonl", args.steps * BATCH)
 
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def write_pairs(path: Path, count: int) -> None:
-    """Pairs of one length, so that every micro batch is as much work as the next."""
+    """Pairs of equal length, so that every micro batch is the same work."""
     rows = [
         {"prompt": f"{i:08} ", "chosen": "y" * LETTERS, "rejected": "n" * LETTERS, "who": f"persona {i % PREF_GROUPS}"}
         for i in range(count)
@@ -82,11 +83,13 @@ def write_pairs(path: Path, count: int) -> None:
 
 
 def train(policy: Path, folder: Path, run: Path, micro_batches: int, flags: list[str]):
-    """Seconds of each step that counts (steps, 2), by the wall and of the processor, and of our own code in it, of one
-    training run into the new folder `run`.
+    """Trains once, into the new folder `run`.
+
+    Returns: Seconds (steps, 2) of each step that counts, by the wall clock and of the processor; and seconds of our
+        own code.
 
     Raises:
-        SystemExit: it failed; the message holds the end of its log.
+        SystemExit: the run failed. The message has the end of its log.
     """
     run.mkdir()
     argv = {
@@ -114,7 +117,7 @@ def train(policy: Path, folder: Path, run: Path, micro_batches: int, flags: list
 
 
 def train_by_the_clock() -> None:
-    """The training run itself: the host's script through our door, with the time after every micro batch."""
+    """The training run itself: the host's script through our door, with a clock after every micro batch."""
     import wrapt
 
     from openrlhf_pgrpo.host import doors
@@ -129,7 +132,7 @@ def train_by_the_clock() -> None:
 
         wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.optimizer_step", step)
 
-    @wrapt.when_imported("openrlhf_pgrpo.host.preference_trainer")
+    @wrapt.when_imported("openrlhf_pgrpo.host.dpo.trainer")
     def clock_our_own(module):
         def timed(wrapped, _trainer, args, kwargs):
             began = time.perf_counter()
@@ -149,7 +152,7 @@ def train_by_the_clock() -> None:
         Path(os.environ[CLOCK]).write_text(json.dumps({"steps": steps, "ours": ours}))
 
     atexit.register(write)
-    doors.run("openrlhf.cli.train_dpo", doors.DPO)
+    doors.DPO.run()
 
 
 if __name__ == "__main__":

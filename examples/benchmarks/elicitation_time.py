@@ -2,9 +2,9 @@
 
     python examples/benchmarks/elicitation_time.py [--pool 10000] [--users 100000] [--rewards 8] [--repeats 30]
 
-Processor time of all threads, medians: what they take on cores that do nothing else. First one user, at 1 to 20
-answers: "fit" is the posterior, "next" the next question by expected information over the whole pool, "stop" the
-predictive entropy of the pool, "all" the three together; every rule's "next" stands below. Then all users in one call.
+Median processor time of all threads. First one user, after 1 to 20 answers: "fit" is the posterior, "next" the next
+question by expected information over the whole pool, "stop" the predictive entropy of the pool, and "all" the three
+together. Then all users in one call.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from openrlhf_pgrpo.core.elicitation import RULES, Prior, next_questions, posterior, posteriors, predictive_entropy
+from openrlhf_pgrpo.core.posterior import Prior, posterior, posteriors
+from openrlhf_pgrpo.core.questions import next_questions, predictive_entropy
 
 ANSWERS = (1, 5, 10, 20)
 
@@ -20,7 +21,7 @@ ANSWERS = (1, 5, 10, 20)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pool", type=int, default=10_000, help="pairs")
-    parser.add_argument("--users", type=int, default=100_000, help="that are fitted in one call")
+    parser.add_argument("--users", type=int, default=100_000, help="users fitted in one call")
     parser.add_argument("--rewards", type=int, default=8, help="base rewards")
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
@@ -33,24 +34,22 @@ def main() -> None:
     for answers in ANSWERS:
         fit, ask, stop = np.median([one_answer(pool, answers, prior, rng) for _ in range(args.repeats)], 0)
         print(f"{answers:8}" + "".join(f"{1e3 * seconds:9.3f}" for seconds in (fit, ask, stop, fit + ask + stop)))
-    for rule in RULES:
-        seconds = np.median([clock(lambda: next_questions(pool, prior, rule=rule))[0] for _ in range(args.repeats)])
-        print(f"{rule:>12}{1e3 * seconds:9.3f}")
 
     print(f"\n{args.users} users in one call: seconds")
     for answers in ANSWERS[2:]:
-        features, said = people(args.users, answers, prior, rng)
-        print(f"{answers:8}{clock(lambda: posteriors(features, said, prior))[0]:9.2f}", flush=True)
+        seconds, _ = clock(posteriors, *people(args.users, answers, prior, rng), prior)
+        print(f"{answers:8}{seconds:9.2f}", flush=True)
 
 
-def clock(call):
+def clock(function, *args):
+    """(seconds, result)"""
     start = time.process_time()
-    result = call()
+    result = function(*args)
     return time.process_time() - start, result
 
 
 def people(users: int, answers: int, prior: Prior, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Features (U, n, D) and answers (U, n) of users who are as the prior expects."""
+    """Features (U, n, D) and answers (U, n) of users drawn from the prior."""
     features = rng.normal(0, 1, (users, answers, len(prior.mean)))
     coefficients = rng.multivariate_normal(*prior, users)
     logits = np.einsum("und,ud->un", features, coefficients)
@@ -60,9 +59,9 @@ def people(users: int, answers: int, prior: Prior, rng: np.random.Generator) -> 
 def one_answer(pool: np.ndarray, answers: int, prior: Prior, rng: np.random.Generator) -> list[float]:
     """Seconds for fit, next question and predictive entropy."""
     features, said = people(1, answers, prior, rng)
-    fit, belief = clock(lambda: posterior(features[0], said[0], prior))
-    ask, _ = clock(lambda: next_questions(pool, belief, range(answers)))
-    stop, _ = clock(lambda: predictive_entropy(pool, belief))
+    fit, belief = clock(posterior, features[0], said[0], prior)
+    ask, _ = clock(next_questions, pool, belief, range(answers))
+    stop, _ = clock(predictive_entropy, pool, belief)
     return [fit, ask, stop]
 
 

@@ -1,20 +1,21 @@
-"""How long advantages take: P-GRPO's estimators beside the host's group_norm, on the same rewards, in one run.
+"""How long advantages take: P-GRPO's estimators and the host's group_norm, on the same rewards, in one run.
 
     python examples/benchmarks/estimator_time.py [--largest 1000000] [--repeats 15] [--threads 1]
 
-Three tables. Times are medians; a ratio is the median of the ratios of its repeats, in which the two run in turn.
+There are three tables. Times are medians. A ratio is the median of the ratios of all repeats; in each, both sides run
+one after the other.
 
-1. The estimator call alone beside the host's arithmetic alone: rewards into prompt order, mean and standard deviation
-   of each prompt group, back into sample order. Not in either: reading experiences, and the host's logging of
-   `group_reward_std`. "first" is a run's first step, when no history is known and everything falls back on the batch.
-   "batch" is the `RewardBatch`: names become numbers and every prompt group is checked.
-2. All of `compute_advantages_and_returns`, ours beside the host's: what a step really pays, in micro-batches of 16
-   answers of 8 tokens. Ours includes the batch, and the metrics of every preference group.
-3. Memory per preference group, for a history of each size, and after ten times the samples.
+1. The estimator call alone and the host's arithmetic alone: rewards into prompt order, mean and standard deviation of
+   each prompt group, back into sample order. Neither includes reading experiences, or the host's logging of
+   `group_reward_std`. "first" is the first step of a run, which has no history and uses the batch alone. "batch" is
+   the `RewardBatch`: names become numbers and every prompt group is checked.
+2. The whole `compute_advantages_and_returns`, ours and the host's, in micro-batches of 16 answers of 8 tokens. This is
+   the real cost in a step. Ours includes the batch, and the metrics of every preference group.
+3. Memory per preference group, for a history of each size, and after ten times as many samples.
 
-The host's arithmetic is float32 in torch, on one thread unless --threads says otherwise; ours is float64 in NumPy, on
-one. Samples come prompt by prompt, as the
-host numbers them, 8 to a prompt; the preference group of a prompt is drawn at random.
+The host's arithmetic is float32 in torch, on one thread unless --threads says otherwise. Ours is float64 in NumPy, on
+one thread. Samples come prompt by prompt, as the host numbers them, 8 per prompt. The preference group of a prompt is
+drawn at random.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from openrlhf_pgrpo.core.advantages import PGRPOOptions
-from openrlhf_pgrpo.core.registry import RewardBatch, make_advantage_estimator
+from openrlhf_pgrpo.core.estimator import RewardBatch, make_advantage_estimator
+from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 
 OURS = ("pgrpo", "pgrpo_eb")
 SAMPLES_PER_PROMPT, MICRO_BATCH, TOKENS = 8, 16, 8
@@ -37,9 +38,9 @@ WARM_UP = 2  # steps after which every preference group has `--pgrpo.min_count` 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--largest", type=int, default=10**6, help="samples: 1000 and its tenfolds up to this")
+    parser.add_argument("--largest", type=int, default=10**6, help="most samples: 1000, 10,000, ... up to this")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch, which is the host's arithmetic")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the host's arithmetic, in torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sizes = [10**k for k in range(3, 10) if 10**k <= args.largest]
@@ -68,12 +69,12 @@ def main() -> None:
 
 
 def pref_group_counts(samples: int) -> list[int]:
-    """10 and its tenfolds, as long as there is a prompt for each."""
+    """10, 100, ... as long as each has a prompt."""
     return [10**k for k in range(1, 9) if 10**k * SAMPLES_PER_PROMPT <= samples]
 
 
 class Step:
-    """What the rollout of one training step hands on; every preference group is in it."""
+    """The samples of one training step. Every preference group has some."""
 
     def __init__(self, samples: int, pref_groups: int, seed: int, samples_per_prompt: int = SAMPLES_PER_PROMPT):
         rng = np.random.default_rng(seed)
@@ -82,26 +83,31 @@ class Step:
         self.owners = [f"preference group {g}" for g in rng.permutation(prompts) % pref_groups]  # a string per prompt
         self.rewards = torch.from_numpy(rng.standard_normal(samples).astype(np.float32))
 
-    def batch(self) -> RewardBatch:
+    def batch(self) -> tuple[float, RewardBatch]:
+        """The batch, and the seconds it takes to make it."""
         names = [self.owners[prompt] for prompt in self.prompt_groups]
-        rewards = self.rewards.double().numpy()
-        return timed(lambda: RewardBatch(rewards, self.prompt_groups, names, names, names))
+        return timed(RewardBatch, self.rewards.double().numpy(), self.prompt_groups, names, names, names)
 
 
-def timed(function):
+def timed(function, *args):
     """(seconds, result)"""
     began = time.perf_counter()
-    result = function()
+    result = function(*args)
     return time.perf_counter() - began, result
 
 
 def group_norm(rewards: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The host's arithmetic for `group_norm`; `whole_call` refuses to measure if the host's result is not this."""
+    """The host's arithmetic for `group_norm`. `whole_call` checks that the host gives the same result."""
     by_prompt = torch.empty_like(rewards)
     by_prompt[index] = rewards
     by_prompt = by_prompt.reshape(-1, SAMPLES_PER_PROMPT)
     mean, std = by_prompt.mean(-1, keepdim=True), by_prompt.std(-1, keepdim=True)
     return ((by_prompt - mean) / (std + 1e-9)).reshape(-1)[index]
+
+
+def fresh_call(name: str, batch: RewardBatch) -> np.ndarray:
+    """The advantages of an estimator without history."""
+    return make_advantage_estimator(name, PGRPOOptions())(batch)
 
 
 def estimators_alone(samples: int, pref_groups: int, repeats: int) -> str:
@@ -111,9 +117,9 @@ def estimators_alone(samples: int, pref_groups: int, repeats: int) -> str:
     for repeat in range(WARM_UP + repeats):
         step = Step(samples, pref_groups, repeat)
         encoding, batch = step.batch()
-        row = [timed(lambda: group_norm(step.rewards, index))[0], encoding]
-        row += [timed(lambda: known[name](batch))[0] for name in OURS]
-        row += [timed(lambda: make_advantage_estimator(name, PGRPOOptions())(batch))[0] for name in OURS]
+        row = [timed(group_norm, step.rewards, index)[0], encoding]
+        row += [timed(known[name], batch)[0] for name in OURS]
+        row += [timed(fresh_call, name, batch)[0] for name in OURS]
         seconds.append(row)
     seconds = np.array(seconds[WARM_UP:])
     milliseconds, ratios = 1e3 * np.median(seconds[:, :4], 0), np.median(seconds[:, 2:] / seconds[:, :1], 0)
@@ -125,22 +131,25 @@ def estimators_alone(samples: int, pref_groups: int, repeats: int) -> str:
 
 
 def experience_maker(name: str, samples_per_prompt: int = SAMPLES_PER_PROMPT):
-    """The host's experience maker for `group_norm`, ours for our estimators; neither needs Ray until it is asked for
-    experiences."""
-    from openrlhf_pgrpo.host import doors, seams
+    """The host's experience maker for `group_norm`, ours for our estimators. Neither needs Ray to compute
+    advantages."""
+    from openrlhf_pgrpo.host import device, hooks
+    from openrlhf_pgrpo.host.ppo import worker
 
-    os.environ[seams.DEVICE] = "cpu"
-    os.environ.update(doors.worker_environment()["env_vars"])
-    seams.setup_worker()
+    os.environ[hooks.DEVICE] = "cpu"
+    os.environ.update(device.environment())
+    worker.setup()
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as Ours
 
     logging.disable(logging.INFO)
     (host_class,) = Ours.__bases__
-    # Of all arguments of a run, those that the two read.
+    # The arguments of a run that the two read.
     args = SimpleNamespace(
         algo=SimpleNamespace(
             advantage=SimpleNamespace(estimator=name, gamma=1.0, no_std_norm=False), dynamic_filtering_enable=False
         ),
+        data=SimpleNamespace(pref_group_key="persona"),
+        logger=SimpleNamespace(metrics_path=None),
         rollout=SimpleNamespace(n_samples_per_prompt=samples_per_prompt),
         reward=SimpleNamespace(clip_range=(-10, 10), remote_url="reward.py"),
         pgrpo=SimpleNamespace(plugin=None, **vars(PGRPOOptions())),
@@ -154,10 +163,10 @@ def experience_maker(name: str, samples_per_prompt: int = SAMPLES_PER_PROMPT):
 
 
 def experiences(step: Step) -> list:
-    """What `compute_advantages_and_returns` is given for `step`."""
+    """The argument of `compute_advantages_and_returns` for `step`."""
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_pgrpo.host.prompts import TaggedPrompt
+    from openrlhf_pgrpo.host.tags import TaggedPrompt
 
     prompts = [TaggedPrompt(f"prompt {q}", owner, "user") for q, owner in enumerate(step.owners)]
     result = []
@@ -182,17 +191,17 @@ def experiences(step: Step) -> list:
 
 def whole_call(makers: dict, samples: int, pref_groups: int, repeats: int) -> str:
     seconds = []
-    for repeat in range(WARM_UP + max(1, repeats // 3)):  # the largest takes seconds, not milliseconds
+    for repeat in range(WARM_UP + max(1, repeats // 3)):  # the largest call takes seconds
         step = Step(samples, pref_groups, repeat)
         row = []
         for name, maker in makers.items():
             given = experiences(step)
-            taken, made = timed(lambda: maker.compute_advantages_and_returns(given))
+            taken, made = timed(maker.compute_advantages_and_returns, given)
             row.append(taken)
             if name == "group_norm":
                 found = torch.cat([experience.advantages[:, 0] for experience in made])
                 if not torch.equal(found, group_norm(step.rewards, torch.arange(samples))):
-                    raise SystemExit("table 1 needs the host's group_norm, got another arithmetic: correct group_norm")
+                    raise SystemExit("table 1 needs the host's group_norm, got other advantages: correct group_norm")
         seconds.append(row)
     seconds = np.array(seconds[WARM_UP:])
     milliseconds, ratios = 1e3 * np.median(seconds, 0), np.median(seconds[:, 1:] / seconds[:, :1], 0)
@@ -203,7 +212,7 @@ def whole_call(makers: dict, samples: int, pref_groups: int, repeats: int) -> st
 
 
 def memory(name: str, pref_groups: int) -> str:
-    """Bytes per preference group in memory, after one sample and after ten of each; and in `state_dict`."""
+    """Bytes per preference group: in memory after one and after ten samples of each, and in `state_dict`."""
     prompts, nobody = np.arange(pref_groups), [None] * pref_groups
     estimator = make_advantage_estimator(name, PGRPOOptions())
     held = []

@@ -2,10 +2,10 @@
 
     python examples/benchmarks/factorization_time.py [--largest 1000000] [--factors 6] [--l2 3]
 
-Users prefer answers by 6 hidden base rewards of random embeddings, 384 numbers each as MiniLM gives, whose variances
-fall as 1/k; the pairs are 20,000, or as many as there are annotations. `fit` is all of it: checks, signed SVD, joint
-fit, canonical form. Seconds are of processor time, one thread that waits for nothing; megabytes are the peak of a
-process of its own, "data" before the fit (Python, libraries, embeddings and annotations) and "peak" at its end.
+Users prefer answers by 6 hidden base rewards of random embeddings of 384 numbers, as many as MiniLM gives, whose
+variances fall as 1/k. There are 20,000 pairs, or as many as annotations if these are fewer. `fit` includes the checks,
+the signed SVD, the joint fit and the canonical form. Seconds are processor time of one thread. Megabytes are the peak
+of a separate process: "data" before the fit (Python, libraries, embeddings and annotations) and "peak" at its end.
 "agreement" is how often the fitted sign of a random pair for a random user is the true one.
 """
 
@@ -20,7 +20,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from openrlhf_pgrpo.core.factorization import Annotations, fit  # noqa: E402
+from openrlhf_pgrpo.core.annotations import Annotations  # noqa: E402
+from openrlhf_pgrpo.core.factorization import fit  # noqa: E402
 
 DIMENSIONS, HIDDEN, MOST_PAIRS = 384, 6, 20_000
 HEAD = ("annotations", "users", "seconds", "data MB", "peak MB", "agreement")
@@ -28,7 +29,7 @@ HEAD = ("annotations", "users", "seconds", "data MB", "peak MB", "agreement")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--largest", type=int, default=10**6, help="annotations: 10,000 and its tenfolds up to this")
+    parser.add_argument("--largest", type=int, default=10**6, help="most annotations: 10,000, 100,000, ... up to this")
     parser.add_argument("--factors", type=int, default=HIDDEN)
     parser.add_argument("--l2", type=float, default=3.0)
     args = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/history_file.py [--pref-groups 1000000] [--repeats 7]
 
-The state goes the way it goes in a run: `state_dict`, the deep copy that every save makes, and `torch.save`, by which
-DeepSpeed writes its model file and `client_state` in it; back by `torch.load` and `load_state_dict`. What comes back
-is compared to the bit. Not in it: the policy's weights, which lie in the same file. Times are medians.
+The steps are those of a run: `state_dict`, the deep copy of every save, and `torch.save`, with which DeepSpeed writes
+its model file and our state in it; then `torch.load` and `load_state_dict`. The loaded state is compared to the bit.
+The policy's weights, which are in the same file, are not included. Times are medians.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openrlhf_pgrpo.core.advantages import PGRPOOptions
-from openrlhf_pgrpo.core.registry import RewardBatch, make_advantage_estimator
+from openrlhf_pgrpo.core.estimator import RewardBatch, make_advantage_estimator
+from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 
 SAMPLES_PER_PROMPT = 2
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def filled(name: str, pref_groups: int):
-    """An estimator that has seen one prompt of each preference group; names as long as a user's id would be."""
+    """An estimator that has seen one prompt of each preference group. Names are as long as typical ids."""
     rng = np.random.default_rng(0)
     prompt_groups = np.repeat(np.arange(pref_groups), SAMPLES_PER_PROMPT)
     names = [f"preference group {g}" for g in prompt_groups]
@@ -54,7 +54,7 @@ def save_and_load(estimator) -> tuple[list[float], int]:
     """Seconds of each part, and bytes of the file.
 
     Raises:
-        SystemExit: the state that came back is another one.
+        SystemExit: the loaded state differs from the saved one.
     """
     clock = [time.perf_counter()]
 
@@ -72,9 +72,9 @@ def save_and_load(estimator) -> tuple[list[float], int]:
         clock[-1] = time.perf_counter()
         lap(copy.load_state_dict(loaded))
         size = path.stat().st_size
-    came_back = copy.state_dict()["history"]
-    if not all(np.array_equal(came_back[key], value) for key, value in state["history"].items()):
-        raise SystemExit("needs the state that was saved, got another one after loading")
+    restored = copy.state_dict()["history"]
+    if not all(np.array_equal(restored[key], value) for key, value in state["history"].items()):
+        raise SystemExit("the loaded state needs to equal the saved one, got another")
     return list(np.diff(clock)), size
 
 

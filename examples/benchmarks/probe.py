@@ -1,6 +1,6 @@
-"""The plug-in that `step_time.py` gives its runs: answers of equal length, and a clock on the add-on's own code.
+"""The plug-in of the runs of `step_time.py`: answers of equal length, and a clock on the add-on's own code.
 
-Every process that loads it registers hooks; those of a module that it never imports never run.
+Every process that loads it registers all hooks. A hook runs only in a process that imports its module.
 """
 
 import json
@@ -16,7 +16,7 @@ def equal_lengths(module):
     module.SamplingParams = partial(module.SamplingParams, ignore_eos=True)
 
 
-@wrapt.when_imported("openrlhf_pgrpo.host.experience_maker")
+@wrapt.when_imported("openrlhf_pgrpo.host.ppo.experience_maker")
 def clock_advantages(module):
     def compute(wrapped, _maker, args, kwargs):
         began = time.perf_counter()
@@ -27,7 +27,7 @@ def clock_advantages(module):
     wrapt.wrap_function_wrapper(module, "PreferenceExperienceMaker.compute_advantages_and_returns", compute)
 
 
-@wrapt.when_imported("openrlhf_pgrpo.host.metrics")
+@wrapt.when_imported("openrlhf_pgrpo.host.ppo.metrics")
 def clock_log(module):
     def step(wrapped, _log, args, kwargs):
         the_hosts, *rest = args

@@ -1,13 +1,13 @@
-"""Rewards a second of our serve_rm with base rewards and users, beside the host's with one reward.
+"""Rewards per second of our serve_rm with base rewards and users, and of the host's with one reward.
 
     python examples/benchmarks/serve_time.py [FOLDER] [--seconds 2] [--rounds 40] [--policy MODEL_FOLDER]
 
 Both servers have the same backbone and answer the same requests, in the host's protocol, one after another from one
-client: single texts, as the host's rollout asks, and batches. Both run all the time and are asked in short turns,
-forwards and backwards, so that other work on the machine falls on both; the one that is not asked waits. A ratio is the
-geometric mean over rounds of ours to the host's, with a 95 % interval, once by the wall clock and once in processor
-time of the servers, which other work moves less. The backbone is a two-layer Llama made on the spot unless --policy
-names another: the smaller it is, the more whatever is added to a request counts.
+client: single texts, as in the host's rollout, and batches. Both servers run all the time. They are asked in short
+turns, in alternating order, so that other work on the machine affects both. A ratio is the geometric mean over rounds
+of ours to the host's, with a 95 % interval: once by the wall clock and once in processor time of the servers, which
+other work changes less. The backbone is a two-layer Llama made on the spot unless --policy names another. The smaller
+it is, the larger the share of added work.
 
 FOLDER (default serve-time-run) gets models and logs.
 """
@@ -23,11 +23,11 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from tiny_run import tiny_policy
 from transformers import AutoConfig, AutoTokenizer
 
-from openrlhf_pgrpo.models.factorized_reward import Folder, write
+from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.scalar_reward import export_user
+from tiny_run import tiny_policy
 
 FACTORS, USERS = 8, 1000
 WORDS = "and every word of it counts, " * 8
@@ -47,7 +47,7 @@ def main() -> None:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        parser.error(f"needs a new or empty folder, got {folder}, which holds something: name another or remove it")
+        parser.error(f"needs a new or empty folder, got {folder}, which is not empty: name another or remove it")
     backbone = args.policy.resolve() if args.policy else tiny_policy(folder / "policy")
     models = write_models(backbone, folder)
 
@@ -56,7 +56,7 @@ def main() -> None:
         servers = {name: Server(models[name], folder / f"{name}.log") for name in NAMES}
         for server in servers.values():
             server.wait()
-        end = AutoTokenizer.from_pretrained(backbone).eos_token  # as in what a rollout asks for
+        end = AutoTokenizer.from_pretrained(backbone).eos_token  # as at the end of a rollout's texts
         for batch in BATCHES:
             texts = [f"{number:04} " + WORDS + end for number in range(batch)]
             compare(servers, texts, args.rounds, args.seconds)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_models(backbone: Path, folder: Path) -> dict[str, Path]:
-    """A factorized reward model on the backbone, and one of its users as a plain one."""
+    """A factorized reward model on the backbone, and the plain reward model of one of its users."""
     rng = np.random.default_rng(0)
     head = rng.normal(size=(FACTORS, AutoConfig.from_pretrained(backbone).hidden_size))
     users = [f"user {number}" for number in range(USERS)]
@@ -77,7 +77,7 @@ def write_models(backbone: Path, folder: Path) -> dict[str, Path]:
 
 
 class Server:
-    """serve_rm of that model; through our door, without which the host's does not start on a CPU."""
+    """serve_rm of `model`, through our door, because the host's own does not start on a CPU."""
 
     def __init__(self, model: Path, log: Path):
         with socket.socket() as free:
@@ -97,10 +97,10 @@ class Server:
             return json.load(reply)["rewards"]
 
     def wait(self) -> None:
-        """Until it answers.
+        """Waits until the server answers.
 
         Raises:
-            SystemExit: it ended; the message holds the end of its log.
+            SystemExit: the server ended. The message has the end of its log.
         """
         deadline = time.monotonic() + 300
         while True:

@@ -1,19 +1,19 @@
-"""Whole training steps with pgrpo beside group_norm: real OpenRLHF, Ray, vLLM and DeepSpeed, same seeds, same sizes.
+"""Whole training steps with pgrpo and with group_norm: real OpenRLHF, Ray, vLLM and DeepSpeed, same seeds and sizes.
 
     python examples/benchmarks/step_time.py [FOLDER] [--steps 60] [--repeats 3] [--policy MODEL_FOLDER]
 
 The two must do the same work for their times to be comparable. So every answer has the same length (vLLM ignores the
-end token), the learning rate is 0, so that both go on sampling from the same policy, and the runs alternate, the one
-first and then the other. The policy is a two-layer Llama made on the spot unless --policy names another: the smaller
-the policy, the larger the share of whatever is added to a step. group_norm runs through the same launcher, which a
-machine without a GPU needs, but without --pgrpo.group_key: then the advantages are the host's own code.
+end token), the learning rate is 0, so that both always sample from the same policy, and the order of the two runs
+alternates. The policy is a two-layer Llama made on the spot unless --policy names another. The smaller the policy, the
+larger the share of added work. group_norm runs through the same launcher, which a machine without a GPU needs, but
+without --data.pref_group_key, so that the host's own code computes the advantages.
 
-Two answers are printed:
+It prints two answers:
 
-* the ratio of the times of a step, from one row of metrics.jsonl to the next, logging included: the geometric mean
-  over pairs of runs of the ratio of their medians, with a bootstrap interval over pairs and steps;
-* what the add-on's own code takes of a step, by its clock (`probe.py`), less what the host's own code takes in its
-  place. The noise of a machine moves the first answer by percents, this one hardly.
+* the ratio of the times of a step, from one row of metrics.jsonl to the next, with logging: the geometric mean over
+  pairs of runs of the ratio of their medians, with a bootstrap interval over pairs and steps;
+* the time of the add-on's own code in a step, by its clock (`probe.py`), minus the time of the host's code that it
+  replaces. Other work on the machine changes the first answer by percents, and this one hardly.
 
 FOLDER (default step-time-run) gets the runs with their logs. The first steps of a run, which warm up, do not count.
 """
@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from tiny_run import PROMPTS, TOKENS, flags, new_folder, run_to_the_end, tiny_policy, write_data
 
 HERE = Path(__file__).resolve().parent
@@ -48,7 +49,7 @@ def main() -> None:
         pair = {}
         for estimator in ("pgrpo", "group_norm")[:: 1 if repeat % 2 == 0 else -1]:
             run = folder / f"{repeat}-{estimator}"
-            group_key = ["--pgrpo.group_key", "persona"] if estimator == "pgrpo" else []
+            group_key = ["--data.pref_group_key", "persona"] if estimator == "pgrpo" else []
             train(policy, folder, run, ["--advantage_estimator", estimator, *group_key])
             pair[estimator] = read(run)
             print(f"{run.name:14}  median step {1e3 * np.median(pair[estimator]['step']):8.1f} ms", flush=True)
@@ -64,11 +65,11 @@ def train(policy: Path, folder: Path, run: Path, estimator_flags: list[str]) -> 
     run_to_the_end(command, run / "log.txt", {"STEP_TIME_PROBE": str(run / "probe.jsonl")})
 
 
-# ---- what comes out -------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 
 
 def read(run: Path) -> dict[str, np.ndarray]:
-    """Seconds of each step that counts: the whole step, and in it those of the advantages and of the add-on's log."""
+    """Seconds of each step that counts: the whole step, and in it the advantages and the add-on's log."""
     rows, probed = (
         [json.loads(line) for line in (run / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "probe.jsonl")

@@ -1,5 +1,5 @@
-"""What the benchmarks of whole training runs share: a tiny policy, prompts with rewards, and runs that leave nothing
-behind them."""
+"""What the benchmarks of whole training runs share: a tiny policy, prompts with rewards, and runs that leave no
+processes behind."""
 
 import json
 import os
@@ -27,17 +27,18 @@ def reward_func(queries, prompts, labels):
 
 
 def new_folder(parser, folder: Path) -> Path:
-    """`folder`, made and absolute, or a usage error if it holds something; from now on a SIGTERM ends runs with us."""
+    """Makes `folder` and returns it, absolute; a usage error if it is not empty. From now on a SIGTERM also ends
+    runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        parser.error(f"needs a new or empty folder, got {folder}, which holds something: name another or remove it")
+        parser.error(f"needs a new or empty folder, got {folder}, which is not empty: name another or remove it")
     return folder
 
 
 def tiny_policy(folder: Path) -> Path:
-    """A random Llama over bytes; heads of 32, the smallest that vLLM has on a CPU."""
+    """A random Llama over bytes, with heads of size 32, the smallest that vLLM supports on a CPU."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def tiny_policy(folder: Path) -> Path:
 
 
 def write_data(folder: Path, prompts: int, characters: int = 11) -> None:
-    """reward.py, and prompts.jsonl with prompts of so many characters, each with preference group, user and label."""
+    """Writes reward.py, and prompts.jsonl with prompts of `characters`, each with preference group, user and label."""
     with open(folder / "prompts.jsonl", "w") as file:
         for i in range(prompts):
             persona, prompt = f"persona {i % PREF_GROUPS}", f"{i:05} says ".rjust(characters, "o")
@@ -76,7 +77,7 @@ def write_data(folder: Path, prompts: int, characters: int = 11) -> None:
 
 
 def flags(policy: Path, folder: Path, run: Path) -> list[str]:
-    """The command line of a run into the folder `run`, but for estimator, engines and ranks.
+    """The command line of a run into the folder `run`, without estimator, engines and ranks.
 
     A learning rate of 0 lets all runs sample from the same policy.
     """
@@ -97,16 +98,16 @@ def flags(policy: Path, folder: Path, run: Path) -> list[str]:
         "--algo.kl.init_coef": 0,
         "--ckpt.path": run / "checkpoints",
         "--ckpt.output_dir": run / "model",
-        "--pgrpo.metrics_path": run / "metrics.jsonl",
+        "--logger.metrics_path": run / "metrics.jsonl",
     }
     return [str(word) for pair in values.items() for word in pair]
 
 
 def run_to_the_end(command: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Runs `command` and ends whatever it leaves behind.
+    """Runs `command`, and ends all processes that it leaves behind.
 
     Raises:
-        SystemExit: it failed or did not end; the message holds the end of its log.
+        SystemExit: the command failed or did not end. The message has the end of its log.
     """
     with started(command, log, environment) as process:
         try:
@@ -119,9 +120,9 @@ def run_to_the_end(command: list[str], log: Path, environment: dict[str, str]) -
 
 @contextmanager
 def started(command: list[str], log: Path, environment: dict[str, str]):
-    """A process; in the end it is killed, and so is everything that it started."""
+    """A process. At the end it is killed, with every process that it started."""
     mark = uuid.uuid4().hex
-    # Ray names its processes, and would write the name over the mark, were it not for SPT_NOENV.
+    # Without SPT_NOENV, Ray overwrites the mark when it renames its processes.
     environment = {**os.environ, **environment, MARK: mark, "SPT_NOENV": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -138,7 +139,7 @@ def tail(log: Path) -> str:
 
 
 def end_all(mark: bytes) -> None:
-    """Ends all processes with this mark in their environment, by their ids: Ray's and vLLM's outlive the driver."""
+    """Ends all processes with this mark in their environment: those of Ray and vLLM outlive the driver."""
     while pids := list(marked(mark)):
         for pid in pids:
             try:
@@ -154,4 +155,4 @@ def marked(mark: bytes):
             if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
                 yield int(entry.name)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # ended meanwhile, or not ours
+            continue  # it has ended, or is not ours

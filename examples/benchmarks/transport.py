@@ -1,18 +1,18 @@
-"""What the add-on adds to a sample on its road from dataset to advantage: bytes between processes, and time.
+"""What the add-on adds to a sample on its way from dataset to advantage: bytes between processes, and time.
 
     python examples/benchmarks/transport.py [FOLDER] [--steps 12] [--characters 11] [--modes sync async] [--nodes 1 2]
 
-Real OpenRLHF, Ray, vLLM and DeepSpeed with a tiny policy; for each mode and number of nodes one run of the stock host
-(`group_norm`, no --pgrpo.group_key) and one of `pgrpo` with preference groups and users. Two nodes are two `ray start`
-on this machine. A probe in every process (`transport_probe.py`) counts the bytes that Ray serializes on the way.
-Answers have one length, and the learning rate is 0, so that the two runs send the same but for what the add-on adds.
-Ray's own envelopes apart, the bytes of a leg go over the network if its two ends lie on different nodes, which
-"crossed" gives as a share of the samples.
+It runs real OpenRLHF, Ray, vLLM and DeepSpeed with a tiny policy. Each mode and number of nodes gets one run of the
+stock host (`group_norm`, no --data.pref_group_key) and one of `pgrpo` with preference groups and users. Two nodes are
+two `ray start` on this machine. A probe in every process (`transport_probe.py`) counts the bytes that Ray serializes.
+Answers have equal length, and the learning rate is 0, so that the two runs send the same data apart from ours. Without
+Ray's own envelopes, the bytes of a leg cross the network if its two ends are on different nodes. "crossed" is the
+share of such samples.
 
-Times are processor time of one thread, medians over the calls of the run with `pgrpo`, in which the stock host's code
-runs beside ours on the same objects: prompts without tags are serialized and deserialized where tagged ones are sent,
-and `group_norm` is computed where `pgrpo` is, the two in random order. What two runs take differs by more than what
-is measured here. ± is the standard error of what is added.
+Times are processor time of one thread, medians over the calls of the run with `pgrpo`. In that run the stock host's
+code also runs, on the same objects: prompts without tags are serialized and deserialized where tagged ones are sent,
+and `group_norm` is computed where `pgrpo` is, both in random order. Two separate runs would differ by more than what
+is measured here. ± is the standard error of the added time.
 
 FOLDER (default transport-run) gets the runs with their logs.
 """
@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from tiny_run import PROMPTS, SAMPLES, flags, new_folder, run_to_the_end, tiny_policy, write_data
 from two_nodes import two_nodes
 
 HERE = Path(__file__).resolve().parent
-OURS = ["--advantage_estimator", "pgrpo", "--pgrpo.group_key", "persona", "--pgrpo.user_key", "user"]
+OURS = ["--advantage_estimator", "pgrpo", "--data.pref_group_key", "persona", "--data.user_key", "user"]
 RUNS = {"stock": ["--advantage_estimator", "group_norm"], "ours": OURS}
-# Leg: what is sent, and how often it is serialized on the way.
+# Leg: what is sent, and how often it is serialized.
 LEGS = {
     "prompts": ("prompt, label and parameters, to an engine", 1),
     "tokenizer": ("the host's tokenizer, with every prompt", 1),
@@ -42,7 +43,7 @@ LEGS = {
     "log-probs": ("log-probs, back from the ranks", 1),
     "experiences": ("experiences, to the ranks", 1),
 }
-CONTROLS = ("tokenizer", "tokens", "log-probs")  # hold nothing of ours: what they seem to take more is noise
+CONTROLS = ("tokenizer", "tokens", "log-probs")  # have nothing of ours: their added time is noise
 
 
 class Measured(NamedTuple):
@@ -59,7 +60,7 @@ class Measured(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds per sample; what is added is known better than the difference of the two would say."""
+    """Seconds per sample. `added` is more exact than the difference of the other two."""
 
     stock: Measured
     ours: Measured
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def shape(mode: str, nodes: int) -> list[str]:
-    """A rank and an engine; on two nodes, in sync training, one of each on both, in async one each."""
+    """A rank and an engine. On two nodes: in sync training both on each node, in async training one on each node."""
     words = ["--vllm.num_engines", "1"]
     if mode == "async":
         words += ["--train.async_enable"]
@@ -127,14 +128,14 @@ def train(policy: Path, folder: Path, run: Path, words: list[str], address: str 
     )
 
 
-# ---- what comes out -------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 
 
 def read(run: Path, samples: int, queue: bool) -> list[dict]:
     """The rows of all processes of a run.
 
     Raises:
-        SystemExit: a leg was not seen whole, at one of its ends.
+        SystemExit: a leg was not seen completely at one of its ends.
     """
     rows = [json.loads(line) for path in (run / "probe").iterdir() for line in path.read_text().splitlines()]
     seen = Counter()
@@ -148,13 +149,13 @@ def read(run: Path, samples: int, queue: bool) -> list[dict]:
         if out != expected or received < expected:
             raise SystemExit(
                 f"{run.name} needs {expected} samples on the leg {leg!r}, got {out} sent and {received} received: the "
-                "host sends them in another way than this benchmark knows"
+                "host sends them in a way that this benchmark does not know"
             )
     return rows
 
 
 def table(stock: list[dict], ours: list[dict]) -> tuple[str, tuple[Measured, Measured]]:
-    """The lines of one mode, and what the add-on adds to a sample: bytes, and seconds."""
+    """The lines of one mode, and the bytes and seconds that the add-on adds to a sample."""
     head = f"{'':48}{'bytes/sample':>29}   {'us/sample':>30}"
     lines = [head, f"{'':48}" + f"{'stock':>9}{'ours':>10}{'added':>10}   " * 2 + f"{'':4}crossed"]
     size, seconds = NOTHING, NOTHING
@@ -186,7 +187,7 @@ def line(what: str, sizes, times: Times, share: float | None) -> str:
 
 
 def leg_bytes(rows: list[dict]) -> Measured:
-    """Bytes per sample, added over the kinds of process that send one after the other; ranks, and engines, share."""
+    """Bytes per sample, added over the kinds of process that send one after the other. Processes of a kind share."""
     total = NOTHING
     sent = [row for row in rows if row["side"] == "out"]
     for process in {row["process"] for row in sent}:
@@ -207,14 +208,14 @@ def paired(stock: list[float], ours: list[float]) -> Times:
 
 
 def median(values) -> Measured:
-    """With the standard error that it has for normal noise, whose scale is taken from the median deviation."""
+    """The median with its standard error for normal noise, whose scale is taken from the median deviation."""
     middle = float(np.median(values))
     scale = 1.4826 * float(np.median(np.abs(np.asarray(values) - middle)))
     return Measured(middle, 1.2533 * scale / len(values) ** 0.5)
 
 
 def crossed(rows: list[dict]) -> float:
-    """Share of the samples whose two ends lie on different nodes; one of the ends is always one process."""
+    """Share of the samples whose two ends are on different nodes. One of the ends is always one process."""
     ends = {"out": Counter(), "in": Counter()}
     for row in rows:
         if row["side"] in ends:
@@ -224,7 +225,8 @@ def crossed(rows: list[dict]) -> float:
 
 
 def own_code(rows: list[dict], samples: int) -> dict[str, Times]:
-    """What our code takes of a sample, beside the host's in its place; indented, what is part of the line above."""
+    """Seconds of our code per sample, and of the host's code that it replaces. An indented line is part of the one
+    above."""
 
     def seconds(part):
         return [row["seconds"] / (PROMPTS * SAMPLES) for row in rows if row.get("part") == part]

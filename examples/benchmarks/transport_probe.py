@@ -1,8 +1,8 @@
-"""What `transport.py` puts into every process of a run: it counts what Ray serializes there, and clocks our own code.
+"""The probe that `transport.py` puts into every process of a run: counts what Ray serializes, and clocks our own code.
 
 Run as a script, it is the driver of the run: the host's PPO script through our door, with a setup hook for workers
-that brings the probe beside ours. Every process writes lines of JSON into a file of its own in the folder that the
-environment variable TRANSPORT_PROBE names. Seconds are processor time of the thread that does the work.
+that installs the probe together with ours. Every process writes lines of JSON into its own file, in the folder that
+the environment variable TRANSPORT_PROBE names. Seconds are processor time of the thread that does the work.
 """
 
 import json
@@ -20,13 +20,13 @@ FOLDER = "TRANSPORT_PROBE"
 PROMPTS, TOKENIZER, RESPONSES, QUEUE = "prompts", "tokenizer", "responses", "queue"
 TOKENS, LOG_PROBS, EXPERIENCES = "tokens", "log-probs", "experiences"
 local = threading.local()
-coin = random.Random(0)  # who of two comes first
+coin = random.Random(0)  # which of two comes first
 
 
 def leg_of(value) -> tuple[str, int] | None:
-    """The leg of the road on which the host sends `value`, and how many samples are in it; None for all else.
+    """The leg on which the host sends `value`, and the number of samples in it; None for all other values.
 
-    The prompts' leg is not among them: there every argument of a call is serialized on its own.
+    The prompts' leg is not among them, because there every argument of a call is serialized separately.
     """
     match value:
         case {"experience": [_, *_] as batches}:
@@ -43,7 +43,7 @@ def leg_of(value) -> tuple[str, int] | None:
 
 
 def _is(value, name: str) -> bool:
-    """By name, so that this imports no torch into a process that had none."""
+    """By name, because this must not import torch into a process."""
     return type(value).__name__ == name
 
 
@@ -52,7 +52,7 @@ def _is_tokenizer(value) -> bool:
 
 
 def argument(values: list, name: str):
-    """That argument of a call, of which Ray has made a list of names and values; None if it has no such name."""
+    """The argument `name` of a call, which Ray turns into a list of names and values; None if there is none."""
     places = [i for i, value in enumerate(values) if type(value) is str and value == name]
     return values[places[0] + 1] if places else None
 
@@ -77,7 +77,7 @@ def serialize(wrapped, _context, args, kwargs):
 
 
 def dispatch(wrapped, generator, args, kwargs):
-    """The host's `_dispatch_prompts_to_vllm`: all it serializes are arguments of calls, one call for each prompt."""
+    """The host's `_dispatch_prompts_to_vllm`. It serializes only arguments of calls, one call for each prompt."""
     local.call = {part: {"bytes": 0, "stock": 0.0, "ours": 0.0} for part in (PROMPTS, TOKENIZER)}
     try:
         refs = wrapped(*args, **kwargs)
@@ -102,15 +102,15 @@ def deserialize(wrapped, _context, args, kwargs):
         if found := leg_of(value):
             leg, samples = found
             write(leg=leg, samples=samples, side="in")
-            if leg == RESPONSES and not _in_event_loop():  # where they come from, there is one
+            if leg == RESPONSES and not _in_event_loop():  # the sender has an event loop
                 write(leg=leg, samples=samples, side="both", **compare(value))
     return received
 
 
 def compare(value) -> dict[str, float]:
-    """Seconds of serializing and deserializing `value`, and of what the stock host would have in its place.
+    """Seconds of serializing and deserializing `value`, and the stock host's value in its place.
 
-    The same process does both, moments apart, so that what else the machine does falls on both.
+    The same process does both, moments apart, so that other work on the machine affects both.
     """
     import ray
 
@@ -129,7 +129,7 @@ def compare(value) -> dict[str, float]:
 def without_tags(value):
     """`value` with plain strings in the place of tagged prompts.
 
-    Each is a string of its own: the host's come back from an engine in as many copies as a prompt has samples.
+    Each is a separate string, because an engine returns one copy of a plain prompt for each sample.
     """
     match value:
         case str() if type(value) is not str:
@@ -156,13 +156,13 @@ def state(name: str):
 
 
 def _in_event_loop() -> bool:
-    """There, waiting for an object would hold up all else."""
+    """In an event loop, waiting for an object would block all other work."""
     import ray
 
     return ray._private.worker.global_worker.core_worker.current_actor_is_asyncio()
 
 
-# ---- seconds of our own code, and of the host's in its place --------------------------------------------------------
+# ---- seconds of our own code, and of the host's code in its place ---------------------------------------------------
 
 
 def clock(module, path: str, part: str) -> None:
@@ -210,11 +210,11 @@ def clock_advantages(module) -> None:
         return result
 
     wrapt.wrap_function_wrapper(module, "PreferenceExperienceMaker.compute_advantages_and_returns", compute)
-    clock(module, "_reward_batch", "reward batch")
+    clock(module, "PreferenceExperienceMaker._reward_batch", "reward batch")
 
 
 def host_advantages(maker, experiences) -> None:
-    """The host's own `group_norm`, in the process where ours runs and on the same experiences."""
+    """Runs the host's own `group_norm` in the process of ours, on the same experiences."""
     args = deepcopy(maker.args)
     args.algo.advantage.estimator = "group_norm"
     stand_in = copy(maker)
@@ -234,24 +234,24 @@ def watch_generator(module) -> None:
     wrapt.wrap_function_wrapper(module, "SamplesGenerator._dispatch_prompts_to_vllm", dispatch)
 
 
-# ---- how it gets into every process ---------------------------------------------------------------------------------
+# ---- how the probe gets into every process --------------------------------------------------------------------------
 
 
 def setup_worker() -> None:
-    """Ray's `worker_process_setup_hook`: the probe, and between its two halves our own hooks."""
+    """Ray's `worker_process_setup_hook`: the probe in two halves, and our own hooks between them."""
     import ray._private.serialization as serialization
 
-    from openrlhf_pgrpo.host import seams
+    from openrlhf_pgrpo.host.ppo import worker
 
-    for name, path in DATASET.items():  # before ours, and so within what ours replace
+    for name, path in DATASET.items():  # before ours, so that our replacements call them
         wrapt.register_post_import_hook(partial(clock, path=path, part="dataset, host"), name)
-    seams.setup_worker()
+    worker.setup()
     for name, path in DATASET.items():
         wrapt.register_post_import_hook(partial(clock, path=path, part="dataset"), name)
-    wrapt.register_post_import_hook(clock_advantages, "openrlhf_pgrpo.host.experience_maker")
+    wrapt.register_post_import_hook(clock_advantages, "openrlhf_pgrpo.host.ppo.experience_maker")
     pick = partial(clock, path="SamplePicker.pick", part="samples")
     wrapt.register_post_import_hook(pick, "openrlhf_pgrpo.host.run_log")
-    wrapt.register_post_import_hook(clock_metrics, "openrlhf_pgrpo.host.metrics")
+    wrapt.register_post_import_hook(clock_metrics, "openrlhf_pgrpo.host.ppo.metrics")
     wrapt.register_post_import_hook(watch_generator, "openrlhf.trainer.ppo_utils.samples_generator")
     count_serialization(serialization)
 
@@ -281,11 +281,13 @@ def main() -> None:
     def init(wrapped, _instance, args, kwargs):
         environment = kwargs["runtime_env"]
         environment["worker_process_setup_hook"] = f"transport_probe.{setup_worker.__name__}"
-        environment["env_vars"] |= {name: os.environ[name] for name in (FOLDER, "PYTHONPATH")}  # nodes may be older
+        environment["env_vars"] |= {
+            name: os.environ[name] for name in (FOLDER, "PYTHONPATH")
+        }  # nodes may have been started without them
         return wrapped(*args, **kwargs)
 
     wrapt.wrap_function_wrapper(ray, "init", init)
-    doors.run("openrlhf.cli.train_ppo_ray")
+    doors.PPO.run()
 
 
 if __name__ == "__main__":

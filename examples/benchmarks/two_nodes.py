@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, so that a run can be measured whose processes do not share one."""
+"""Two Ray nodes on this machine, to measure a run on several nodes."""
 
 import shutil
 import socket
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from tiny_run import started, tail
 
-# The controllers, which need no GPU, find room on the first alone; each has room for a rank and an engine.
+# The controllers need no GPU, and fit only on the first node. Each node has room for a rank and an engine.
 NODES = {"first": {"--num-cpus": 8, "--num-gpus": 1}, "second": {"--num-cpus": 1, "--num-gpus": 1}}
 PATIENCE = 180  # seconds
 
 
 @contextmanager
 def two_nodes(folder: Path):
-    """Yields the address of the cluster, for RAY_ADDRESS; logs of the nodes are in `folder`."""
+    """Yields the address of the cluster, for RAY_ADDRESS. The logs of the nodes are in `folder`."""
     head = f"127.0.0.1:{free_port()}"
     sockets = Path(tempfile.mkdtemp(prefix="ray"))  # their paths must not be longer than 107 characters
     try:
@@ -33,7 +33,7 @@ def start(nodes: ExitStack, name: str, resources: dict, head: str, sockets: Path
     """Starts a node and waits until it has joined.
 
     Raises:
-        SystemExit: it did not; the message holds the end of its log.
+        SystemExit: it did not join. The message has the end of its log.
     """
     flags = {
         **resources,
@@ -42,7 +42,7 @@ def start(nodes: ExitStack, name: str, resources: dict, head: str, sockets: Path
         "--object-store-memory": 500_000_000,
         "--dashboard-agent-listen-port": free_port(),
         "--metrics-export-port": free_port(),
-        # Chosen by the system: two nodes would both count up from 10002.
+        # 0 lets the system choose. By default both nodes would count up from 10002.
         "--min-worker-port": 0,
         "--max-worker-port": 0,
     }

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # P-GRPO that never waits for its longest answers: generation and training run at the same time, and new weights reach
-# vLLM in the middle of answers. A job for a Ray cluster that is running; its output is followed until it ends.
+# vLLM in the middle of answers. Submits a job to a running Ray cluster and follows its output to the end.
 #
 #     RAY_JOBS=http://head:8265 POLICY=... PROMPTS=... REWARD=reward.py OUT=/shared/run \
 #         examples/launch/async_partial_rollout.sh
 #
-# Every path is one that all nodes see. The same command again resumes from the last checkpoint; answers that were
-# waiting to be trained on are generated anew.
+# All nodes must see every path. The same command again resumes from the last checkpoint; answers that waited for
+# training are generated again.
 set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
 NODES=${NODES:-2}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-TRAIN_GPUS_PER_NODE=${TRAIN_GPUS_PER_NODE:-$((GPUS_PER_NODE / 2))} # the others generate: change it until neither waits
+TRAIN_GPUS_PER_NODE=${TRAIN_GPUS_PER_NODE:-$((GPUS_PER_NODE / 2))} # the others generate; neither should wait
 RAY_JOBS=${RAY_JOBS:?the job server of the cluster, http://HEAD:8265}
 DEVICE=${DEVICE:-gpu} # or cpu, to try the script on nodes without GPUs
 
@@ -27,8 +27,8 @@ PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-256}
 SAMPLES_PER_PROMPT=${SAMPLES_PER_PROMPT:-8}
 MAX_LEN=${MAX_LEN:-16384} # tokens of prompt and answer together
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-14336}
-MICRO_BATCH=${MICRO_BATCH:-1} # samples a GPU takes at once
-QUEUE=${QUEUE:-1}             # batches that may wait; more of them are older when they are trained on
+MICRO_BATCH=${MICRO_BATCH:-1} # samples that a GPU takes at once
+QUEUE=${QUEUE:-1}             # batches that may wait; with more, answers are older when they are trained on
 EPISODES=${EPISODES:-1}
 SAVE_STEPS=${SAVE_STEPS:-20}
 
@@ -44,7 +44,7 @@ if ((SAMPLES % AT_ONCE != 0)); then
         "NODES x TRAIN_GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE, got $SAMPLES" >&2
     exit 2
 fi
-# The job runs in a folder of Ray's: names of files here become full paths.
+# The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then
         printf -v "$name" %s "$(realpath -m "${!name}")"
@@ -54,7 +54,7 @@ done
 FLAGS=(
     # The method
     --advantage_estimator pgrpo
-    --pgrpo.group_key persona
+    --data.pref_group_key persona
     --pgrpo.device "$DEVICE"
 
     # Policy, prompts, rewards
@@ -65,19 +65,19 @@ FLAGS=(
     --data.max_len "$MAX_LEN"
     --reward.remote_url "$REWARD"
 
-    # Generation goes on while a batch is trained on; for new weights it pauses, and the same answers go on
+    # Generation continues while a batch is trained on. It pauses for new weights, and then continues the same answers
     --train.async_enable
     --train.async_queue_size "$QUEUE"
     --train.partial_rollout_enable
 
-    # So every token may be of another policy. Each has the probability with which it was generated: its loss is
-    # weighted by how much more likely it is now, and outside of these bounds it is left out
+    # So tokens of one answer may come from different policies. The loss of a token is multiplied by the ratio of its
+    # probability now to that when it was generated; outside of these bounds the token is left out
     --algo.advantage.is_correction_level token
     --algo.advantage.is_correction_gating ratio
     --algo.advantage.is_correction_mode mask
     --algo.advantage.is_correction_threshold 0.5 5.0
 
-    # GPUs: sleep and --train.colocate_all are for taking turns, which nobody does here
+    # GPUs: no --train.colocate_all and no sleep, because the models do not take turns here
     --actor.num_nodes "$NODES"
     --actor.num_gpus_per_node "$TRAIN_GPUS_PER_NODE"
     --ref.num_nodes "$NODES"
@@ -92,7 +92,7 @@ FLAGS=(
     --rollout.max_new_tokens "$MAX_NEW_TOKENS"
     --rollout.micro_batch_size "$MICRO_BATCH"
 
-    # Training: one update a step
+    # Training: one update in a step
     --train.batch_size "$SAMPLES"
     --train.micro_batch_size "$MICRO_BATCH"
     --train.num_episodes "$EPISODES"
@@ -101,7 +101,7 @@ FLAGS=(
     --algo.kl.init_coef 1e-3
     --ds.zero_stage 3
 
-    # What stays: histories travel with the checkpoints
+    # Output: checkpoints contain the histories
     --ckpt.output_dir "$OUT"
     --ckpt.path "$OUT/checkpoints"
     --ckpt.save_steps "$SAVE_STEPS"
@@ -119,5 +119,5 @@ if [[ -s $OUT/checkpoints/_actor/latest ]]; then
     FLAGS+=(--ckpt.load_enable)
 fi
 
-# Anything after the script's name goes to the trainer as well.
+# Words after the script's name also go to the trainer.
 exec ray job submit --address "$RAY_JOBS" -- python -m openrlhf_pgrpo.cli.train_ppo_ray "${FLAGS[@]}" "$@"

@@ -6,25 +6,25 @@
 #     RAY_JOBS=http://head:8265 RM=/shared/rm POLICY=... PROMPTS=... OUT=/shared/run \
 #         examples/launch/factorized_reward.sh use
 #
-# `use` needs no server: the model runs beside the policy, on the same GPUs. It asks one that `serve` started if
-# REWARD_URL=http://HOST:5000/get_reward names it. The same command again resumes from the last checkpoint.
+# `use` needs no server: the reward model runs on the GPUs of the policy. REWARD_URL=http://HOST:5000/get_reward makes
+# it ask a server that `serve` started. The same command again resumes from the last checkpoint.
 set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
 NODES=${NODES:-1}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-HOSTFILE=${HOSTFILE:-}            # train on several nodes: a line `name slots=8` for each, reached by ssh
-MASTER_PORT=${MASTER_PORT:-29500} # another for every run that shares a node
-PORT=${PORT:-5000}                # serve; it takes all GPUs it sees and needs one: CUDA_VISIBLE_DEVICES=0
+HOSTFILE=${HOSTFILE:-}            # to train on several nodes: a line `name slots=8` for each
+MASTER_PORT=${MASTER_PORT:-29500} # a different one for every run on the same node
+PORT=${PORT:-5000}                # serve; it takes all visible GPUs and needs one: CUDA_VISIBLE_DEVICES=0
 DEVICE=${DEVICE:-gpu}             # or cpu, to try `train` and `serve` without GPUs
 
 # --- What ------------------------------------------------------------------------------------------------------------
 RM=${RM:?the folder of the reward model: train writes it, serve and use read it}
 
 # --- How much --------------------------------------------------------------------------------------------------------
-FACTORS=${FACTORS:-6}         # base rewards; openrlhf-pgrpo factorize draws how many the data bear
+FACTORS=${FACTORS:-6}         # base rewards; a curve of openrlhf-pgrpo factorize shows how many are useful
 BATCH=${BATCH:-128}           # train: pairs an update
-MICRO_BATCH=${MICRO_BATCH:-4} # pairs or samples a GPU takes at once
+MICRO_BATCH=${MICRO_BATCH:-4} # pairs or samples that a GPU takes at once
 PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-128}
 SAMPLES_PER_PROMPT=${SAMPLES_PER_PROMPT:-8}
 MAX_LEN=${MAX_LEN:-2048} # tokens of prompt and answer together
@@ -32,7 +32,7 @@ MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
 EPOCHS=${EPOCHS:-1} # over the pairs, or the prompts
 SAVE_STEPS=${SAVE_STEPS:-20}
 
-# Base rewards are read off one text in a row, so samples are never packed here.
+# Base rewards need one text in a row, so samples are never packed here.
 train() {
     : "${MODEL:?the model whose backbone is trained: a folder, or a name on the hub}"
     : "${PAIRS:?a JSONL file whose rows have user, prompt, chosen and rejected}"
@@ -48,7 +48,7 @@ train() {
         --master_port "$MASTER_PORT"
     )
     if ((NODES > 1)); then
-        # DeepSpeed would take the first nodes of the file, as many as there are, and not look at their slots.
+        # DeepSpeed takes the first nodes of the file, even if they are too few or have too few slots.
         : "${HOSTFILE:?a file of $NODES lines, NAME slots=$GPUS_PER_NODE}"
         fit=$(awk -v nodes="$NODES" -v gpus="$GPUS_PER_NODE" \
             '!/^#/ && NF && n++ < nodes && substr($2, 7) + 0 >= gpus {fit++} END {print fit + 0}' "$HOSTFILE")
@@ -76,11 +76,11 @@ train() {
         --data.rejected_key rejected
         --data.max_len "$MAX_LEN"
 
-        # Evaluation; without its own pairs the host takes a hundredth of those it trains on
+        # Evaluation; without --eval.dataset the host evaluates on a hundredth of the training pairs
         --eval.dataset "$HELD_OUT"
-        --eval.split train # a file is one split, and this is its name
+        --eval.split train # the name of the only split of a file
 
-        # Training; a user's coefficients are in few steps and learn faster
+        # Training; a user's coefficients are in few steps, so they learn faster
         --train.batch_size "$BATCH"
         --train.micro_batch_size "$MICRO_BATCH"
         --train.max_epochs "$EPOCHS"
@@ -89,7 +89,7 @@ train() {
         --model.gradient_checkpointing_enable
         --ds.zero_stage 3
 
-        # What stays
+        # Output
         --ckpt.output_dir "$RM"
         --ckpt.path "$RM/checkpoints"
         --ckpt.save_steps "$SAVE_STEPS"
@@ -102,20 +102,20 @@ train() {
     exec deepspeed "${launcher[@]}" --module openrlhf_pgrpo.cli.train_rm "${flags[@]}" "$@"
 }
 
-# A query's label is its user. New users come by --reward.profiles FOLDER, here and in `use`.
+# The label of a query is its user. --reward.profiles FOLDER adds new users, here and in `use`.
 serve() {
     local flags=(
         --reward.model_name_or_path "$RM"
         --data.max_len "$MAX_LEN"
         --batch_size "$MICRO_BATCH"
-        --host 0.0.0.0 # whoever reaches this port is answered
+        --host 0.0.0.0 # everybody who reaches this port gets answers
         --port "$PORT"
         --pgrpo.device "$DEVICE"
     )
     exec python -m openrlhf_pgrpo.cli.serve_rm "${flags[@]}" "$@"
 }
 
-# Preference groups of users are made by `openrlhf-pgrpo groups --model RM --data PROMPTS --user_key user`.
+# `openrlhf-pgrpo groups --model RM --data PROMPTS --user_key user` makes preference groups of users.
 use() {
     : "${RAY_JOBS:?the job server of the cluster, http://HEAD:8265}"
     : "${POLICY:?the policy: a folder, or a name on the hub}"
@@ -127,7 +127,7 @@ use() {
             "NODES x GPUS_PER_NODE x MICRO_BATCH = $at_once, got $samples" >&2
         exit 2
     fi
-    # The job runs in a folder of Ray's: names of files here become full paths.
+    # The job runs in one of Ray's folders, so names of files here become full paths.
     for name in RM POLICY PROMPTS OUT; do
         if [[ -e ${!name} || $name == OUT ]]; then
             printf -v "$name" %s "$(realpath -m "${!name}")"
@@ -136,8 +136,8 @@ use() {
     local flags=(
         # The method
         --advantage_estimator pgrpo
-        --pgrpo.group_key pref_group
-        --pgrpo.user_key user
+        --data.pref_group_key pref_group
+        --data.user_key user
         --pgrpo.device gpu
 
         # Policy and prompts
@@ -146,7 +146,7 @@ use() {
         --data.input_key prompt
         --data.max_len "$MAX_LEN"
 
-        # GPUs: all models on all of them; who has no turn gives its memory back
+        # GPUs: all models are on all of them; a model that does not have its turn frees its memory
         --train.colocate_all
         --actor.num_nodes "$NODES"
         --actor.num_gpus_per_node "$GPUS_PER_NODE"
@@ -163,9 +163,9 @@ use() {
         --rollout.n_samples_per_prompt "$SAMPLES_PER_PROMPT"
         --rollout.max_new_tokens "$MAX_NEW_TOKENS"
         --rollout.micro_batch_size "$MICRO_BATCH"
-        --algo.advantage.is_correction_level token # vLLM's probabilities are not quite the trainer's
+        --algo.advantage.is_correction_level token # vLLM's probabilities differ slightly from the trainer's
 
-        # Training: one update a step
+        # Training: one update in a step
         --train.batch_size "$samples"
         --train.micro_batch_size "$MICRO_BATCH"
         --train.num_episodes "$EPOCHS"
@@ -174,7 +174,7 @@ use() {
         --algo.kl.init_coef 1e-3
         --ds.zero_stage 3
 
-        # What stays: histories travel with the checkpoints
+        # Output: checkpoints contain the histories
         --ckpt.output_dir "$OUT"
         --ckpt.path "$OUT/checkpoints"
         --ckpt.save_steps "$SAVE_STEPS"
@@ -199,7 +199,7 @@ use() {
     exec ray job submit --address "$RAY_JOBS" -- python -m openrlhf_pgrpo.cli.train_ppo_ray "${flags[@]}" "$@"
 }
 
-# Anything after the name of the use goes to the trainer or the server as well.
+# Words after the name of the use also go to the trainer or the server.
 case ${1:-} in
 train | serve | use) "$@" ;;
 *) echo "factorized_reward.sh: needs train, serve or use, got '${1:-}'" >&2 && exit 2 ;;

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# GR-DPO: preference groups whose loss is higher count more, so that the worst one is lifted; by DeepSpeed's launcher,
-# on one node or several.
+# GR-DPO: preference groups with a higher loss count more, so that the worst one improves. Runs with DeepSpeed's
+# launcher, on one node or several.
 #
 #     POLICY=... PAIRS=pairs.jsonl HELD_OUT=held_out.jsonl OUT=run examples/launch/group_robust_dpo.sh
 #     NODES=2 HOSTFILE=hosts POLICY=... PAIRS=... HELD_OUT=... OUT=/shared/run examples/launch/group_robust_dpo.sh
 #
-# The same command again resumes from the last checkpoint. OUT/checkpoints keeps, as best_global_stepN, the one whose
-# worst preference group had the lowest held-out loss.
+# The same command again resumes from the last checkpoint. OUT/checkpoints/best_global_stepN is the best
+# checkpoint: the held-out loss of its worst preference group is the lowest.
 set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
 NODES=${NODES:-1}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-HOSTFILE=${HOSTFILE:-}            # several nodes: a line `name slots=8` for each, reached by ssh without a password
-MASTER_PORT=${MASTER_PORT:-29500} # another for every run that shares a node
+HOSTFILE=${HOSTFILE:-}            # for several nodes: a line `name slots=8` for each; ssh needs no password
+MASTER_PORT=${MASTER_PORT:-29500} # a different one for every run on the same node
 DEVICE=${DEVICE:-gpu}             # or cpu, to try the script without GPUs
 
 # --- What ------------------------------------------------------------------------------------------------------------
 POLICY=${POLICY:?the policy: a folder, or a name on the hub}
-PAIRS=${PAIRS:?a JSONL file whose rows have prompt, chosen, rejected, and GROUP_KEY}
+PAIRS=${PAIRS:?a JSONL file whose rows have prompt, chosen, rejected, and PREF_GROUP_KEY}
 HELD_OUT=${HELD_OUT:?a JSONL file like PAIRS, of other prompts, to evaluate on}
-OUT=${OUT:?a folder for checkpoints, logs and the policy, which all nodes see}
-GROUP_KEY=${GROUP_KEY:-country} # the column that names the preference group of a pair
+OUT=${OUT:?a folder for checkpoints, logs and the policy, visible to all nodes}
+PREF_GROUP_KEY=${PREF_GROUP_KEY:-country} # the column that names the preference group of a pair
 
 # --- How much --------------------------------------------------------------------------------------------------------
-BATCH=${BATCH:-128}           # pairs an update
-MICRO_BATCH=${MICRO_BATCH:-4} # pairs a GPU takes at once
+BATCH=${BATCH:-128}           # pairs in an update
+MICRO_BATCH=${MICRO_BATCH:-4} # pairs that a GPU takes at once
 MAX_LEN=${MAX_LEN:-2048}      # tokens of prompt and answer together
 EPOCHS=${EPOCHS:-1}
 EVAL_STEPS=${EVAL_STEPS:-25}
@@ -43,7 +43,7 @@ LAUNCHER=(
     --master_port "$MASTER_PORT"
 )
 if ((NODES > 1)); then
-    # DeepSpeed would take the first nodes of the file, as many as there are, and not look at their slots.
+    # DeepSpeed takes the first nodes of the file, even if they are too few or have too few slots.
     : "${HOSTFILE:?a file of $NODES lines, NAME slots=$GPUS_PER_NODE}"
     FIT=$(awk -v nodes="$NODES" -v gpus="$GPUS_PER_NODE" \
         '!/^#/ && NF && n++ < nodes && substr($2, 7) + 0 >= gpus {fit++} END {print fit + 0}' "$HOSTFILE")
@@ -58,10 +58,10 @@ if ((NODES > 1)); then
 fi
 
 FLAGS=(
-    # The method; --model.ipo_enable makes it GR-IPO, which wants a small eta, and --robust.chi 0 importance weights
-    --robust.group_key "$GROUP_KEY"
+    # The method; --model.ipo_enable makes it GR-IPO, which needs a small eta; --robust.chi 0 gives importance weights
+    --data.pref_group_key "$PREF_GROUP_KEY"
     --robust.eta 0.1
-    --robust.weights exact # `previous` spares the forward pass that several micro batches an update cost here
+    --robust.weights exact # with several micro batches it needs one more forward pass; `previous` does not
     --robust.save_best
     --pgrpo.device "$DEVICE"
 
@@ -75,7 +75,7 @@ FLAGS=(
 
     # Evaluation: loss and accuracy of each preference group, the worst and the gap
     --eval.dataset "$HELD_OUT"
-    --eval.split train # a file is one split, and this is its name
+    --eval.split train # the name of the only split of a file
     --eval.steps "$EVAL_STEPS"
 
     # Training
@@ -87,7 +87,7 @@ FLAGS=(
     --model.gradient_checkpointing_enable
     --ds.zero_stage 3
 
-    # What stays: weights travel with the checkpoints
+    # Output: checkpoints contain the weights of preference groups
     --ckpt.output_dir "$OUT"
     --ckpt.path "$OUT/checkpoints"
     --ckpt.save_steps "$SAVE_STEPS"
@@ -101,5 +101,5 @@ if [[ -s $OUT/checkpoints/latest ]]; then
     FLAGS+=(--ckpt.load_enable)
 fi
 
-# Anything after the script's name goes to the trainer as well: `group_robust_dpo.sh --robust.patience 4`.
+# Words after the script's name also go to the trainer: `group_robust_dpo.sh --robust.patience 4`.
 exec deepspeed "${LAUNCHER[@]}" --module openrlhf_pgrpo.cli.train_dpo "${FLAGS[@]}" "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# P-GRPO on several nodes: a job for a Ray cluster that is running; its output is followed until it ends.
+# P-GRPO on several nodes. Submits a job to a running Ray cluster and follows its output to the end.
 #
 #     RAY_JOBS=http://head:8265 POLICY=... PROMPTS=... REWARD=reward.py OUT=/shared/run examples/launch/ray_job.sh
 #
-# Every path is one that all nodes see. The same command again resumes from the last checkpoint.
+# All nodes must see every path. The same command again resumes from the last checkpoint.
 set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-256}
 SAMPLES_PER_PROMPT=${SAMPLES_PER_PROMPT:-8}
 MAX_LEN=${MAX_LEN:-4096} # tokens of prompt and answer together
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-2048}
-MICRO_BATCH=${MICRO_BATCH:-4} # samples a GPU takes at once
+MICRO_BATCH=${MICRO_BATCH:-4} # samples that a GPU takes at once
 EPISODES=${EPISODES:-1}
 SAVE_STEPS=${SAVE_STEPS:-20}
 
@@ -39,7 +39,7 @@ if ((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT % (GPUS * MICRO_BATCH))); then
         "GPUs x MICRO_BATCH, got $GPUS x $MICRO_BATCH" >&2
     exit 2
 fi
-# The job runs in a folder of Ray's: names of files here become full paths.
+# The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then
         printf -v "$name" %s "$(realpath -m "${!name}")"
@@ -49,7 +49,7 @@ done
 FLAGS=(
     # The method
     --advantage_estimator pgrpo
-    --pgrpo.group_key persona
+    --data.pref_group_key persona
     --pgrpo.device "$DEVICE"
 
     # Policy, prompts, rewards
@@ -74,9 +74,9 @@ FLAGS=(
     --rollout.n_samples_per_prompt "$SAMPLES_PER_PROMPT"
     --rollout.max_new_tokens "$MAX_NEW_TOKENS"
     --rollout.micro_batch_size "$MICRO_BATCH"
-    --algo.advantage.is_correction_level token # vLLM's probabilities are not quite the trainer's
+    --algo.advantage.is_correction_level token # vLLM's probabilities differ slightly from the trainer's
 
-    # Training: one update a step
+    # Training: one update in a step
     --train.batch_size "$((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT))"
     --train.micro_batch_size "$MICRO_BATCH"
     --train.num_episodes "$EPISODES"
@@ -85,7 +85,7 @@ FLAGS=(
     --algo.kl.init_coef 1e-3
     --ds.zero_stage 3
 
-    # What stays: histories travel with the checkpoints
+    # Output: checkpoints contain the histories
     --ckpt.output_dir "$OUT"
     --ckpt.path "$OUT/checkpoints"
     --ckpt.save_steps "$SAVE_STEPS"
@@ -105,5 +105,5 @@ if [[ -s $OUT/checkpoints/_actor/latest ]]; then
     FLAGS+=(--ckpt.load_enable)
 fi
 
-# Anything after the script's name goes to the trainer as well: `ray_job.sh --data.apply_chat_template`.
+# Words after the script's name also go to the trainer: `ray_job.sh --data.apply_chat_template`.
 exec ray job submit --address "$RAY_JOBS" -- python -m openrlhf_pgrpo.cli.train_ppo_ray "${FLAGS[@]}" "$@"

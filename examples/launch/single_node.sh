@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# P-GRPO on one machine: policy, reference and vLLM live on the same GPUs and take turns.
+# P-GRPO on one machine: policy, reference and vLLM are on the same GPUs and take turns.
 #
 #     POLICY=... PROMPTS=prompts.jsonl REWARD=reward.py OUT=run examples/launch/single_node.sh
 #
@@ -8,7 +8,7 @@ set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
 GPUS=${GPUS:-8}
-GPUS_PER_ENGINE=${GPUS_PER_ENGINE:-1} # vLLM's tensor parallelism; more where the policy does not fit on one
+GPUS_PER_ENGINE=${GPUS_PER_ENGINE:-1} # vLLM's tensor parallelism; increase it if the policy does not fit on one GPU
 
 # --- What ------------------------------------------------------------------------------------------------------------
 POLICY=${POLICY:?the policy: a folder, or a name on the hub}
@@ -21,7 +21,7 @@ PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-128}
 SAMPLES_PER_PROMPT=${SAMPLES_PER_PROMPT:-8}
 MAX_LEN=${MAX_LEN:-4096} # tokens of prompt and answer together
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-2048}
-MICRO_BATCH=${MICRO_BATCH:-4} # samples a GPU takes at once
+MICRO_BATCH=${MICRO_BATCH:-4} # samples that a GPU takes at once
 EPISODES=${EPISODES:-1}
 SAVE_STEPS=${SAVE_STEPS:-20}
 
@@ -35,10 +35,10 @@ if ((SAMPLES % (GPUS * MICRO_BATCH) != 0)); then
         "$((GPUS * MICRO_BATCH)), got $SAMPLES" >&2
     exit 2
 fi
-# Ray would wait for missing GPUs without an end.
+# Ray would wait for missing GPUs forever.
 HERE=$(python -c 'import torch; print(torch.cuda.device_count())')
 if ((HERE < GPUS)); then
-    echo "single_node.sh: GPUS=$GPUS needs as many on this machine, got $HERE: lower it or see to" \
+    echo "single_node.sh: GPUS=$GPUS needs as many on this machine, got $HERE: lower it or change" \
         "CUDA_VISIBLE_DEVICES" >&2
     exit 2
 fi
@@ -46,7 +46,7 @@ fi
 FLAGS=(
     # The method
     --advantage_estimator pgrpo
-    --pgrpo.group_key persona
+    --data.pref_group_key persona
     --pgrpo.device gpu
 
     # Policy, prompts, rewards
@@ -57,7 +57,7 @@ FLAGS=(
     --data.max_len "$MAX_LEN"
     --reward.remote_url "$REWARD"
 
-    # GPUs: all models on all of them; who has no turn gives its memory back
+    # GPUs: all models are on all of them; a model that does not have its turn frees its memory
     --train.colocate_all
     --actor.num_nodes 1
     --actor.num_gpus_per_node "$GPUS"
@@ -74,9 +74,9 @@ FLAGS=(
     --rollout.n_samples_per_prompt "$SAMPLES_PER_PROMPT"
     --rollout.max_new_tokens "$MAX_NEW_TOKENS"
     --rollout.micro_batch_size "$MICRO_BATCH"
-    --algo.advantage.is_correction_level token # vLLM's probabilities are not quite the trainer's
+    --algo.advantage.is_correction_level token # vLLM's probabilities differ slightly from the trainer's
 
-    # Training: one update a step
+    # Training: one update in a step
     --train.batch_size "$SAMPLES"
     --train.micro_batch_size "$MICRO_BATCH"
     --train.num_episodes "$EPISODES"
@@ -86,7 +86,7 @@ FLAGS=(
     --ds.zero_stage 3
     --ds.packing_samples
 
-    # What stays: histories travel with the checkpoints
+    # Output: checkpoints contain the histories
     --ckpt.output_dir "$OUT"
     --ckpt.path "$OUT/checkpoints"
     --ckpt.save_steps "$SAVE_STEPS"
@@ -97,5 +97,5 @@ if [[ -s $OUT/checkpoints/_actor/latest ]]; then
     FLAGS+=(--ckpt.load_enable)
 fi
 
-# Anything after the script's name goes to the trainer as well: `single_node.sh --data.apply_chat_template`.
+# Words after the script's name also go to the trainer: `single_node.sh --data.apply_chat_template`.
 exec python -m openrlhf_pgrpo.cli.train_ppo_ray "${FLAGS[@]}" "$@"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# P-GRPO for a large policy: ZeRO-3 cuts it over all training GPUs, vLLM over the GPUs of an engine. A job for a Ray
-# cluster that is running; its output is followed until it ends.
+# P-GRPO for a large policy: ZeRO-3 splits it over all training GPUs, vLLM over the GPUs of an engine. Submits a job to
+# a running Ray cluster and follows its output to the end.
 #
 #     RAY_JOBS=http://head:8265 POLICY=... PROMPTS=... REWARD=reward.py OUT=/shared/run \
 #         examples/launch/zero3_tensor_parallel.sh
 #
-# Every path is one that all nodes see. The same command again resumes from the last checkpoint.
+# All nodes must see every path. The same command again resumes from the last checkpoint.
 set -euo pipefail
 
 # --- Where -----------------------------------------------------------------------------------------------------------
-# Adam in bf16 takes 16 bytes a parameter, cut over the training GPUs: 32 billion on 16 of them are 32 GB on each, and
-# activations come on top. An engine holds 2 bytes a parameter and its cache.
+# Adam in bf16 takes 16 bytes per parameter, split over the training GPUs: 32 billion parameters on 16 GPUs take 32 GB
+# on each, plus activations. An engine needs 2 bytes per parameter and its cache.
 NODES=${NODES:-4}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 TRAIN_NODES=${TRAIN_NODES:-$((NODES / 2))} # the others generate
-GPUS_PER_ENGINE=${GPUS_PER_ENGINE:-4}      # vLLM's tensor parallelism, inside of a node
+GPUS_PER_ENGINE=${GPUS_PER_ENGINE:-4}      # vLLM's tensor parallelism, within a node
 RAY_JOBS=${RAY_JOBS:?the job server of the cluster, http://HEAD:8265}
 
 # --- What ------------------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-128}
 SAMPLES_PER_PROMPT=${SAMPLES_PER_PROMPT:-8}
 MAX_LEN=${MAX_LEN:-4096} # tokens of prompt and answer together
 MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-2048}
-MICRO_BATCH=${MICRO_BATCH:-1} # samples a GPU takes at once
+MICRO_BATCH=${MICRO_BATCH:-1} # samples that a GPU takes at once
 EPISODES=${EPISODES:-1}
 SAVE_STEPS=${SAVE_STEPS:-20}
 
@@ -49,7 +49,7 @@ if ((SAMPLES % AT_ONCE != 0)); then
         "TRAIN_NODES x GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE, got $SAMPLES" >&2
     exit 2
 fi
-# The job runs in a folder of Ray's: names of files here become full paths.
+# The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then
         printf -v "$name" %s "$(realpath -m "${!name}")"
@@ -59,7 +59,7 @@ done
 FLAGS=(
     # The method
     --advantage_estimator pgrpo
-    --pgrpo.group_key persona
+    --data.pref_group_key persona
     --pgrpo.device gpu
 
     # Policy, prompts, rewards
@@ -78,10 +78,10 @@ FLAGS=(
     --train.colocate_actor_ref
     --ds.zero_stage 3
     --ds.packing_samples
-    --ref.offload # the reference waits in the memory of the machine; --ds.adam_offload does that for Adam, slower
+    --ref.offload # the reference waits in CPU memory; --ds.adam_offload does the same for Adam, but is slower
     --actor.gradient_checkpointing_enable
 
-    # Generation: the other nodes, several GPUs an engine
+    # Generation: the other nodes, several GPUs for an engine
     --vllm.num_engines "$(((NODES - TRAIN_NODES) * GPUS_PER_NODE / GPUS_PER_ENGINE))"
     --vllm.tensor_parallel_size "$GPUS_PER_ENGINE"
     --vllm.gpu_memory_utilization 0.9
@@ -90,16 +90,16 @@ FLAGS=(
     --rollout.n_samples_per_prompt "$SAMPLES_PER_PROMPT"
     --rollout.max_new_tokens "$MAX_NEW_TOKENS"
     --rollout.micro_batch_size "$MICRO_BATCH"
-    --algo.advantage.is_correction_level token # vLLM's probabilities are not quite the trainer's
+    --algo.advantage.is_correction_level token # vLLM's probabilities differ slightly from the trainer's
 
-    # One update a step
+    # One update in a step
     --train.batch_size "$SAMPLES"
     --train.micro_batch_size "$MICRO_BATCH"
     --train.num_episodes "$EPISODES"
     --actor.adam.lr 1e-6
     --algo.kl.init_coef 1e-3
 
-    # What stays: histories travel with the checkpoints, which hold Adam's state too and are large
+    # Output: checkpoints contain the histories; they are large, because they also contain Adam's state
     --ckpt.output_dir "$OUT"
     --ckpt.path "$OUT/checkpoints"
     --ckpt.save_steps "$SAVE_STEPS"
@@ -110,5 +110,5 @@ if [[ -s $OUT/checkpoints/_actor/latest ]]; then
     FLAGS+=(--ckpt.load_enable)
 fi
 
-# Anything after the script's name goes to the trainer as well.
+# Words after the script's name also go to the trainer.
 exec ray job submit --address "$RAY_JOBS" -- python -m openrlhf_pgrpo.cli.train_ppo_ray "${FLAGS[@]}" "$@"

@@ -1,4 +1,4 @@
-"""Write `prompts.jsonl` from `personas.json` and `questions.txt`; the same two files always give the same rows.
+"""Writes `prompts.jsonl` from `personas.json` and `questions.txt`. The same two files always give the same rows.
 
     python examples/personas/build_prompts.py
 
@@ -6,8 +6,8 @@ A row is one question asked by one user of one persona:
 
     {"prompt": [system message, user message], "persona": "mara", "user": "mara-03", "question_id": 17}
 
-`prompt` goes to `--data.input_key` together with `--data.apply_chat_template`, `persona` to `--data.label_key` and to
-the preference group, `user` to the user key.
+`prompt` is for `--data.input_key` with `--data.apply_chat_template`, `persona` for `--data.label_key` and
+`--data.pref_group_key`, and `user` for `--data.user_key`.
 """
 
 import json
@@ -29,8 +29,8 @@ def load_questions():
 
 
 def build_rows(personas, questions):
-    """The questions are dealt out like cards, in shuffled order and round after round, to one persona after the other:
-    each question reaches three or four personas, and no persona gets one twice."""
+    """Deals the questions out like cards, in shuffled order and round after round, to one persona after the other.
+    Each question reaches three or four personas, and no persona gets a question twice."""
     dice = random.Random(SEED)
     deck = list(range(len(questions)))
     dice.shuffle(deck)
@@ -45,8 +45,8 @@ def build_rows(personas, questions):
 
 
 def _row(persona, user, question_id, question):
-    """The taste stands in the user's own words: the untrained model minds it more there than in the system message,
-    which is kept tiny because without one the chat template inserts a longer one of its own."""
+    """The taste is in the user message, because the untrained model follows it more there than in the system message.
+    The system message is tiny, because without one the chat template inserts its own, longer one."""
     return {
         "prompt": [
             {"role": "system", "content": "You talk about music."},

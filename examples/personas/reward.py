@@ -2,11 +2,11 @@
 
     reward = offset + scale * (style + genre)        offset, scale: the persona's; style, genre: in [0, 1]
 
-Scales and offsets differ on purpose, from 0.3 to 6 and from -8 to +5, as people differ in how they hand out marks.
-They carry no information about the answer; an estimator that mixes personas is misled by them.
+Scales and offsets differ on purpose, from 0.3 to 6 and from -8 to +5, because people also rate on different scales.
+They carry no information about the answer, and mislead an estimator that mixes personas.
 
-The host calls `reward_func` with lists of length 1, from many threads of each vLLM engine, and swallows what it
-raises. Hence whatever can be missing is looked up on import, where a failure still stops the run.
+The host calls `reward_func` with lists of length 1, from many threads of each vLLM engine, and swallows its
+exceptions. So everything that can be missing is looked up on import, where a failure still stops the run.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def _sibling(name):
-    """The host loads this file by its path, outside any package, so the neighbours are loaded in the same way."""
+    """Loads a file of this folder by its path, as the host loads this file: it is in no package."""
     spec = importlib.util.spec_from_file_location(f"personas_{name}", HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -36,7 +36,7 @@ SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>")
 
 
 def reward_func(queries, prompts, labels):
-    """One reward per query. `extra_logs` holds the mean of the two parts: the host averages it into its logs."""
+    """One reward per query. `extra_logs` has the mean of both parts, which the host averages into its logs."""
     answers = [answer_of(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     parts = [score(answer, label) for answer, label in zip(answers, labels, strict=True)]
     rewards = torch.tensor(
@@ -47,13 +47,13 @@ def reward_func(queries, prompts, labels):
 
 
 def score(answer, label):
-    """Style and genre, each in [0, 1]."""
+    """The style and the genre of an answer, each in [0, 1]."""
     persona = _persona(label)
     return STYLES[persona["style"]](answer), GENRES.score(answer, persona["genre"])
 
 
 def answer_of(query, prompt):
-    """The answer alone. A prompt too long for the host loses its head, and is then no longer a prefix of the query."""
+    """The answer alone. The host cuts the start of a long prompt, which is then no longer a prefix of the query."""
     answer = query[len(prompt) :] if query.startswith(prompt) else query.rpartition(ASSISTANT)[2]
     return SPECIAL_TOKEN.split(answer)[0].strip()
 

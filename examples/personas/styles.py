@@ -1,8 +1,8 @@
 """Seven ways to speak, each measured from the text alone as a number in [0, 1].
 
-Every measure is *graded*: four answers of an untrained model to one question hardly ever score the same. A yes-or-no
-rule would leave many prompt groups without spread, and a reward without spread teaches nothing. They are densities
-rather than counts, so a longer answer is not a better one, and an empty answer earns nothing.
+Every measure is *graded*: four answers of an untrained model to one question almost never score the same. A yes-or-no
+rule would leave many prompt groups without spread, and a reward without spread teaches nothing. The measures are
+densities and not counts, so a longer answer is not better, and an empty answer scores nothing.
 
 The constants were set on 224 answers of the untrained SmolLM2-135M-Instruct to prompts of this folder (8 questions x
 7 personas x 4 samples, 28 tokens, temperature 1). `within`: standard deviation among the 4 answers to one prompt.
@@ -31,11 +31,11 @@ DELIGHT = frozenset(
     "wonderful wow yeah yes".split()
 )
 
-FEW_WORDS = 8  # a shorter text counts as this long in every density: one lucky word is not yet a style
+FEW_WORDS = 8  # a shorter text counts as this long in every density, because one lucky word is no style
 
 
 def short(text):
-    """Clipped sentences: full marks for 3 words a sentence, nothing from 18 on, falling with the logarithm."""
+    """Short sentences: 1 for 3 words in a sentence, 0 from 18 words on, falling with the logarithm."""
     lengths = [length for length in map(_count_words, SENTENCE_END.split(text)) if length]
     if not lengths:
         return 0.0
@@ -43,25 +43,25 @@ def short(text):
 
 
 def excited(text):
-    """Exclamation marks, of which at most three in a row count, and words of delight."""
+    """Exclamation marks, at most three in a row, and words of delight."""
     marks = re.sub(r"!{4,}", "!!!", text).count("!")
     return _density(text, 1.5 * marks + _count_members(text, DELIGHT), everything=0.30)
 
 
 def listing(text):
-    """Enumerations: commas and line breaks, and the words of the items of at most three words between them."""
+    """Enumerations: commas and line breaks, and the words of items of at most three words between them."""
     between = ITEM_END.split(text)[1:-1]
     words_in_items = sum(length for length in map(_count_words, between) if length <= 3)
     return _density(text, len(ITEM_END.findall(text)) + words_in_items, everything=0.70)
 
 
 def naming(text):
-    """Names: capitalised words inside a sentence. The first word has its capital for another reason."""
+    """Names: capitalised words inside a sentence. The first word of a sentence does not count."""
     return _density(text, len(NAME.findall(text)), everything=0.35)
 
 
 def ornate(text):
-    """Long, learned words: 4 letters on average earn nothing, 7 everything."""
+    """Long words: 0 for 4 letters on average, 1 for 7."""
     words = WORD.findall(text)
     return _grade(sum(map(len, words)) / max(len(words), FEW_WORDS), nothing=4.0, everything=7.0)
 
@@ -85,12 +85,12 @@ def _count_members(text, vocabulary):
 
 
 def _density(text, amount, everything):
-    """`amount` per word, graded: 0 for none, 1 from `everything` on."""
+    """`amount` per word: 0 for none, 1 from `everything` on."""
     return _grade(amount / max(_count_words(text), FEW_WORDS), nothing=0.0, everything=everything)
 
 
 def _grade(value, nothing, everything):
-    """Where `value` stands on the straight line from `nothing` (0) to `everything` (1), cut off at both ends."""
+    """The place of `value` on the straight line from `nothing` (0) to `everything` (1), limited at both ends."""
     return min(1.0, max(0.0, (value - nothing) / (everything - nothing)))
 
 

@@ -17,7 +17,7 @@ gradients, and (h - 1/(2 beta))^2 for IPO, minimised in closed form for given we
 
     plain   every pair counts the same: fixed weights N_g / N on the preference groups' mean losses
     IS      fixed weights 1 / G, importance sampling
-    GR      weights by mirror ascent, from `openrlhf_pgrpo.core.robust`: first the weights, then the policy
+    GR      weights by mirror ascent, from `openrlhf_pgrpo.core.group_weights`: first the weights, then the policy
 
 Reported, as in the paper: the larger of the two preference groups' validation losses and reward errors (the part of
 the best action's reward that the policy's best action misses), taken per seed and then averaged; ± standard error.
@@ -32,8 +32,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.files import whole_file
-from openrlhf_pgrpo.core.robust import RobustOptions, ascend, trade_off
+from openrlhf_pgrpo.core.group_weights import RobustOptions, ascend, trade_off
+from openrlhf_pgrpo.files import whole_file
 
 ACTIONS = 8
 BEST = np.array([[1.0, 3.0, 1.0, 3.0], [3.0, 1.0, 3.0, 1.0]])  # theta* of either preference group
@@ -60,9 +60,8 @@ SCENARIOS = {
     "iii": Scenario("uneven, imbalanced 60/240", (60, 240), True),
 }
 
-# What an earlier re-implementation of ours measured with other random draws, and with the authors' code where the two
-# were compared: MEASURES, as far as known. In scenario iii its IS-DPO has the full step, in i and ii that of the
-# authors' code, which is smaller and comes as far in the end.
+# MEASURES of an earlier implementation with other random draws, as far as they are known. In scenario iii its IS-DPO
+# has the full step. In i and ii it has the step of the authors' code, which is smaller and gets as far in the end.
 REFERENCE = {
     "i": {
         "DPO": (".865±.034", ".0855"),
@@ -121,7 +120,7 @@ def draw_pairs(rng, size: int, pref_group: int, uneven: bool) -> np.ndarray:
 
 
 class World(NamedTuple):
-    """All that chance decides: start (R, F); training pairs (R, B, F) and their mean over each preference group as a
+    """Everything random: start (R, F); training pairs (R, B, F) and their mean over each preference group as a
     matrix, member (R, B, G); validation pairs (R, G, 500, F); states (R, 1000, 2)."""
 
     start: np.ndarray
@@ -189,7 +188,7 @@ def learn(world: World, kind: str, iterations: int, keep=()) -> tuple[np.ndarray
         h = world.pairs @ theta
         losses = loss_of(kind, h).swapaxes(1, 2) @ world.member
         log_alpha = ascend(log_alpha, eta * losses)
-        alpha = trade_off(np.exp(log_alpha), mu, chi, 0.0)
+        alpha = trade_off(np.exp(log_alpha), mu, chi)
         theta = step(theta, h, world.pairs, world.member @ alpha.swapaxes(1, 2))
         if iteration in keep:
             kept[iteration] = theta
@@ -202,8 +201,8 @@ def validation_losses(world: World, kind: str, theta: np.ndarray) -> np.ndarray:
 
 
 def reward_errors(world: World, theta: np.ndarray) -> np.ndarray:
-    """(R, M, G): (reward of the best action - reward of the policy's) / the former, each a mean over states, since
-    in some states even the best reward is negative."""
+    """(R, M, G): (reward of the best action - reward of the policy's) / reward of the best action. Each reward is a
+    mean over states, because in some states even the best is negative."""
     errors = []
     for pref_group, best in enumerate(BEST):
         phi = features(world.states[:, :, None], np.arange(ACTIONS)[None, None], pref_group)
@@ -261,7 +260,7 @@ def report(measured: dict) -> None:
 
 
 def draw(measured: dict, curves: dict, path: Path) -> None:
-    """The two losses and the reward error by scenario, and how the preference groups' losses go in the last one."""
+    """The two losses and the reward error by scenario, and the paths of the losses in the last one."""
     import matplotlib
 
     matplotlib.use("Agg")

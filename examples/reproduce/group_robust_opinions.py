@@ -2,21 +2,21 @@
 
     python examples/reproduce/group_robust_opinions.py [--data FOLDER] [--seeds 20] [--cache FOLDER] [--out FIGURE.png]
 
-Not the paper's experiment: of its data, GlobalOpinionQA, only a part is at hand, so the countries are others, and the
-policy is a softmax over the options of a question of <phi(prompt, option), theta>; the reference policy is uniform.
-phi is the mean over an option's tokens of the last hidden state of SmolLM2-135M, frozen, after a prompt that names the
-country. Brought down to the first principal components of the training options, centred within their cell, and made
-white, it has one small theta for all countries, which therefore compete.
+This is not the paper's experiment. It uses a part of the paper's data, GlobalOpinionQA, and other countries. The
+policy is a softmax of <phi(prompt, option), theta> over the options of a question; the reference policy is uniform.
+phi is the mean over an option's tokens of the last hidden state of SmolLM2-135M, frozen, after a prompt that names
+the country. It is reduced to the first principal components of the training options, centred within their cell, and
+made white. All countries share one small theta, so they compete.
 
-A cell is a question and a country. Its chosen option is what most people answered there, the rejected one is drawn
-uniformly from the others; in validation and test all others count alike, the mean over that draw. Options that are no
-answer are dropped. Questions, not cells, are split 80/10/10, anew by every seed.
+A cell is a question and a country. Its chosen option is the most frequent answer there. The rejected one is drawn
+uniformly from the others; in validation and test all others count, each with the same weight. Options that are no
+answer are dropped. Every seed splits the questions, not the cells, 80/10/10.
 
-With h = <phi(chosen) - phi(rejected), theta>, the loss is -log sigmoid(beta h) for DPO and (h - 1/(2 beta))^2 for IPO.
-Plain, IS and GR are settings of `GroupWeights`, updated with the countries' mean losses before each step of gradient
-descent on all the data. Early stopping regularises. Its moment, the step size and eta are chosen in the same way for
-all methods and for each seed alone: those of least worst-country loss on the validation questions.
-"Worst in training" is without that: the loss of the trained pairs after the last step, at the largest step sizes.
+With h = <phi(chosen) - phi(rejected), theta>, the loss is -log sigmoid(beta h) for DPO and (h - 1/(2 beta))^2 for
+IPO. Plain, IS and GR are settings of `GroupWeights`, updated with the countries' mean losses before each step of
+gradient descent on all the data. Early stopping regularises. The moment to stop, the step size and eta are chosen in
+the same way for all methods, for each seed alone: by the least worst-country loss on the validation questions. "Worst
+in training" is the loss of the trained pairs after the last step, at the largest step sizes, without this choice.
 
 Axes: R runs (seeds), C cells, O options, P pairs, D features, M settings, T moments to stop, G countries.
 """
@@ -35,15 +35,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.files import whole_file
-from openrlhf_pgrpo.core.robust import GroupWeights, RobustOptions
+from openrlhf_pgrpo.core.group_weights import GroupWeights, RobustOptions
+from openrlhf_pgrpo.files import whole_file
 
 FILE = "globalopinionqa_union.jsonl.gz"
 DATA = Path(os.environ.get("OPINIONS_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 CACHE = Path.home() / ".cache" / "openrlhf_pgrpo"
 FIGURE = Path(__file__).with_suffix(".png")
 NO_ANSWER = ("total", "dk", "don't know", "no answer", "missing", "other missing")  # beginnings, in lower case
-AMONG = 20  # countries with most questions, of which the five are taken: all sets of five of 130 are 300 millions
+AMONG = 20  # The five are chosen among these, with most questions: 130 countries have 300 million sets of five.
 FEATURES = 32
 BETA = {"DPO": 1.0, "IPO": 0.5}  # both only choose the unit of theta; that of IPO makes its loss 1 at the start
 RATES = {"DPO": (0.03, 0.1), "IPO": (0.003, 0.01)}
@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
 
 def read(path: Path) -> list[Cell]:
-    """Cells with at least two answers that somebody gave or could give; shares are not rescaled."""
+    """Cells with at least two options that are answers; shares are not rescaled."""
     cells = []
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -148,8 +148,8 @@ def features(cells: list[Cell], cache: Path) -> np.ndarray:
 
 
 class World(NamedTuple):
-    """All that chance decides: trained pairs (R, C, D), of every cell one, and all pairs (R, P, D); three matrices
-    that take means over a country, training (R, C, G), validation and test (R, P, G); training cells (R, G)."""
+    """Everything random: trained pairs (R, C, D), one for every cell, and all pairs (R, P, D); three matrices that
+    take means over a country, training (R, C, G), validation and test (R, P, G); numbers of training cells (R, G)."""
 
     pairs: np.ndarray
     every: np.ndarray
@@ -200,7 +200,7 @@ def slope_of(kind: str, h: np.ndarray) -> np.ndarray:
 
 
 def settings(kind: str) -> list[tuple[str, RobustOptions, float]]:
-    """(method, options, step size) of all that is tried."""
+    """(method, options, step size) of every setting to try."""
     return [
         (prefix + kind, RobustOptions(eta=eta, **weights), rate)
         for prefix, weights in WEIGHTS.items()
@@ -276,7 +276,7 @@ def report(results: dict[str, dict], countries: tuple[str, ...]) -> None:
 
     seen = {name: measures(result) for name, result in results.items()}
     pairs = [(a + kind, b + kind) for kind in BETA for a, b in (("GR-", ""), ("GR-", "IS-"), ("IS-", ""))]
-    table("on test questions, but for the last", MEASURES, seen)
+    table("on test questions, except the last column", MEASURES, seen)
     table("differences, seed by seed", MEASURES, {f"{a} - {b}": seen[a] - seen[b] for a, b in pairs})
     for name in ("loss", "accuracy", "alpha"):
         table(f"{name} by country", countries, {method: result[name].T for method, result in results.items()})

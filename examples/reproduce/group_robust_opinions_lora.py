@@ -3,13 +3,13 @@
     python examples/reproduce/group_robust_opinions_lora.py FOLDER [--data FOLDER] [--epochs 1] [--policy FOLDER]
 
 The same cells as in `group_robust_opinions.py`, now as text: the prompt is the question and the country, the chosen
-answer what most people there said, the rejected one of the other options at random. Each method is one run of
-`python -m openrlhf_pgrpo.cli.train_dpo` with LoRA; pairs, their order and all other settings are the same. DPO and IPO
-are run with weights of one for every pair (`--robust.chi 0 --robust.mu share`), which is what they are, so that the
-trainer reports them by country too. Evaluated are questions never trained on, after every epoch; nothing is chosen on
-them. Standard errors are over the pairs of a country, since there is one run a method.
+answer is the most frequent one there, the rejected one is any other option, at random. Each method is one run of
+`python -m openrlhf_pgrpo.cli.train_dpo` with LoRA; pairs, their order and all other settings are the same. DPO and
+IPO run with a weight of one for every pair (`--robust.chi 0 --robust.mu share`). This changes nothing, but the
+trainer then reports them by country too. The evaluation after every epoch is on questions never trained on, and
+nothing is chosen by it. Standard errors are over the pairs of a country, because each method has one run.
 
-FOLDER gets the pairs and the runs. A finished run is not repeated, so an interrupted command can be given again.
+FOLDER gets the pairs and the runs. A finished run is not repeated, so an interrupted command can be repeated.
 """
 
 import argparse
@@ -19,10 +19,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import group_robust_opinions as opinions
 import numpy as np
 
-from openrlhf_pgrpo.core.files import write_whole
+import group_robust_opinions as opinions
+from openrlhf_pgrpo.files import write_whole
 
 METHODS = {
     "DPO": ["--robust.chi", "0", "--robust.mu", "share"],
@@ -35,7 +35,7 @@ BATCH = 16
 SETTINGS = {
     "--data.prompt_key": "prompt",
     "--data.max_len": 160,
-    "--robust.group_key": "country",
+    "--data.pref_group_key": "country",
     "--model.beta": 0.1,
     "--ds.lora.rank": 16,
     "--ds.lora.alpha": 32,
@@ -48,7 +48,7 @@ SETTINGS = {
 
 
 def write_pairs(cells: list[opinions.Cell], folder: Path, seed: int) -> list[int]:
-    """Writes train.jsonl and test.jsonl, 80 and 20 % of the questions, one pair for each cell; how many they hold."""
+    """Writes train.jsonl and test.jsonl, 80 and 20 % of the questions, one pair for each cell; returns their sizes."""
     rng = np.random.default_rng(seed)
     names = sorted({cell.question for cell in cells})
     trained = set(rng.permutation(names)[: round(0.8 * len(names))])

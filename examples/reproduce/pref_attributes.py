@@ -1,22 +1,22 @@
-"""The Attributes experiment of reward factorization (arXiv 2503.06358), with attributes measured by code in real texts.
+"""The Attributes experiment of reward factorization (arXiv 2503.06358), with attributes that code measures in texts.
 
     python examples/reproduce/pref_attributes.py [--data FOLDER] [--seeds 5] [--cache FOLDER] [--out FIGURE.png]
 
-As in the paper: 7 attributes with two poles each, and 84 users, each of whom likes two poles of two different
-attributes. Not as in the paper: its prompts and answers are not public, and a large model judges them. Here an answer
-is one of five to an instruction of the DSP data, and how much it has of an attribute is counted in its words
-(`attributes`) and made standard normal over all texts by rank. A judge asked twice says "the first" with chance
-sigmoid(2 u), u the difference of the two texts' sums of the liked poles; if the two replies differ, it is a tie. So the
-truth is known, and linear with 7 base rewards. The paper trains its backbone; here base rewards are linear
+As in the paper, there are 7 attributes with two poles each, and 84 users. Each user likes two poles of two different
+attributes. The prompts and answers of the paper are not public, and a large model judges them. Here an answer is one
+of five to an instruction of the DSP data. The strength of an attribute is counted in its words (`attributes`) and
+made standard normal over all texts by rank. A judge is asked twice and says "the first" with probability sigmoid(2
+u), where u is the difference of the two texts' sums of the liked poles; two different replies are a tie. So the truth
+is known, and linear with 7 base rewards. The paper trains its backbone. Here base rewards are linear
 
-    in the attributes themselves, what a backbone that had learned them would give, and
-    in frozen MiniLM embeddings of the texts, which see form only dimly.
+    in the attributes themselves, which is what a backbone that had learned them would give, and
+    in frozen MiniLM embeddings of the texts, which hold little of the form.
 
 63 users are seen: 1,000 pairs of 500 instructions, 50 users for each pair. The other 21 are new and are asked about
-200 other pairs of these instructions; they are tested on 300 pairs of 100 others. Penalties are chosen by what seen
-users say to pairs of the last 61. Methods and measure are those of pref_jester.py, and ties are left out of the tests;
-"truth" is the AUC of the known u. The 84 cancel out: what an average of the seen leans to, the others lean away from,
-so that whoever knows averages alone comes out below 0.5.
+200 other pairs of these instructions; they are tested on 300 pairs of 100 others. Penalties are chosen by the answers
+of seen users to pairs of the last 61. Methods and measure are those of pref_jester.py, and ties are left out of the
+tests. "truth" is the AUC of the known u. The tastes of the 84 users cancel out: where the average of the seen users
+leans one way, the others lean the other way. So a method that knows averages alone ends below 0.5.
 
 Axes: as in pref_jester.py; an item is a text.
 """
@@ -35,10 +35,10 @@ import numpy as np
 from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
-from openrlhf_pgrpo.core.files import whole_file
+from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from pref_jester import (  # noqa: E402
+from pref_jester import (
     ANSWERS,
     CACHE,
     COLOURS,
@@ -137,7 +137,7 @@ class Judge(NamedTuple):
     utility: np.ndarray
 
     def ask(self, users: np.ndarray, pairs: np.ndarray, rng: np.random.Generator) -> Pairs:
-        """Answers of users (U,) to all pairs (P, 2): twice asked, 1 or 0, or 0.5 if the replies differ."""
+        """Answers of users (U,) to all pairs (P, 2), each asked twice: 1, 0, or 0.5 if the two replies differ."""
         first, second = np.broadcast_to(pairs.T[:, None], (2, len(users), len(pairs)))
         chance = expit(2 * (self.utility[users[:, None], first] - self.utility[users[:, None], second]))
         return Pairs(first, second, (rng.random((2, *chance.shape)) < chance).mean(0))
@@ -171,7 +171,7 @@ class Draw(NamedTuple):
 
 
 def pairs_of(owners: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All pairs (P, 2) of texts of one instruction, where `part` (J,) of them, in random order and orientation."""
+    """All pairs (P, 2) of two texts in `part` (J,) with one instruction, in random order and orientation."""
     first, second = np.triu_indices(len(owners), 1)
     rows = np.flatnonzero((owners[first] == owners[second]) & part[first])
     pairs = np.stack([first[rows], second[rows]], 1)

@@ -1,20 +1,20 @@
-"""Reward factorization (arXiv 2503.06358) on real ratings: 5,000 people, 100 jokes, and new users asked up to 20 times.
+"""Reward factorization (arXiv 2503.06358) on real ratings: 5,000 people, 100 jokes, new users asked up to 20 times.
 
     python examples/reproduce/pref_jester.py [--data FOLDER] [--seeds 5] [--cache FOLDER] [--out FIGURE.png]
 
 A pair is two jokes that a person rated differently, and the answer is the one rated higher. 3,000 people are seen, and
 2,000 of them, drawn anew by every seed, answer 40 pairs each; 300 of the other 2,000 are the new users. 70 jokes are
-seen, the other 30 are not. Base rewards are linear in what stands for a joke:
+seen, the other 30 are not. Base rewards are linear in a representation of the joke:
 
     embeddings     MiniLM, frozen; asked about pairs of seen jokes, tested on pairs of unseen ones
     same jokes     the same embeddings, tested on other pairs of the seen jokes
-    item numbers   one-hot: of an unseen joke they know nothing, so that only pairs can be held out, as above
+    item numbers   one-hot: they know nothing of an unseen joke, so only pairs can be held out, as above
 
 Every new user has a pool of 100 pairs to be asked about and 100 to be tested on; the measure is the user's ROC-AUC.
 
     ours           population prior, MAP, and the question of most expected information
     ours, random   the same with random questions
-    released       our base rewards with the estimator and the rule of the released code, as described: no prior, random
+    released       our base rewards, with estimator and rule of the released code, as described: no prior, random
                    start, 5,000 steps of gradient descent at rate 0.01 on the mean loss; the pair with the largest
                    s'^2 v'M^-1 v, M = 0.001 I + sum s' v v' over the answers, after a random first one
     simplex        coefficients that are a softmax, as LoRe's (arXiv 2504.14439): 500 steps of Adam at rate 0.1 from
@@ -22,8 +22,8 @@ Every new user has a pool of 100 pairs to be asked about and 100 to be tested on
     per user       ridge logistic regression on the new user's answers alone, random questions
     shared         one reward for all: Bradley-Terry
 
-Penalties are chosen before, on seen people of one more seed, each method's on its own: by pairs of held-out jokes for
-the first, by held-out pairs for the others.
+The penalty of each method is chosen beforehand, on seen people of one more seed: for the first representation by pairs
+of held-out jokes, for the others by held-out pairs.
 
 Axes: S seeds, U users, P pairs of a pool, Q questions, D base rewards, H dimensions, J jokes.
 """
@@ -42,17 +42,15 @@ import numpy as np
 from scipy.special import expit, softmax
 from scipy.stats import rankdata
 
-from openrlhf_pgrpo.core.elicitation import information, posteriors, released
-from openrlhf_pgrpo.core.factorization import (
-    Annotations,
-    Choice,
-    Factorization,
-    NotCarried,
-    choose_factors,
-    fit,
-    per_user,
-)
-from openrlhf_pgrpo.core.files import whole_file
+from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
+from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, fit
+from openrlhf_pgrpo.core.posterior import Prior, posteriors
+from openrlhf_pgrpo.core.questions import information
+from openrlhf_pgrpo.files import whole_file
+
+sys.path.append(str(Path(__file__).resolve().parent))
+from pref_baselines import per_user, released, shared, simplex
 
 FILES = "jester5k.csv.gz", "jester_jokes.json"
 DATA = Path(os.environ.get("JESTER_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -81,12 +79,12 @@ class Pairs(NamedTuple):
         return Pairs(*(part[index] for part in (self.first, self.second, self.preference)))
 
     def start(self, count: int) -> "Pairs":
-        """The first (U, count) of each user, without the missing ones as far as there are others."""
+        """The first `count` pairs of each user (U, count). Missing pairs come last."""
         order = np.isnan(self.preference).argsort(1, kind="stable")[:, :count]
         return Pairs(*(np.take_along_axis(part, order, 1) for part in self))
 
     def differences(self, table: np.ndarray) -> np.ndarray:
-        """(U, P, D) of what stands for a joke, table (J, D)."""
+        """Differences (U, P, D) of the two jokes in a table (J, D)."""
         return table[self.first] - table[self.second]
 
     def logits(self, table: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -122,8 +120,8 @@ def draw(ratings: np.ndarray, jokes: np.ndarray, size: int, rng: np.random.Gener
 
 
 class World(NamedTuple):
-    """All that chance decides but for random questions: annotations of seen people on the pairs of `distinct` (2, P)
-    jokes, and for new users the pool and the tests, one of unseen jokes and one of seen ones."""
+    """Everything random except random questions: annotations of seen people on pairs of jokes, `distinct` (2, P); the
+    pool of new users; and their two tests, on unseen and on seen jokes."""
 
     annotations: Annotations
     distinct: np.ndarray
@@ -140,7 +138,7 @@ class World(NamedTuple):
         training = draw(ratings[old], jokes[:SEEN_JOKES], PAIRS, rng)
         both = draw(ratings[new], jokes[:SEEN_JOKES], POOL + TEST, rng)
         unseen = draw(ratings[new], jokes[SEEN_JOKES:], TEST, rng)
-        whole = ~np.isnan(both.preference[:, :POOL]).any(1)  # who rated nearly all jokes alike has too few pairs
+        whole = ~np.isnan(both.preference[:, :POOL]).any(1)  # those who rated most jokes alike have too few pairs
         both, unseen = both.at(whole), unseen.at(whole)
         return cls(*annotate(training), both.at(np.s_[:, :POOL]), (unseen, both.at(np.s_[:, POOL:])))
 
@@ -172,8 +170,10 @@ class Penalties(NamedTuple):
 
 
 def tune(items: np.ndarray, training: Pairs, validation: Pairs, factors: int) -> Penalties:
-    """The penalties with the least log loss of the validation pairs of the users in training, all of whom need pairs;
-    for one model per user after 10 training pairs."""
+    """The penalty of each method with the least log loss on the validation pairs.
+
+    Every user needs training pairs; one model per user is trained on 10 of them.
+    """
     known = ~np.isnan(validation.preference)
 
     def best(learn, pairs: Pairs) -> float:
@@ -189,20 +189,23 @@ def tune(items: np.ndarray, training: Pairs, validation: Pairs, factors: int) ->
             losses.append((np.logaddexp(0, z) - validation.preference * z)[known].mean())
         return PENALTIES[int(np.argmin(losses))]
 
-    def learn(X, annotations, l2, kind, count):
-        found = fit(X, annotations, count, l2, kind)
-        return found.features(items), found.coefficients
+    def of(method, *count):
+        def learn(X, annotations, l2):
+            found = method(X, annotations, *count, l2)
+            return found.features(items), found.coefficients
+
+        return learn
 
     return Penalties(
-        best(partial(learn, kind="factorized", count=factors), training),
-        best(partial(learn, kind="simplex", count=factors), training),
-        best(partial(learn, kind="shared", count=1), training),
+        best(of(fit, factors), training),
+        best(of(simplex, factors), training),
+        best(of(shared), training),
         best(lambda X, annotations, l2: (items, per_user(X, annotations, l2)), training.start(10)),
     )
 
 
 def tuning_pairs(ratings: np.ndarray, by_joke: bool) -> tuple[Pairs, Pairs]:
-    """Training and validation pairs of seen people; with other jokes in the second, if `by_joke`."""
+    """Training and validation pairs of seen people. They are of different jokes if `by_joke`."""
     rng = np.random.default_rng(TUNING)
     own = ratings[np.random.default_rng(0).permutation(len(ratings))[:TRAINING]]
     jokes = rng.permutation(ratings.shape[1])[:SEEN_JOKES]
@@ -212,8 +215,8 @@ def tuning_pairs(ratings: np.ndarray, by_joke: bool) -> tuple[Pairs, Pairs]:
     else:
         both = draw(own, jokes, 2 * PAIRS, rng)
         training, validation = both.at(np.s_[:, :PAIRS]), both.at(np.s_[:, PAIRS:])
-    some = ~np.isnan(training.preference[:, :10]).any(1)
-    return training.at(some), validation.at(some)
+    enough = ~np.isnan(training.preference[:, :10]).any(1)
+    return training.at(enough), validation.at(enough)
 
 
 # --- new users -------------------------------------------------------------------------------------------------------
@@ -221,9 +224,9 @@ def tuning_pairs(ratings: np.ndarray, by_joke: bool) -> tuple[Pairs, Pairs]:
 
 def interview(features: np.ndarray, answers: np.ndarray, estimate, score, rng: np.random.Generator):
     """Coefficients (U, D) after 0, 1, 2 ... questions. Each question is the pair of the user's pool, with features
-    (U, P, D) and answers (U, P), of largest `score`; without a score, and first if it is `released`, it is random.
+    (U, P, D) and answers (U, P), of largest `score`. It is random without a score, and the first also for `released`.
 
-    `estimate` turns the features and answers so far, (U, n, D) and (U, n), into means (U, D) and covariances (U, D, D).
+    `estimate` turns the features (U, n, D) and answers (U, n) so far into means (U, D) and covariances (U, D, D).
     """
     users, pool, _ = features.shape
     free, rows, asked = np.ones((users, pool), bool), np.arange(users)[:, None], np.empty((users, 0), int)
@@ -283,12 +286,11 @@ def alone(features: np.ndarray, answers: np.ndarray, l2: float):
 def auc(logits: np.ndarray, preference: np.ndarray) -> np.ndarray:
     """ROC-AUC (U,) of each user's pairs; NaN for users all of whose answers are the same."""
     known = ~np.isnan(preference)
-    ranks = rankdata(np.where(known, logits, np.inf), axis=1)  # what is missing comes last and shifts nobody
+    ranks = rankdata(np.where(known, logits, np.inf), axis=1)  # missing pairs come last and change no other rank
     yes = np.where(known, preference, 0)
     hits, count = yes.sum(1), known.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((ranks * yes).sum(1) - hits * (hits + 1) / 2) / (hits * (count - hits))
-
 
 
 # --- what is compared ------------------------------------------------------------------------------------------------
@@ -313,13 +315,13 @@ def factorize(world: World, items: np.ndarray, factors: int, l2: float) -> Facto
 
 
 def sweep(world: World, items: np.ndarray, counts, l2: float, seed: int, answers: int) -> np.ndarray:
-    """AUC (tests, factors, U) of our method with ever more base rewards; those that are not carried change nothing."""
+    """AUC (tests, factors, U) of our method by the number of base rewards. Those that are not carried add nothing."""
     curve, carried = [], True
     for count in counts:
         if carried:
             found = factorize(world, items, count, l2)
             carried = len(found.head) == count
-            bayes = partial(posteriors, prior=found.prior())
+            bayes = partial(posteriors, prior=Prior.of(found.coefficients))
             measured = measure(world, found.features(items), bayes, information, seed, (answers,))[:, 0]
         curve.append(measured)
     return np.stack(curve, 1)
@@ -328,16 +330,15 @@ def sweep(world: World, items: np.ndarray, counts, l2: float, seed: int, answers
 def compare(world: World, items: np.ndarray, factors: int, l2: Penalties, seed: int) -> np.ndarray:
     """The AUC (tests, methods, answers, U)."""
     own, X = factorize(world, items, factors, l2.factorized), differences(items, world.distinct)
-    simplex = fit(X, world.annotations, factors, l2.simplex, "simplex")
-    shared = fit(X, world.annotations, 1, l2.shared, "shared")
-    bayes = partial(posteriors, prior=own.prior())
+    weights, one = simplex(X, world.annotations, factors, l2.simplex), shared(X, world.annotations, l2.shared)
+    bayes = partial(posteriors, prior=Prior.of(own.coefficients))
     runs = (
         (own.features(items), bayes, information),
         (own.features(items), bayes, None),
         (own.features(items), Released(np.random.default_rng(seed)), released),
-        (simplex.features(items), lore, None),
+        (weights.features(items), lore, None),
         (items, partial(alone, l2=l2.alone), None),
-        (shared.features(items), lambda features, answers: (np.ones((len(features), 1)), None), None),
+        (one.features(items), lambda features, answers: (np.ones((len(features), 1)), None), None),
     )
     return np.stack([measure(world, *each, seed) for each in runs], 1)
 
@@ -351,7 +352,7 @@ class Result(NamedTuple):
 
 
 def representations(embeddings: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What stands for a joke, (J, H), in each of BLOCKS."""
+    """The representation (J, H) of jokes in each of BLOCKS."""
     return embeddings, embeddings, np.eye(len(embeddings))
 
 
@@ -480,7 +481,7 @@ def embeddings_of(texts: list[str], cache: Path) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder with Jester's two files; also $JESTER_DATA")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of Jester's two files; also $JESTER_DATA")
     parser.add_argument("--cache", type=Path, default=CACHE, help="a folder for the embeddings")
     parser.add_argument("--seeds", type=int, default=5, help="splits of people, jokes and pairs; default 5")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")

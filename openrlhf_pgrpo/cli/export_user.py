@@ -8,28 +8,19 @@ def add_to(commands) -> None:
     parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", help="One of the model's users.")
-    who.add_argument("--profile", type=Path, help="The profile of a new user, as elicit writes it.")
+    who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
     parser.add_argument("--output", type=Path, required=True, help="A new folder.")
     parser.set_defaults(run=run)
 
 
 def run(args) -> int | str:
-    from openrlhf_pgrpo.core.elicitation import Profile
-    from openrlhf_pgrpo.models.factorized_reward import Folder
+    from openrlhf_pgrpo.models.folder import Folder
     from openrlhf_pgrpo.models.scalar_reward import export_user
+    from openrlhf_pgrpo.models.users import coefficients_for
 
     try:
         model = Folder(args.model)
-        if args.profile is not None:
-            coefficients = Profile.load(args.profile, model.fingerprint).coefficients
-        elif args.user in model.users:
-            coefficients = model.coefficients[model.users.index(args.user)]
-        else:
-            raise ValueError(
-                f"--user needs one of the {len(model.users)} users of {model.name}, got {args.user!r}: name another, "
-                "or the profile of a new user with --profile"
-            )
-        export_user(model, coefficients, args.output)
+        export_user(model, coefficients_for(model, args.user, args.profile), args.output)
     except (ValueError, OSError) as error:
         return f"openrlhf-pgrpo export-user: {error}"
     print(args.output)

@@ -8,15 +8,15 @@ def add_to(commands) -> None:
     parser.add_argument("--data", type=Path, required=True, help="JSONL: user, prompt, chosen, rejected[, preference]")
     parser.add_argument("--backbone", required=True, help="Folder or hub name of a causal model or an encoder.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write the reward model to.")
-    parser.add_argument("--factors", type=int, help="Base rewards. Default: as many as cross-validation recommends.")
-    parser.add_argument("--l2", type=float, help="Penalty of both factors. Default: the best in cross-validation.")
+    parser.add_argument("--factors", type=int, help="Number of base rewards. Default: by cross-validation.")
+    parser.add_argument("--l2", type=float, help="Penalty on both factors. Default: by cross-validation.")
     parser.add_argument(
         "--pooling",
         choices=("last", "mean"),
         default="last",
-        help="What of a text the head sees: the last token (default, for causal models) or the mean (for encoders).",
+        help="State that the head sees: last token of the text (default, for causal models) or mean (for encoders).",
     )
-    parser.add_argument("--curve", type=Path, help="Figure of the cross-validated curve: .png, .svg or .pdf.")
+    parser.add_argument("--curve", type=Path, help="Figure to draw of the cross-validated curve: .png, .svg or .pdf")
     for column in ("user", "prompt", "chosen", "rejected", "preference"):
         parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
     parser.set_defaults(run=run)
@@ -43,10 +43,10 @@ def run(args) -> int | str:
 
 
 def draw(choice, path: Path) -> None:
-    """The curve with its standard errors and the recommended number."""
+    """Draws the curve with its standard errors and the recommended number."""
     import matplotlib
 
-    from openrlhf_pgrpo.core.files import whole_file
+    from openrlhf_pgrpo.files import whole_file
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

@@ -1,10 +1,11 @@
-"""`openrlhf-pgrpo`: what is done before and after training."""
+"""`openrlhf-pgrpo`: tools for before and after training."""
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from openrlhf_pgrpo.cli import export_user, factorize, pref
+from openrlhf_pgrpo.cli import export_user, factorize, people
 
 
 def main(argv=None) -> None:
@@ -13,31 +14,32 @@ def main(argv=None) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="openrlhf-pgrpo", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser_class = partial(argparse.ArgumentParser, allow_abbrev=False)
+    parser = parser_class(prog="openrlhf-pgrpo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=parser_class)
 
-    patching = commands.add_parser("patch", help="let the host's own train script take our flags, or take that back")
+    patching = commands.add_parser("patch", help="let the host's own train scripts take our flags, or undo that")
     choice = patching.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="only tell; exit code 0 if the host is patched")
-    choice.add_argument("--revert", action="store_true", help="restore the host's files to the byte")
+    choice.add_argument("--check", action="store_true", help="only show the state; exit code 0 if the host is patched")
+    choice.add_argument("--revert", action="store_true", help="restore the host's files byte by byte")
     patching.set_defaults(run=patch)
 
-    doctor = commands.add_parser("doctor", help="could a training run start here, and if not, why")
+    doctor = commands.add_parser("doctor", help="check whether a training run can start here, and if not, say why")
     doctor.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto", help="as --pgrpo.device")
     doctor.add_argument(
         "--model",
-        help="Folder or hub name of the policy you are going to train. Default: on a CPU that of make demo.",
+        help="Folder or hub name of the policy to train. Default on a CPU: the one of make demo.",
     )
     doctor.add_argument(
         "--cluster",
         action="store_true",
-        help="ask every node of the Ray cluster at RAY_ADDRESS, or of the one on this machine, instead",
+        help="check every node of the Ray cluster at RAY_ADDRESS, or of a Ray cluster on this machine, instead",
     )
-    doctor.add_argument("--nodes", help="With --cluster: nodes that have to be there, by name or host, comma between.")
+    doctor.add_argument("--nodes", help="With --cluster: nodes that must be there, names or hosts, with commas.")
     doctor.add_argument("--wait", type=float, help="With --cluster: seconds to wait for it and --nodes. Default: 0")
-    doctor.add_argument("--gpus", type=int, help="With --cluster: GPUs that have to be free on every node.")
+    doctor.add_argument("--gpus", type=int, help="With --cluster: GPUs that must be free on every node.")
     doctor.add_argument(
-        "--checkpoints", type=Path, help="With --cluster: a folder that every node has to see and write, --ckpt.path."
+        "--checkpoints", type=Path, help="With --cluster: folder of --ckpt.path, which every node must see and write."
     )
     doctor.set_defaults(run=diagnose)
 
@@ -49,21 +51,22 @@ def command_line() -> argparse.ArgumentParser:
     report.set_defaults(run=draw)
 
     factorize.add_to(commands)
-    pref.add_to(commands)
+    people.add_to(commands)
     export_user.add_to(commands)
     return parser
 
 
 def patch(args) -> int | str:
-    from openrlhf_pgrpo.host import patching, seams
+    from openrlhf_pgrpo.host import hooks
+    from openrlhf_pgrpo.ops import patching
 
     try:
         if not args.check:
             state = patching.RELEASED if args.revert else patching.PATCHED
-            for target in patching.bring(state):
+            for target in patching.set_state(state):
                 print(f"{target.path}: was {target.state}, is {state}")
         found = patching.targets()
-    except (seams.SeamError, patching.PatchError) as error:
+    except (hooks.SeamError, patching.PatchError) as error:
         return f"openrlhf-pgrpo patch: {error}"
     if not args.check:
         return 0
@@ -73,12 +76,12 @@ def patch(args) -> int | str:
 
 
 def diagnose(args) -> int | str:
-    from openrlhf_pgrpo.host.doctor import FAULT
+    from openrlhf_pgrpo.ops.doctor import FAULT
 
     of_cluster = {f"--{name}": getattr(args, name) for name in ("nodes", "wait", "gpus", "checkpoints")}
     given = [flag for flag, value in of_cluster.items() if value is not None]
     if given and not args.cluster:
-        return f"openrlhf-pgrpo doctor: {given[0]} needs --cluster, got a look at this machine alone: add --cluster"
+        return f"openrlhf-pgrpo doctor: {given[0]} needs --cluster, got a check of this machine alone: add --cluster"
     if args.cluster and args.model is not None:
         return "openrlhf-pgrpo doctor: --model is looked up on this machine, not with --cluster: leave one of them out"
     faults = 0
@@ -92,7 +95,7 @@ def diagnose(args) -> int | str:
 
 
 def findings(args):
-    from openrlhf_pgrpo.host import cluster, doctor
+    from openrlhf_pgrpo.ops import cluster, doctor
 
     if not args.cluster:
         return doctor.diagnose(args.device, args.model)

@@ -1,6 +1,6 @@
-"""`python -m openrlhf.cli.train_ppo_ray` with `--advantage_estimator pgrpo` and `--pgrpo.*`; the host stays as is."""
+"""`python -m openrlhf.cli.train_ppo_ray` with `--advantage_estimator pgrpo`; the host's files stay as they are."""
 
-from openrlhf_pgrpo.host.doors import run
+from openrlhf_pgrpo.host import doors
 
 if __name__ == "__main__":
-    run("openrlhf.cli.train_ppo_ray")
+    doors.PPO.run()

@@ -1,20 +1,29 @@
-"""A dataclass field that is also a flag: default, type, choices, and the sentences that `--help` shows."""
+"""Fields of an options class: default, type, choices, help text, and the check of their values."""
 
-from dataclasses import Field, field
-from typing import Iterable
+from collections.abc import Sequence
+from dataclasses import field, fields
+from typing import Any
 
 
-def option(default, type, text, choices=None):
+def option(default: Any, type: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field of `type`. `text` explains it to users: what it does, its default and the reason for it."""
     return field(default=default, metadata={"type": type, "help": text, "choices": choices})
 
 
-def add_flags(parser, prefix: str, specs: Iterable[Field]) -> None:
-    """Adds a flag `--<prefix>.<name>` for each of `specs`, fields made by `option`, to an argparse parser or group."""
-    for spec in specs:
-        parser.add_argument(
-            f"--{prefix}.{spec.name}",
-            type=spec.metadata["type"],
-            choices=spec.metadata["choices"],
-            default=spec.default,
-            help=spec.metadata["help"].replace("%", "%%"),
-        )
+def check_options(options: Any, needs: dict[str, tuple[str, bool]]) -> None:
+    """Checks the values of a dataclass, of which fields made by `option` may have choices.
+
+    Args:
+        needs: for a field, what it needs in words, and whether its value has it.
+
+    Raises:
+        ValueError: a value that is none of its choices, or that lacks what it needs. The message begins with the name
+            of the field.
+    """
+    for spec in fields(options):
+        choices = spec.metadata.get("choices")
+        if choices:
+            needs = {spec.name: (f"one of {', '.join(choices)}", getattr(options, spec.name) in choices), **needs}
+    for name, (need, holds) in needs.items():
+        if not holds:
+            raise ValueError(f"{name} needs {need}, got {getattr(options, name)!r}")

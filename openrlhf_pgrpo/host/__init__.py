@@ -1,1 +1,1 @@
-"""The only place that knows OpenRLHF, Ray, DeepSpeed and vLLM. Start reading at `seams.py`."""
+"""The only place that knows OpenRLHF, Ray, DeepSpeed and vLLM. Start reading at `doors.py`, then `hooks.py`."""

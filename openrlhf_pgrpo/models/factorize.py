@@ -1,24 +1,28 @@
-"""The fast road to a factorized reward model: a frozen backbone reads every text once, then core/factorization.py fits
+"""The fast way to a factorized reward model. A frozen backbone reads every text once, then core/factorization.py fits
 head and coefficients in seconds (arXiv 2503.06358, with the features of section 3 kept fixed).
 
 Axes: U users, P pairs, D base rewards, H embedding dimensions, N annotations.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.factorization import Annotations, Choice, choose_factors, fit
-from openrlhf_pgrpo.core.rows import read_rows
-from openrlhf_pgrpo.models.factorized_reward import embed, write
+from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
+from openrlhf_pgrpo.core.factorization import fit
+from openrlhf_pgrpo.files import read_rows
+from openrlhf_pgrpo.models.folder import write
+from openrlhf_pgrpo.models.scoring import embed
 
-MOST_FACTORS = 8  # that are tried; the paper's curve is flat from 6 on
-FEWEST_PROMPTS = 20  # below that, pairs and not prompts are held out: there would be too few in a fold
+MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
+FEWEST_PROMPTS = 20  # with fewer prompts, pairs are held out instead: a fold would hold too few prompts
 
 
 class Columns(NamedTuple):
-    """Names of the columns of a dataset; `preference` may be missing: then chosen was preferred, 1."""
+    """Column names of a dataset. It may lack `preference`: then 1, the chosen answer was preferred."""
 
     user: str = "user"
     prompt: str = "prompt"
@@ -27,11 +31,15 @@ class Columns(NamedTuple):
     preference: str = "preference"
 
 
-def read(path: Path, columns: Columns = Columns()) -> list[tuple[str, str, str, str, float]]:
+COLUMNS = Columns()
+
+
+def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, str, float]]:
     """(user, prompt, first answer, second answer, preference for the first) of each row of a JSONL file.
 
     Raises:
-        ValueError: a row without these columns, texts but for preference, which is a number from 0 to 1; with its line.
+        ValueError: a row without a text in one of the first four columns, or with a preference that is not a number
+            from 0 to 1; with its line.
     """
     rows = []
     for number, row in read_rows(path, dict.fromkeys(columns[:4], str)):
@@ -46,12 +54,13 @@ def read(path: Path, columns: Columns = Columns()) -> list[tuple[str, str, str, 
     return rows
 
 
-def annotate(rows) -> tuple[list[tuple[str, str, str]], Annotations]:
-    """The P different pairs (prompt, first answer, second answer) of rows of `read`, and the annotations of them.
+def annotate(rows: list[tuple[str, str, str, str, float]]) -> tuple[list[tuple[str, str, str]], Annotations]:
+    """The P distinct pairs (prompt, first answer, second answer) in rows of `read`, and the annotations of them.
 
-    A pair that some users saw the other way round is the same pair: its answers are put in alphabetical order.
+    Answers are put in alphabetical order, so that a pair that some users saw the other way round is the same pair.
     """
-    pairs, users, numbers, preferences = {}, [], [], []
+    pairs: dict[tuple[str, str, str], int] = {}
+    users, numbers, preferences = [], [], []
     for user, prompt, first, second, preference in rows:
         if first > second:
             first, second, preference = second, first, 1 - preference
@@ -64,9 +73,11 @@ def annotate(rows) -> tuple[list[tuple[str, str, str]], Annotations]:
 def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], pooling: str) -> np.ndarray:
     """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
     texts = list(dict.fromkeys((prompt, answer) for prompt, *answers in pairs for answer in answers))
-    place = dict(zip(texts, range(len(texts))))
-    embeddings = embed(backbone, *zip(*texts), pooling=pooling)
-    first, second = ([place[pair[0], pair[side]] for pair in pairs] for side in (1, 2))
+    rows = {text: row for row, text in enumerate(texts)}
+    prompts, answers = zip(*texts)
+    embeddings = embed(backbone, prompts, answers, pooling)
+    first = [rows[prompt, answer] for prompt, answer, _ in pairs]
+    second = [rows[prompt, answer] for prompt, _, answer in pairs]
     return embeddings[first] - embeddings[second]
 
 
@@ -77,19 +88,19 @@ def factorize(
     factors: int | None = None,
     l2: float | None = None,
     pooling: str = "last",
-    columns: Columns = Columns(),
+    columns: Columns = COLUMNS,
 ) -> Choice | None:
-    """Reads annotations, fits and writes a factorized reward model; the cross-validated curve, if one was needed.
+    """Fits a factorized reward model to a file of annotations and writes it; returns the cross-validated curve.
 
-    Every dimension of X is first divided by its root mean square: hidden states of language models have a few that are
-    hundreds of times larger than the rest, and would else be all that the penalty lets through.
+    Every dimension of X is first divided by its root mean square. In language models a few dimensions of a hidden
+    state are hundreds of times larger than the rest, and the penalty would leave only those.
 
     Args:
-        factors, l2: D and the penalty of both factors; what is None is chosen by cross-validation over prompts, as
-            the reward will meet new ones.
+        factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
+            prompts because the reward will meet new ones. If both are given, there is no curve: None.
 
     Raises:
-        ValueError: as `read` and core/factorization.py's `fit`.
+        ValueError: as `read` and `core.factorization.fit`.
     """
     pairs, annotations = annotate(read(data, columns))
     X = differences(backbone, pairs, pooling)
@@ -98,7 +109,7 @@ def factorize(
     choice = None
     if factors is None or l2 is None:
         most = min(MOST_FACTORS, len(annotations.users), *X.shape)
-        tried = {"factors": range(1, most + 1) if factors is None else (factors,)}
+        tried: dict[str, Any] = {"factors": range(1, most + 1) if factors is None else (factors,)}
         if l2 is not None:
             tried["l2"] = (l2,)
         prompts = np.unique([prompt for prompt, *_ in pairs], return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""One user of a factorized reward model as a plain reward model of the host, for every tool that takes those.
+"""One user of a factorized reward model as a plain reward model of the host, for every tool that takes one.
 
     lambda_u . (head h) = (lambda_u head) . h
 
@@ -6,21 +6,22 @@ so the user's coefficients (D,) and the head (D, H) fold into a head of one row 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from openrlhf_pgrpo.models.factorized_reward import OURS, WEIGHTS, Folder, place
+from openrlhf_pgrpo.models.folder import CONFIG_KEYS, WEIGHTS, Folder, write_files
 
 
 def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> None:
-    """Writes the reward lambda . phi of coefficients (D,) into the new folder `output`.
+    """Writes the reward lambda . phi for coefficients (D,) to the new folder `output`.
 
     Raises:
-        ValueError: coefficients that do not fit, a folder in use, or base rewards of a mean, of which the host's own
-            class, which looks at the last token, has no counterpart.
+        ValueError: coefficients that do not fit, a folder that is not empty, or base rewards of the mean over a text:
+            the host's reward model reads the last token only.
     """
     output, head = Path(output), model.tensor(f"{model.head_name}.weight")
     coefficients = np.asarray(coefficients, np.float64)
@@ -28,16 +29,16 @@ def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> 
         raise ValueError(f"a user of {model.name} needs {len(head)} finite coefficients, got {coefficients}")
     if model.config.base_reward_pooling != "last":
         raise ValueError(
-            f"a plain reward model needs base rewards of the last token, got a mean over all in {model.name}: train it "
-            "with --reward.pooling last, or serve it as it is"
+            f"a plain reward model needs base rewards of the last token, got a mean over all in {model.name}: train "
+            "it with --reward.pooling last, or serve it as it is"
         )
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"the export needs a new or empty folder, got {output}, which holds something: name another")
+        raise ValueError(f"the export needs a new or empty folder, got {output}, which is not empty: name another")
     weights = load_file(model.path(WEIGHTS))
     del weights["coefficients"]
     weights[f"{model.head_name}.weight"] = torch.from_numpy(coefficients @ head)[None].float()
-    config = type(model.config).from_dict(
-        {name: value for name, value in model.config.to_dict().items() if name not in OURS}
+    config: Any = type(model.config).from_dict(
+        {name: value for name, value in model.config.to_dict().items() if name not in CONFIG_KEYS}
     )
-    config.architectures = ["RewardModel"]  # as the host calls it
-    place(output, config, weights, AutoTokenizer.from_pretrained(model.name, trust_remote_code=True))
+    config.architectures = ["RewardModel"]  # the host's name for it
+    write_files(output, config, weights, AutoTokenizer.from_pretrained(model.name, trust_remote_code=True))

@@ -1,25 +1,25 @@
-"""A run as one page that opens offline: what became of every preference group, and how runs differ.
+"""Draws runs as one page that opens offline: how every preference group did, and how the runs differ.
 
     write_report([Path("demo-run")], Path("demo-run/report.html"))
 
-What is read are metrics files, as a training run writes them step by step; the run may be finished, killed or alive.
+It reads metrics files, which a training run writes step by step. The run may be finished, killed or still running.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
-from openrlhf_pgrpo.core.files import whole_file
+from openrlhf_pgrpo.files import whole_file
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
-    """Writes one self-contained HTML page about `runs` to `output`, whole or not at all, and returns `output`.
+    """Writes one self-contained HTML page about `runs` to `output`, whole or not at all. Returns `output`.
 
     Args:
-        runs: metrics files, run folders, or folders with several runs anywhere below them.
+        runs: metrics files, run folders, or folders with several runs at any depth.
 
     Raises:
-        ValueError: a path that does not exist, a folder without metrics.jsonl, a file without a single whole step, or
-            a line in the middle of a file that is not a step. Half a last line is no error.
+        ValueError: a path does not exist, a folder has no metrics.jsonl, a file has no whole step, or a line in the
+            middle of a file is not a step. An incomplete last line is no error.
         ModuleNotFoundError: plotly or Jinja2 is not installed.
     """
     try:
@@ -37,5 +37,5 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     page = render(*read_runs([Path(run) for run in runs]))
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as file:
-        file.write(page.encode("utf-8", "replace"))  # a lone surrogate in somebody's data has no UTF-8
+        file.write(page.encode("utf-8", "replace"))  # a lone surrogate in the data has no UTF-8
     return output

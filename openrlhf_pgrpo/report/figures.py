@@ -1,12 +1,12 @@
-"""The figures of a report. Colours of text, grid and paper are set in the page, where it is known if it is dark.
+"""The figures of a report. The page sets the colours of text, grid and paper, because it knows whether it is dark.
 
-Names come from users' data, and Plotly reads a few HTML tags in any text: whatever is shown goes through `label`.
+Names come from users' data, and Plotly reads some HTML tags in any text, so every shown name goes through `label`.
 
 Axes: B bins of steps, N rows (step and preference group), D drawn preference groups.
 """
 
 import html
-from typing import Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,7 +24,7 @@ from openrlhf_pgrpo.report.numbers import (
 from openrlhf_pgrpo.report.selection import BAND_POINTS, RunView, View
 
 GREY = "#8b919b"
-PARTS = {  # of a step's time, in the order they happen
+PARTS = {  # of a step's time, in their order
     "timing/generation": "generation",
     "timing/make_experience": "experience",
     "timing/ppo_train": "training",
@@ -35,11 +35,11 @@ Curves = Callable[[RunView], np.ndarray]
 
 
 def label(text: str, length: int = 26) -> str:
-    """A name as Plotly shows it, letter for letter, and its middle left out where it is long."""
+    """A name that Plotly shows letter for letter. The middle of a long name is left out."""
     text = " ".join(text.split()) or repr(text)
     if len(text) > length:
         text = f"{text[: length - 9]}…{text[-8:]}"
-    # Two dollars would be a formula, and %{x} a value to fill in.
+    # Plotly reads $...$ as a formula and %{x} as a value to fill in.
     return html.escape(text, quote=False).replace("$", "&#36;").replace("%", "&#37;")
 
 
@@ -52,12 +52,12 @@ def gain_over_steps(view: View) -> go.Figure:
 
 
 def metric(view: View, key: str) -> go.Figure:
-    """A metric of preference groups that is an average over samples: a running mean of each."""
+    """The running mean of a metric that is an average over samples, for each preference group."""
     return _overlay(view, lambda run: _smooth(run, run.run.value(key)), lambda run: run.run.value(key))
 
 
 def state(view: View, key: str) -> go.Figure:
-    """A metric that an estimator reports of itself, such as a history: as recorded, where a step has it."""
+    """A metric of the estimator's own state, such as a history, as recorded in the steps that have it."""
 
     def curves(run):
         moments = bin_groups(run.run, run.run.value(key), None, run.groups, run.bin_of)
@@ -68,7 +68,7 @@ def state(view: View, key: str) -> go.Figure:
 
 def share(view: View) -> go.Figure:
     def curves(run):
-        """(D + 1, B): the last row is that of all others together."""
+        """(D + 1, B): the last row is all other preference groups together."""
         count = np.nan_to_num(run.run.value("samples"))
         drawn = bin_groups(run.run, count, None, run.groups, run.bin_of).count
         total = np.bincount(run.bin_of[run.run.row_step], count, len(run.x))
@@ -85,7 +85,7 @@ def share(view: View) -> go.Figure:
 
 
 def reward_panel(view: View, name: str) -> go.Figure:
-    """Rewards of one preference group on its own scale: a dot a step, a running mean and, of a single run, spread."""
+    """Rewards of one preference group on its own scale: a running mean and, for a single run, dots and spread."""
     figure, row, colour = _figure(height=210, legend=False), view.drawn.index(name), view.colour(name)
     for run in view.runs:
         reward, spread = run.run.value("reward_mean"), run.run.value("reward_std")
@@ -120,7 +120,7 @@ def others_panel(view: View) -> go.Figure:
 
 
 def gain_from_first_to_last(view: View) -> go.Figure:
-    """One dot per preference group and run, with its standard error; the least gain at the top."""
+    """One dot per preference group and run, with its standard error. The least gain is at the top."""
     names, count = view.by_gain, len(view.runs)
     figure = _figure(height=90 + len(names) * (18 + 9 * min(count, 6)), legend=False)
     for number, run in enumerate(view.runs):
@@ -145,7 +145,7 @@ def gain_from_first_to_last(view: View) -> go.Figure:
 
 
 def train_panel(view: View, key: str) -> go.Figure:
-    """A number the host logged, of the batch as a whole: faint as it was recorded, and its running mean."""
+    """A number that the host logged for the whole batch: faint as recorded, and its running mean."""
     figure = _figure(height=190, legend=False)
     for run in view.runs:
         values = bin_means(run.run.train.get(key, np.full(len(run.run.steps), np.nan)), run.bin_of)
@@ -159,7 +159,7 @@ def train_panel(view: View, key: str) -> go.Figure:
 
 
 def timing_over_steps(view: View) -> go.Figure:
-    """Of a single run: what each part of a step took, stacked."""
+    """For a single run: the time of each part of a step, stacked."""
     (run,) = view.runs
     figure = _figure(height=300).update_xaxes(title="step")
     for (key, part), colour in zip(PARTS.items(), PART_COLOURS):
@@ -178,7 +178,7 @@ def timing_over_steps(view: View) -> go.Figure:
 
 
 def timing_by_run(view: View) -> go.Figure:
-    """Of several runs: the mean step of each."""
+    """For several runs: the mean step of each."""
     figure = _figure(height=110 + 34 * len(view.runs))
     for (key, part), colour in zip(PARTS.items(), PART_COLOURS):
         timed = [run.run for run in view.runs if np.isfinite(run.run.train.get(key, np.nan)).any()]
@@ -195,8 +195,8 @@ def timing_by_run(view: View) -> go.Figure:
     return figure.update_xaxes(title="seconds a step")
 
 
-def _overlay(view: View, curves: Curves, others: Optional[Curves] = None) -> go.Figure:
-    """A line per drawn preference group and run from `curves` (D, B), and the rest as a band of `others` (N,)."""
+def _overlay(view: View, curves: Curves, others: Curves | None = None) -> go.Figure:
+    """A line per drawn preference group and run from `curves` (D, B), and a band for the rest from `others` (N,)."""
     figure = _figure(height=380).update_xaxes(title="step")
     shown = set()
     for run in view.runs:
@@ -241,7 +241,7 @@ def _line(view: View, run: RunView, curve: np.ndarray, colour: str, width: float
     return go.Scatter(
         x=run.x,
         y=_float(curve),
-        mode="lines" if np.isfinite(curve).sum() > 1 else "markers",  # one point is no line
+        mode="lines" if np.isfinite(curve).sum() > 1 else "markers",  # one point makes no line
         name=label(name),
         line=dict(color=colour, width=width, dash=run.dash),
         marker=dict(color=colour, size=8),
@@ -253,7 +253,7 @@ def _line(view: View, run: RunView, curve: np.ndarray, colour: str, width: float
 
 
 def _marks(figure: go.Figure, view: View) -> go.Figure:
-    """A dotted line where a single run was resumed; the x axis is always steps."""
+    """A dotted line where a single run was resumed. The x axis is always steps."""
     if not view.several:
         for step, _ in view.runs[0].run.starts[1:]:
             figure.add_vline(x=step, line=dict(color=GREY, width=1, dash="dot"))
@@ -261,13 +261,13 @@ def _marks(figure: go.Figure, view: View) -> go.Figure:
 
 
 def _figure(height: int, legend: bool = True) -> go.Figure:
-    # Fixed margins line figures up; the bottom has room for a title.
+    # Fixed margins align the figures; the bottom one has room for a title.
     margin = dict(l=62, r=8, t=8, b=46 if height > 220 else 26)
     return go.Figure(layout=dict(template=None, height=height, showlegend=legend, margin=margin, hovermode="closest"))
 
 
 def _float(values: np.ndarray) -> np.ndarray:
-    """Half the bytes; seven digits are more than a screen shows."""
+    """Half the bytes. Seven digits are more than a screen shows."""
     return np.asarray(values, np.float32)
 
 

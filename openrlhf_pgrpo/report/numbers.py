@@ -1,25 +1,24 @@
-"""The arithmetic of a report: rewards pooled over stretches of steps, running means, quantiles over preference groups.
+"""The arithmetic of a report: rewards pooled over many steps, running means, quantiles over preference groups.
 
 Axes: S steps, B bins of steps, N rows (step and preference group), G preference groups, D of them drawn.
 """
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
 from openrlhf_pgrpo.core.history import Moments, ratio
 from openrlhf_pgrpo.report.runs import Run
 
-MIN_SAMPLES = 8  # that a preference group needs in both quarters to be called the worst, if any has that many
+MIN_SAMPLES = 8  # in both quarters; preference groups with fewer are the worst only if no group has as many
 QUANTILES = (0.1, 0.5, 0.9)
 
 
 def reward_moments(run: Run, steps: np.ndarray) -> Moments:
     """Count, mean and M2 (G,) of all rewards in the steps where `steps` (S,) is true.
 
-    A step recorded n, mean and standard deviation of its rewards, which is enough: M2 = sum n (std^2 + (mean - m)^2).
-    A row without any of the three counts for nothing.
+    Each row has the n, mean and standard deviation of its rewards, which is enough: M2 = sum n (std^2 + (mean - m)^2).
+    A row that lacks one of the three does not count.
     """
     count, mean, std = (run.value(key) for key in ("samples", "reward_mean", "reward_std"))
     rows = steps[run.row_step] & np.isfinite(count + mean + std) & (count > 0)
@@ -31,13 +30,13 @@ def reward_moments(run: Run, steps: np.ndarray) -> Moments:
 
 
 def standard_error(moments: Moments) -> np.ndarray:
-    """Of each mean (G,), from samples taken as independent: std / sqrt(n); NaN without samples."""
+    """The standard error (G,) of each mean, as if samples were independent: std / sqrt(n). NaN without samples."""
     return np.where(moments.count > 0, moments.std() / np.sqrt(np.maximum(moments.count, 1)), np.nan)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of each preference group of a run; all (G,).
+    """How each preference group of a run did; all (G,).
 
     first, last, whole: moments of the rewards in the first quarter, the last quarter and all of the steps.
     share: part of all samples. change, error: last mean - first mean and its standard error; NaN where a quarter is
@@ -56,19 +55,19 @@ class Summary:
     gain_error: np.ndarray
 
     @property
-    def worst(self) -> Optional[int]:
+    def worst(self) -> int | None:
         """The preference group that gained least; None unless two can be compared."""
         order = self.worst_first()
         return int(order[0]) if len(order) > 1 else None
 
     def worst_first(self) -> np.ndarray:
-        """Preference groups with a gain, least gain first; those with few samples come last if others have enough."""
+        """Preference groups with a gain, least gain first. Those with few samples come last."""
         known = np.flatnonzero(np.isfinite(self.gain))
         few = np.minimum(self.first.count, self.last.count)[known] < MIN_SAMPLES
         return known[np.lexsort((self.gain[known], few))]
 
     @property
-    def lowest(self) -> Optional[int]:
+    def lowest(self) -> int | None:
         """The preference group with the lowest mean reward in the last quarter; None unless there are two."""
         known = np.flatnonzero(self.last.count > 0)
         return int(known[np.argmin(self.last.mean[known])]) if len(known) > 1 else None
@@ -83,7 +82,7 @@ def summarise(run: Run) -> Summary:
     known = (first.count > 0) & (last.count > 0) & (steps > 1)
     change = np.where(known, last.mean - first.mean, np.nan)
     error = np.where(known, np.hypot(standard_error(first), standard_error(last)), np.nan)
-    # Rewards that are constant but for rounding have no scale.
+    # Rewards that differ by rounding alone have no scale.
     std = whole.std()
     scale = np.where(std > 1e-9 * np.maximum(1, np.abs(whole.mean)), std, np.nan)
     share = ratio(whole.count, np.full_like(whole.count, whole.count.sum()))
@@ -91,14 +90,14 @@ def summarise(run: Run) -> Summary:
 
 
 def gains(run: Run, summary: Summary) -> np.ndarray:
-    """What each row (N,) is above its preference group's first quarter, in standard deviations of its rewards."""
+    """Reward (N,) of each row minus its preference group's first quarter, in standard deviations of the group."""
     start = np.where(summary.first.count > 0, summary.first.mean, np.nan)
     scale = np.where(np.isfinite(summary.gain), summary.whole.std(), np.nan)
     return (run.value("reward_mean") - start[run.row_group]) / scale[run.row_group]
 
 
 def bin_steps(steps: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bin (S,) of each step, at most `limit` of them and equally filled, and the middle step (B,) of each."""
+    """The bin (S,) of each step, and the middle step (B,) of each bin: at most `limit` bins of nearly equal size."""
     bins = min(len(steps), limit)
     bin_of = np.arange(len(steps)) * bins // len(steps)
     edges = np.searchsorted(bin_of, np.arange(bins + 1))
@@ -113,11 +112,11 @@ def bin_means(values: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
 
 
 def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray) -> Moments:
-    """Moments (D, B) of `values` (N,) with spread `std` (N,) or 0, weighted by samples, of some preference groups.
+    """Moments (D, B) of `values` (N,), weighted by samples, of some preference groups. `std` (N,): None is 0.
 
     `groups` (D,) are rows of `run.pref_groups`, or -1 for one that the run does not have.
     """
-    wanted = np.full(len(run.pref_groups) + 1, -1)  # the last place is for the -1
+    wanted = np.full(len(run.pref_groups) + 1, -1)  # the last entry is for the -1
     wanted[groups] = np.arange(len(groups))
     std = np.zeros(len(values)) if std is None else std
     count = run.value("samples")
@@ -132,8 +131,8 @@ def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray) ->
 
 
 def running(moments: Moments, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (..., B) of all samples in `window` bins around each; NaN where there are none."""
-    centre = ratio((moments.count * moments.mean).sum(-1), moments.count.sum(-1))[..., None]  # saves digits
+    """Mean and standard deviation (..., B) of all samples in `window` bins around each bin. NaN without samples."""
+    centre = ratio((moments.count * moments.mean).sum(-1), moments.count.sum(-1))[..., None]  # keeps digits
     off = moments.mean - centre
     count = running_sum(moments.count, window)
     shift = _mean(count, running_sum(moments.count * off, window))
@@ -142,7 +141,7 @@ def running(moments: Moments, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def running_sum(values: np.ndarray, window: int) -> np.ndarray:
-    """Sum over `window` (odd) places around each along the last axis; fewer at the ends."""
+    """Sum over the `window` (odd) values around each along the last axis; fewer at the ends."""
     sums = np.cumsum(np.insert(values, 0, 0.0, axis=-1), axis=-1)
     place = np.arange(values.shape[-1])
     low, high = np.maximum(place - window // 2, 0), np.minimum(place + window // 2 + 1, len(place))
@@ -150,8 +149,8 @@ def running_sum(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def quantile_band(run: Run, values: np.ndarray, among: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
-    """QUANTILES (3, B) over the preference groups where `among` (G,) is true; a group counts once a bin, by its mean
-    of `values` (N,) there."""
+    """QUANTILES (3, B) over the preference groups where `among` (G,) is true. Each group counts once in a bin, by its
+    mean of `values` (N,) there."""
     count = run.value("samples")
     rows = among[run.row_group] & np.isfinite(count + values) & (count > 0)
     size, bins = len(run.pref_groups), int(bin_of[-1]) + 1
@@ -159,7 +158,7 @@ def quantile_band(run: Run, values: np.ndarray, among: np.ndarray, bin_of: np.nd
     total = np.bincount(cell, count[rows] * values[rows], len(cells))
     means = ratio(total, np.bincount(cell, count[rows], len(cells)))
     bin_of_cell = cells // max(size, 1)
-    means = np.append(means[np.lexsort((means, bin_of_cell))], np.nan)  # for a bin of nobody
+    means = np.append(means[np.lexsort((means, bin_of_cell))], np.nan)  # for bins without a group
     edges = np.searchsorted(bin_of_cell, np.arange(bins + 1))
     place = edges[:-1] + np.multiply.outer(QUANTILES, np.diff(edges) - 1)
     low = np.floor(place).astype(int)
@@ -173,11 +172,11 @@ def _mean(count: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def differing(tables: list[dict]) -> list[tuple[str, list]]:
-    """Keys whose values are not the same in all tables, with the value of each; a missing one is None."""
+    """Keys whose values differ between tables, with the value in each table. A missing value is None."""
     keys = {key: None for table in tables for key in table}
     rows = [(key, [table.get(key) for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if any(_unlike(value, values[0]) for value in values)]
 
 
 def _unlike(a, b) -> bool:
-    return repr(a) != repr(b)  # so that NaN equals itself and True is not 1
+    return repr(a) != repr(b)  # by repr, NaN equals itself and True differs from 1

@@ -1,8 +1,8 @@
-"""Puts figures, tables and texts of some runs together to one HTML page without any outside part."""
+"""Puts the figures, tables and texts of runs into one HTML page that loads nothing from outside."""
 
 import base64
 import hashlib
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import count
 
 import jinja2
@@ -14,7 +14,7 @@ from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.report import numbers, tables
 from openrlhf_pgrpo.report.runs import Run
 from openrlhf_pgrpo.report.sections import sections
-from openrlhf_pgrpo.report.selection import DASHES, look_at
+from openrlhf_pgrpo.report.selection import DASHES, make_view
 
 DASH_ARRAYS = dict(zip(DASHES, ("none", "8 5", "2 3", "8 3 2 3", "13 4", "13 3 2 3")))  # as SVG writes them
 
@@ -23,10 +23,10 @@ def render(runs: list[Run], notices: list[str]) -> str:
     """The page.
 
     Args:
-        runs: at least one, with distinct names; the first is what the others are compared with.
+        runs: at least one, with distinct names. The others are compared with the first.
         notices: sentences for the top of the page.
     """
-    view = look_at(runs)
+    view = make_view(runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("openrlhf_pgrpo.report"),
         autoescape=True,
@@ -39,7 +39,7 @@ def render(runs: list[Run], notices: list[str]) -> str:
     data = []
 
     def plot(figure: go.Figure) -> str:
-        """The id of a figure, whose data go to the end of the page."""
+        """The id of a figure. Its data go to the end of the page."""
         data.append((f"figure-{next(ids)}", Markup(figure.to_json(engine="json"))))
         return data[-1][0]
 
@@ -63,5 +63,5 @@ def render(runs: list[Run], notices: list[str]) -> str:
         data=data,
         code=[Markup(script) for script in code],
         hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in code],
-        now=datetime.now(timezone.utc).timestamp(),
+        now=datetime.now(UTC).timestamp(),
     )

@@ -7,9 +7,9 @@ import json
 import math
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
 
 import numpy as np
 
@@ -18,27 +18,27 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """Where the recorded samples stand; their texts stay in the file until a few of them are wanted.
+    """Where the recorded samples are in the file. Their texts stay there, because only a few are shown.
 
-    `step` (M,) counts steps from 0, `position` (M,) is the place within the step, `owner` (M,) a row of `owners`, the
-    names of preference groups (None: a sample without one), and `prompt` (M,) a hash of the prompt.
+    `step` (M,) counts steps from 0, `position` (M,) counts samples within the step, `owner` (M,) is a row of `owners`,
+    the names of preference groups (None: a sample without one), and `prompt` (M,) is a hash of the prompt.
     """
 
     step: np.ndarray
     position: np.ndarray
     owner: np.ndarray
     prompt: np.ndarray
-    owners: list[Optional[str]]
+    owners: list[str | None]
 
 
 @dataclass(frozen=True)
 class Run:
     """One run. A number that was not recorded, or not finite, is NaN.
 
-    steps, times, offsets: (S,) step numbers, unix seconds, and where in the file each line begins.
-    train: name -> (S,), what the host logged.
+    steps, times, offsets: (S,) step numbers, unix seconds, and the byte at which each line begins.
+    train: name -> (S,), the numbers that the host logged.
     pref_groups: G names; row_step, row_group: (N,) rows of `steps` and of `pref_groups`; values: name -> (N,).
-    starts: (step, what the process that wrote this step said of itself), one for the start and one a resume.
+    starts: (step, settings and versions of the process) for the start and for each resume.
     """
 
     name: str
@@ -59,40 +59,41 @@ class Run:
     not_finite: int
 
     def value(self, key: str) -> np.ndarray:
-        """A metric of preference groups (N,); all NaN if no step has it."""
+        """A metric of preference groups (N,). All NaN if no step has it."""
         return self.values.get(key, np.full(len(self.row_step), np.nan))
 
 
 class NoSteps(ValueError):
-    """A metrics file without a single whole step."""
+    """A metrics file without a whole step."""
 
 
 def read_runs(given: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All runs at or below the paths, and sentences about those that have no step yet.
+    """All runs at or below the paths, and a sentence about each that has no step yet.
 
     Raises:
-        ValueError: see `find` and `read`; a run without steps is an error only if no other run was found.
+        ValueError: as `find` and `read`. A run without steps is an error only if there is no other run.
     """
-    runs, silent = [], []
+    runs, empty = [], []
     for name, path in find(given):
         try:
             runs.append(read(path, name))
         except NoSteps as error:
-            silent.append(error)
+            empty.append(error)
     if not runs:
-        raise silent[0]
-    return runs, [str(error) for error in silent]
+        raise empty[0]
+    return runs, [str(error) for error in empty]
 
 
 def find(given: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Distinct names and metrics files of the runs at or below the paths.
+    """The runs at or below the paths: a distinct name and the metrics file of each.
 
     Raises:
         ValueError: nothing was given, a path does not exist, or a folder has no metrics file in or below it.
     """
     if not given:
         raise ValueError("a report needs at least one run, got none: name a run folder or a metrics file")
-    places, lengths = {}, {}  # metrics file -> the path that names the run; that path -> how many of its parts do
+    # places: metrics file -> the path that names the run. lengths: that path -> how many of its last parts are used.
+    places, lengths = {}, {}
     for path in map(Path, given):
         for file, place, length in _below(path):
             places.setdefault(file, place)
@@ -104,7 +105,7 @@ def find(given: Sequence[Path]) -> list[tuple[str, Path]]:
             break
         lengths = {place: length + (taken[names[place]] > 1) for place, length in lengths.items()}
     seen, found = Counter(), []
-    for file, place in places.items():  # a/ and a.jsonl are named by the same path
+    for file, place in places.items():  # a/metrics.jsonl and a.jsonl are both named by the path a
         seen[place] += 1
         found.append((names[place] if seen[place] == 1 else f"{names[place]} ({seen[place]})", file))
     return found
@@ -120,8 +121,8 @@ def _below(path: Path) -> Iterator[tuple[Path, Path, int]]:
     files = sorted(file.resolve() for file in whole.rglob(METRICS) if file.is_file())
     if not files:
         raise ValueError(
-            f"a report needs a {METRICS} in {path} or below it, found none: is it a run's folder, and has its first "
-            "step ended?"
+            f"a report needs a {METRICS} in {path} or below it, found none: is it a run's folder, and has its "
+            "first step ended?"
         )
     for file in files:
         alone = len(files) == 1 or file.parent == whole
@@ -131,12 +132,12 @@ def _below(path: Path) -> Iterator[tuple[Path, Path, int]]:
 def read(path: Path, name: str) -> Run:
     """Reads one metrics file.
 
-    A last line without its end, as a run that is alive or was killed leaves it, is left out. Where a step number goes
-    back, a resumed run wrote steps again: the later ones count.
+    An incomplete last line is left out: the run is still writing, or was killed. Where a step number goes back, a
+    resumed run wrote steps again, and the later ones count.
 
     Raises:
-        NoSteps: not a single whole step.
-        ValueError: any other line is not a step; names file and line.
+        NoSteps: there is no whole step.
+        ValueError: another line is not a step. The message names file and line.
     """
     reader = _Reader()
     half_line, begin, end = False, 0, 0
@@ -169,7 +170,7 @@ def read(path: Path, name: str) -> Run:
 
 
 class _Table:
-    """Columns of floats that grow row by row; what a row does not have is NaN."""
+    """Columns of floats that grow row by row. A value that a row lacks is NaN."""
 
     def __init__(self):
         self.length = 0
@@ -199,7 +200,7 @@ class _Table:
 
 
 class _Reader:
-    """What has been read of a file so far."""
+    """The part of a file that has been read so far."""
 
     def __init__(self):
         self.steps, self.times, self.offsets = array("q"), array("d"), array("q")
@@ -208,7 +209,7 @@ class _Reader:
         self.sample_step, self.sample_position = array("q"), array("q")
         self.sample_owner, self.sample_prompt = array("q"), array("q")
         self.names: dict[str, int] = {}
-        self.owners: dict[Optional[str], int] = {}
+        self.owners: dict[str | None, int] = {}
         self.estimators: dict[str, None] = {}
         self.starts: list[tuple[int, dict]] = []
 

@@ -1,9 +1,9 @@
-"""Recorded answers from early and late in a run, of the same prompt where there are such."""
+"""Recorded answers from early and late in a run, to the same prompt if possible."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Iterator, Optional
 
 import numpy as np
 
@@ -17,14 +17,14 @@ class Answer:
     step: int
     prompt: str
     response: str
-    reward: Optional[float]
+    reward: float | None
 
 
-def before_after(run: Run, owner: Optional[str]) -> list[tuple[Optional[Answer], Optional[Answer]]]:
+def before_after(run: Run, owner: str | None) -> list[tuple[Answer | None, Answer | None]]:
     """Up to two pairs of an early and a late answer of a preference group (None: samples without one).
 
-    Pairs of the same prompt come first, the early one from the first half of the steps and the late one from the
-    second. Without such a pair, they are the earliest and the latest answers; a single one has no partner.
+    A pair has the same prompt. Its early answer is from the first half of the steps, and its late one from the second.
+    Without such a pair, the earliest and the latest answers are taken. A single answer has no partner.
 
     Raises:
         ValueError: the file has changed since it was read.
@@ -46,7 +46,7 @@ def _same_prompt(run: Run, mine: np.ndarray) -> Iterator[tuple[int, int]]:
             yield place, late
 
 
-def _ends(mine: np.ndarray) -> list[tuple[Optional[int], Optional[int]]]:
+def _ends(mine: np.ndarray) -> list[tuple[int | None, int | None]]:
     if len(mine) == 1:
         return [(int(mine[0]), None)]
     pairs = min(PAIRS, len(mine) // 2)
@@ -61,7 +61,7 @@ def _answer(run: Run, place: int) -> Answer:
             row = json.loads(file.readline())
             sample = row["samples"][run.samples.position[place]]
         except (ValueError, KeyError, IndexError, TypeError):
-            raise ValueError(f"{run.path} was replaced while it was read: a run has begun anew; try again") from None
+            raise ValueError(f"{run.path} was replaced while it was read: a new run has begun; try again") from None
     reward = sample.get("reward")
     known = isinstance(reward, (int, float)) and np.isfinite(reward)
     return Answer(int(run.steps[step]), _text(sample, "prompt"), _text(sample, "response"), reward if known else None)

@@ -1,7 +1,7 @@
-"""What a page shows, in order: which figures with which words, and what is left out where nothing was recorded."""
+"""The sections of a page in order: the figures and words of each. A section without recorded data is left out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, Optional
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,14 +18,17 @@ GROUP_METRICS = {  # key -> title, sentence
         "Spread of advantages",
         "How hard a preference group pulls on the policy, answer for answer: equal lines mean an equal say.",
     ),
-    "history_mean": ("Mean of the history", "What a new reward of the preference group is compared with."),
-    "history_std": ("Standard deviation of the history", "What a new reward is divided by: their own scale."),
-    "history_count": ("Samples in the history", "Where forgetting is on, the sum of weights, which levels off."),
+    "history_mean": ("Mean of the history", "A new reward of the preference group is compared with it."),
+    "history_std": ("Standard deviation of the history", "A new reward is divided by it: the group's own scale."),
+    "history_count": ("Samples in the history", "With forgetting, the sum of their weights, which levels off."),
     "history_within_std": ("Spread within prompts", "How much answers to one prompt differ in reward."),
     "history_between_std": ("Spread between prompts", "How much prompts differ in their mean reward."),
     "weight": ("Weight of the preference group", "How much its samples count; the worst off should count more."),
     "robust_alpha": ("Alpha of the preference group", "The adversary's weights, which add up to 1."),
-    "robust_loss": ("Loss of the preference group", "Smoothed, less the mean of all: above zero, its weight grows."),
+    "robust_loss": (
+        "Loss of the preference group",
+        "Minus the mean loss of all groups: above zero, its weight grows.",
+    ),
     "response_length_mean": ("Response length", "Tokens of an answer, running mean."),
 }
 ADVANTAGES = ("advantage_mean", "advantage_std")
@@ -51,7 +54,7 @@ class Plot:
     sentence: str = ""
     colour: str = ""
     badge: str = ""
-    worst: str = ""  # a badge in red
+    worst: str = ""  # a red badge
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,9 @@ class Section:
     title: str
     sentence: str
     plots: list[Plot] = field(default_factory=list)
-    wide: bool = True  # one plot a row; else as many small ones as fit
-    more: list[Plot] = field(default_factory=list)  # behind a fold
-    table: str = ""  # a part of the template, named
+    wide: bool = True  # one plot in a row; False: as many small plots as fit
+    more: list[Plot] = field(default_factory=list)  # folded away
+    table: str = ""  # the name of a table in the template
 
     @property
     def anchor(self) -> str:
@@ -69,11 +72,11 @@ class Section:
 
 
 def sections(view: View) -> list[Section]:
-    """The parts of the page in order; one without content is left out."""
+    """The sections of the page in order, without the empty ones."""
     return list(filter(None, (build(view) for build in BUILDERS)))
 
 
-def at_a_glance(view: View) -> Optional[Section]:
+def at_a_glance(view: View) -> Section | None:
     if not _has_rewards(view):
         return None
     plots = []
@@ -83,31 +86,31 @@ def at_a_glance(view: View) -> Optional[Section]:
                 figures.gain_from_first_to_last(view),
                 "Who gained",
                 "A dot right of zero is a preference group whose rewards rose, measured in the standard deviation of "
-                "its own rewards, so that mild and strict markers can be compared; bars are standard errors.",
+                "its own rewards, so that groups with different scales can be compared. Bars are standard errors.",
             )
         )
     sentence = "Mean reward in the first and in the last quarter of the steps."
     return Section("At a glance", sentence, plots, table="summary")
 
 
-def how_the_runs_differ(view: View) -> Optional[Section]:
-    sentence = "Settings and versions that are not the same in all runs; whatever is not listed is the same."
+def how_the_runs_differ(view: View) -> Section | None:
+    sentence = "Settings and versions that differ between runs. All others are the same."
     return Section("How the runs differ", sentence, table="differences") if view.several else None
 
 
-def reward(view: View) -> Optional[Section]:
+def reward(view: View) -> Section | None:
     if not _anybody_gained(view):
         return None
     plot = Plot(
         figures.gain_over_steps(view),
         "Reward gained since the first quarter",
         "Running means; zero is a preference group's mean in the first quarter of the steps, and one is the standard "
-        "deviation of its own rewards. Thick is what gained least. Click a name to hide its line.",
+        "deviation of its own rewards. The thick line gained least. Click a name to hide its line.",
     )
     return Section("Reward per preference group", "", [plot])
 
 
-def reward_panels(view: View) -> Optional[Section]:
+def reward_panels(view: View) -> Section | None:
     if not _has_rewards(view):
         return None
     if view.several:
@@ -137,12 +140,12 @@ def reward_panels(view: View) -> Optional[Section]:
 
 
 def _has_rewards(view: View) -> bool:
-    """Preference training has losses instead."""
+    """False for preference training, which has losses instead."""
     return any(np.isfinite(run.run.value("reward_mean")).any() for run in view.runs)
 
 
 def _anybody_gained(view: View) -> bool:
-    """Whether there is a gain to show, be it negative."""
+    """Whether there is a gain to show. It may be negative."""
     return any(np.isfinite(run.summary.gain).any() for run in view.runs)
 
 
@@ -150,68 +153,68 @@ def _names(runs: list[RunView]) -> str:
     return ", ".join(run.run.name for run in runs)
 
 
-def before_and_after(view: View) -> Optional[Section]:
+def before_and_after(view: View) -> Section | None:
     if not any(len(run.run.samples.step) for run in view.runs):
         return None
     sentence = (
-        "Answers recorded early and late in the run, to the same prompt where one was recorded in both halves, else "
-        "the earliest and the latest."
+        "Answers recorded early and late in the run, to the same prompt if one was recorded in both halves; "
+        "otherwise the earliest and the latest."
     )
     return Section("Before and after", sentence, table="samples")
 
 
-def advantages(view: View) -> Optional[Section]:
-    sentence = "What the estimator made of the rewards; running means over samples."
+def advantages(view: View) -> Section | None:
+    sentence = "The numbers that the estimator made from the rewards; running means over samples."
     return _metrics(view, "Advantages", sentence, ADVANTAGES, figures.metric)
 
 
-def history(view: View) -> Optional[Section]:
-    sentence = "What the estimator remembers of each preference group, after each step with samples of it."
+def history(view: View) -> Section | None:
+    sentence = "What the estimator remembers about each preference group, after each step with samples of the group."
     return _metrics(view, "History", sentence, HISTORY, figures.state)
 
 
-def shares(view: View) -> Optional[Section]:
+def shares(view: View) -> Section | None:
     if not view.total:
         return None
-    sentence = "Part of all samples that each preference group had, over a running window of steps."
+    sentence = "The part of all samples that belongs to each preference group, over a running window of steps."
     return Section("Shares", sentence, [Plot(figures.share(view))])
 
 
-def weights(view: View) -> Optional[Section]:
+def weights(view: View) -> Section | None:
     return _metrics(view, "Weights", "", WEIGHTS, figures.state)
 
 
-def other_group_metrics(view: View) -> Optional[Section]:
+def other_group_metrics(view: View) -> Section | None:
     keys = list({key: None for run in view.runs for key in run.run.values if key not in SHOWN_ELSEWHERE})
     return _metrics(view, "More per preference group", "Running means over samples.", keys, figures.metric)
 
 
-def the_whole_batch(view: View) -> Optional[Section]:
+def the_whole_batch(view: View) -> Section | None:
     keys = [key for key in _train_keys(view) if not key.startswith("timing/")]
     known = [Plot(figures.train_panel(view, key), title) for key, title in TRAIN_METRICS.items() if key in keys]
     more = [Plot(figures.train_panel(view, key), key) for key in sorted(keys) if key not in TRAIN_METRICS]
-    sentence = "What the host logged of each step, all preference groups together: faint as recorded, and smoothed."
+    sentence = "The host's numbers of each step, all preference groups together: faint as recorded, and smoothed."
     return Section("The whole batch", sentence, known, wide=False, more=more) if known or more else None
 
 
-def timings(view: View) -> Optional[Section]:
+def timings(view: View) -> Section | None:
     keys = [key for key in _train_keys(view) if key.startswith("timing/")]
     if not keys:
         return None
     if view.several:
         figure, sentence = figures.timing_by_run, "The mean step of each run."
     else:
-        figure, sentence = figures.timing_over_steps, "Seconds of each step, by what they were spent on."
+        figure, sentence = figures.timing_over_steps, "The seconds of each part of a step."
     plots = [Plot(figure(view))] if any(key in figures.PARTS for key in keys) else []
     more = [Plot(figures.train_panel(view, key), f"{key.removeprefix('timing/')}, seconds") for key in sorted(keys)]
     return Section("Timings", sentence, plots, more=more)
 
 
 def settings(view: View) -> Section:
-    return Section("Settings and versions", "What the run says of itself.", table="settings")
+    return Section("Settings and versions", "As the run recorded them.", table="settings")
 
 
-BUILDERS: tuple[Callable[[View], Optional[Section]], ...] = (
+BUILDERS: tuple[Callable[[View], Section | None], ...] = (
     at_a_glance,
     how_the_runs_differ,
     reward,
@@ -228,7 +231,7 @@ BUILDERS: tuple[Callable[[View], Optional[Section]], ...] = (
 )
 
 
-def _metrics(view: View, title: str, sentence: str, keys, figure) -> Optional[Section]:
+def _metrics(view: View, title: str, sentence: str, keys, figure) -> Section | None:
     known = [key for key in keys if any(np.isfinite(run.run.value(key)).any() for run in view.runs)]
     plots = [Plot(figure(view, key), *GROUP_METRICS.get(key, (key, ""))) for key in known]
     return Section(title, sentence, plots) if plots else None

@@ -1,27 +1,37 @@
-"""What all figures and tables of a page share: which preference groups are drawn, in which colour, on how many points.
+"""What all figures and tables of a page share: which preference groups are drawn, their colours, and the points.
 
 Axes: K runs, D drawn preference groups, G preference groups of a run, B bins of its steps.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Iterable, Optional
 
 import numpy as np
 
 from openrlhf_pgrpo.report.numbers import Summary, bin_steps, summarise
 from openrlhf_pgrpo.report.runs import Run
 
-DRAWN = 12  # preference groups with a colour of their own, as many as can be told apart
-WORST = 4  # of them, when there are more, those that gained least; the others are the largest
+DRAWN = 12  # preference groups with their own colour; more colours could not be told apart
+WORST = 4  # of the drawn, if there are more groups: those that gained least; the others are the largest
 LISTED = 50  # rows of a table
-POINTS = 1000  # of a curve, shared by the runs
-BAND_POINTS = 60  # of the band of all others: a stretch holds enough samples of each
-# Twelve hues of about one lightness, so that each stands out on white and on black.
+POINTS = 1000  # of a curve, divided among the runs
+BAND_POINTS = 60  # of the band of all others; few, so that each has enough samples of every group
+# Twelve hues of about the same lightness, so that each is visible on white and on black.
 COLOURS = (
-    "#2b7ad6", "#df6c32", "#20a04e", "#c3518d", "#ad9907", "#8459c3",
-    "#10a6ad", "#b93d46", "#628202", "#7d8df9", "#ab7306", "#c972ce",
+    "#2b7ad6",
+    "#df6c32",
+    "#20a04e",
+    "#c3518d",
+    "#ad9907",
+    "#8459c3",
+    "#10a6ad",
+    "#b93d46",
+    "#628202",
+    "#7d8df9",
+    "#ab7306",
+    "#c972ce",
 )
 RUN_COLOURS = ("#5f82b4", "#b0645c", "#4f9163", "#9070ab", "#92803c", "#378f97")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -29,10 +39,10 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as it is drawn.
+    """How one run is drawn.
 
-    groups: (D,) rows of `run.pref_groups`, -1 for a preference group the run does not have. others: (G,) true for
-    those not drawn. bin_of (S,), x (B,): bins of steps; window: of the running means, in bins.
+    groups: (D,) rows of `run.pref_groups`, -1 for a preference group that the run lacks. others: (G,) true for groups
+    that are not drawn. bin_of (S,), x (B,): bins of steps. window: the width of running means, in bins.
     """
 
     run: Run
@@ -47,8 +57,8 @@ class RunView:
     opacity: float
 
     @property
-    def worst(self) -> Optional[str]:
-        """The preference group that gained least; None unless two can be compared."""
+    def worst(self) -> str | None:
+        """The preference group that gained least. None unless at least two can be compared."""
         return None if self.summary.worst is None else self.run.pref_groups[self.summary.worst]
 
 
@@ -56,9 +66,9 @@ class RunView:
 class View:
     runs: list[RunView]
     drawn: list[str]  # D names
-    listed: list[str]  # names in tables, the drawn ones among them; least gain first where not all are drawn
+    listed: list[str]  # names in tables, which include the drawn ones; least gain first if some are not drawn
     total: int  # preference groups in all runs together
-    by_gain: list[str]  # the drawn ones, least gain in any run first
+    by_gain: list[str]  # the drawn ones, ordered by the least gain in any run
 
     def colour(self, name: str) -> str:
         return COLOURS[self.drawn.index(name)]
@@ -73,7 +83,7 @@ class View:
         return {run.worst for run in self.runs if run.worst is not None}
 
 
-def look_at(runs: list[Run]) -> View:
+def make_view(runs: list[Run]) -> View:
     summaries = [summarise(run) for run in runs]
     share, gain = {}, {}  # the largest share and the least gain of a preference group in any run
     for run, summary in zip(runs, summaries):

@@ -1,10 +1,10 @@
-"""What a page says beside its figures: facts, remarks, tables, answers, settings; and how numbers are written."""
+"""The words and tables of a page beside its figures: facts, remarks, answers, settings; and how numbers look."""
 
 import json
 import math
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
-from typing import Iterator
 
 import numpy as np
 
@@ -20,7 +20,7 @@ UNKNOWN = (math.nan, math.nan)
 
 
 def facts(view: View) -> list[dict]:
-    """What stands at the top about each run."""
+    """The facts about each run at the top of the page."""
     return [
         {
             "view": run,
@@ -39,30 +39,30 @@ def facts(view: View) -> list[dict]:
 
 
 def remarks(view: View) -> Iterator[str]:
-    """What a reader has to know of how the files were read."""
+    """What a reader must know about how the files were read."""
     for run in (shown.run for shown in view.runs):
         who = f"{run.name}: " if view.several else ""
         if run.half_line:
-            yield f"{who}the last line of the file is only half there and left out: the run is alive or was killed."
+            yield f"{who}the last line of the file is incomplete and left out: the run is alive or was killed."
         for step, record in run.starts[1:]:
-            mark = "" if view.several else "; a dotted line marks the place"
+            mark = "" if view.several else "; a dotted line marks the step"
             yield f"{who}resumed at step {step}, {moment(record.get('started'))}{mark}."
         if run.replaced_steps:
             yield f"{who}{run.replaced_steps:,} steps were written again after a resume; the later ones are shown."
         if run.not_finite:
             yield f"{who}{run.not_finite:,} recorded numbers are not finite (NaN or infinity) and are left out."
         if not run.starts:
-            yield f"{who}the file says nothing of settings and versions: it was written by an older version."
+            yield f"{who}the file has no settings and versions: an older version wrote it."
         if not run.pref_groups:
-            yield f"{who}no preference groups were recorded: the run had no --pgrpo.group_key."
+            yield f"{who}no preference groups were recorded: the run had no --data.pref_group_key."
 
 
 def cuts(view: View) -> Iterator[str]:
-    """What is not drawn one by one."""
+    """What is not drawn separately."""
     if view.total > len(view.drawn):
         yield (
-            f"{view.total:,} preference groups: {len(view.drawn)} are drawn, those that gained least and the largest; "
-            f"the others are a grey line, their median in {BAND_POINTS} stretches of steps, and a band of 10 to 90 %. "
+            f"{view.total:,} preference groups: {len(view.drawn)} are drawn, those that gained least and the largest. "
+            f"The others are a grey line, their median in {BAND_POINTS} bins of steps, and a band from 10 to 90 %. "
             f"Tables list {len(view.listed)}."
         )
     for run in view.runs:
@@ -72,7 +72,7 @@ def cuts(view: View) -> Iterator[str]:
 
 
 def summary_rows(view: View, number: int) -> list[dict]:
-    """The table of one run, one row per listed preference group that it has."""
+    """The table of one run: a row per listed preference group that the run has."""
     run, summary = view.runs[number].run, view.runs[number].summary
     row_of = {name: row for row, name in enumerate(run.pref_groups)}
     return [
@@ -93,7 +93,7 @@ def summary_rows(view: View, number: int) -> list[dict]:
 
 
 def comparison_rows(view: View) -> list[dict]:
-    """Mean reward in the last quarter of each run, and what it is above that of the first run."""
+    """Mean reward in the last quarter of each run, and its difference to the first run."""
     rows = []
     for name in view.listed:
         cells = []
@@ -119,7 +119,7 @@ def quarter(moments: Moments, row: int) -> tuple[float, float]:
 
 
 def samples(view: View) -> list[tuple[str, str, list]]:
-    """(name, colour, [(run, pairs)]) of each drawn preference group with recorded answers, the least gain first."""
+    """(name, colour, [(run, pairs)]) of each drawn preference group with recorded answers. The least gain is first."""
     found = []
     for name in [*view.by_gain, None]:
         by_run = [(run, before_after(run.run, name)) for run in view.runs]
@@ -134,7 +134,7 @@ def last_record(run: Run) -> dict:
 
 
 def record_table(record: dict) -> dict[str, object]:
-    """What a process said of itself as one flat table; its start differs in any case and is left out."""
+    """The settings and versions that a process recorded, as a flat table; not its start time, which always differs."""
     flat = {}
     for key, value in record.items():
         if key in ("settings", "versions") and isinstance(value, dict):
@@ -146,24 +146,24 @@ def record_table(record: dict) -> dict[str, object]:
 
 
 def settings(runs: list[Run]) -> list[tuple[str, list]]:
-    """(key, value in each run) of everything that runs say of themselves."""
+    """(key, value in each run) of all settings and versions."""
     records = [record_table(last_record(run)) for run in runs]
     keys = sorted({key for record in records for key in record})
     return [(key, [record.get(key) for record in records]) for key in keys]
 
 
 def differing(runs: list[Run]) -> list[tuple[str, list]]:
-    """The part of `settings` that is not the same in all runs."""
+    """The part of `settings` that differs between runs."""
     return numbers.differing([record_table(last_record(run)) for run in runs])
 
 
 def resumes(runs: list[Run]) -> list[tuple[Run, list]]:
-    """What each run says of itself that was not the same in all of its processes."""
+    """The settings and versions of each run that changed between its processes."""
     return [(run, numbers.differing([record_table(record) for _, record in run.starts])) for run in runs]
 
 
 def duration(run: Run) -> str:
-    """Time from the start of each process, or else its first step, to the last step before the next one."""
+    """The time from each start, or first step if the start is unknown, to the last step before the next start."""
     begins = np.searchsorted(run.steps, [step for step, _ in run.starts] or run.steps[:1])
     ends = np.append(begins[1:], len(run.steps)) - 1
     started = [record.get("started") for _, record in run.starts] or [None]
@@ -178,15 +178,15 @@ def duration(run: Run) -> str:
 
 
 def moment(seconds) -> str:
-    """A point in time, in UTC."""
+    """A time as text, in UTC."""
     try:
-        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
     except (TypeError, ValueError, OverflowError, OSError):
         return "at an unknown time"
 
 
 def estimate(pair: tuple[float, float], sign: str = "") -> str:
-    """`mean ± error` with two digits of the error, or a dash."""
+    """`mean ± error` with two digits of the error, or a dash if there is no mean."""
     mean, error = pair
     if not math.isfinite(mean):
         return NONE
@@ -204,7 +204,7 @@ signed = partial(estimate, sign="+")
 
 
 def given(value) -> str:
-    """A setting as it was given; a dash for one that was not."""
+    """A setting as it was given, or a dash if it was not."""
     if value is None:
         return NONE
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -24,4 +24,4 @@ def engines_in_float32(module):
 
 
 if __name__ == "__main__":
-    doors.run("openrlhf.cli.train_dpo", doors.DPO)
+    doors.DPO.run()

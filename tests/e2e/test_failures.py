@@ -14,7 +14,7 @@ BOUND = 120  # seconds, on a busy machine
 def test_an_engine_and_the_driver_of_an_async_run_are_killed(start, new_recording, tiny):
     recording = new_recording("recording")
     flags = (
-        *recording.flags, "--pgrpo.group_key", "persona", "--pgrpo.min_count", 4, "--train.async_enable",
+        *recording.flags, "--data.pref_group_key", "persona", "--pgrpo.min_count", 4, "--train.async_enable",
         "--train.partial_rollout_enable", "--reward.remote_url", tiny / "reward.py", "--ckpt.save_steps", 1,
         "--train.num_episodes", 1000,
     )  # fmt: skip

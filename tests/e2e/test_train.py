@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from openrlhf_pgrpo.core.advantages import PGRPOOptions
-from openrlhf_pgrpo.core.group_robust import GroupRobust, Quantiles, SignalOptions
-from openrlhf_pgrpo.core.registry import make_advantage_estimator
-from openrlhf_pgrpo.core.robust import RobustOptions
+from openrlhf_pgrpo.core.estimator import make_advantage_estimator
+from openrlhf_pgrpo.core.group_robust import GroupRobust
+from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
+from openrlhf_pgrpo.core.signals import Quantiles, SignalOptions
 from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
 
-GROUPS = ("--pgrpo.group_key", "persona", "--pgrpo.user_key", "who", "--pgrpo.min_count", "4")
+GROUPS = ("--data.pref_group_key", "persona", "--data.user_key", "who", "--pgrpo.min_count", "4")
 
 
 def step_of(tag):
@@ -37,7 +38,7 @@ def check_kill_and_resume(start, new_recording, tmp_path, name, *flags):
     with open(run.folder / "out" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "half a li')
     report = write_report([run.folder], tmp_path / "killed.html").read_text()
-    assert "the last line of the file is only half there" in report and "cleo/3" in report
+    assert "the last line of the file is incomplete" in report and "cleo/3" in report
 
     resumed = start(*flags, "--ckpt.load_enable", **after.environment).succeed()
     ((restored, batches),) = after.runs()

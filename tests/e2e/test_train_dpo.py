@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 OURS = ("-m", "openrlhf_pgrpo.cli.train_dpo")
 FLOAT32 = (str(Path(__file__).parent / "float32.py"),)
-ROBUST = ("--robust.group_key", "who", "--robust.eta", "1")
+ROBUST = ("--data.pref_group_key", "who", "--robust.eta", "1")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_neither_micro_batches_nor_ranks_matter(train):
 
 def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
     flags = (
-        *("--robust.group_key", "who", "--model.ipo_enable", "--robust.eta", 0.01, "--train.micro_batch_size", 2),
+        *("--data.pref_group_key", "who", "--model.ipo_enable", "--robust.eta", 0.01, "--train.micro_batch_size", 2),
         *("--ds.lora.rank", 4, "--adam.lr", 1e-2, "--ckpt.save_steps", 5, "--train.max_epochs", 4),
         *("--robust.patience", 2, "--robust.plateau", "reduce_lr", "--robust.save_best"),
     )
@@ -156,7 +156,7 @@ def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, 
     flags = ("--data.max_samples", 48, "--train.micro_batch_size", 2, "--train.max_epochs", 4)
     plain = train("plain", *flags, program=patched, **host_copy.environment).finish()
     assert not (plain.folder / "out" / "metrics.jsonl").exists()
-    share = ("--robust.group_key", "who", "--robust.chi", "0", "--robust.mu", "share")
+    share = ("--data.pref_group_key", "who", "--robust.chi", "0", "--robust.mu", "share")
     same = train("same", *flags, *share, program=patched, **host_copy.environment).finish()
     policy = learned(plain)
     assert all(torch.equal(value, policy[name]) for name, value in learned(same).items())

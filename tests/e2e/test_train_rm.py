@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_pgrpo.models.factorized_reward import load
+from openrlhf_pgrpo.models.scoring import load
 
 pytestmark = pytest.mark.e2e
 
@@ -113,7 +113,7 @@ def test_trained_on_two_ranks_with_zero_3_and_used_in_ppo(train, pairs, start):
     yes_over_no = (base[0] - base[1]) @ model.coefficients.T
     assert (yes_over_no[[0, 2, 4]] > 0).all() and (yes_over_no[[1, 3, 5]] < 0).all()
 
-    keys = ("--pgrpo.group_key", "persona", "--pgrpo.user_key", "who")
+    keys = ("--data.pref_group_key", "persona", "--data.user_key", "who")
     run = start("--advantage_estimator", "pgrpo", *keys, "--reward.model_name_or_path", folder).succeed()
     assert "each sample's user, one of 6, weighs the base rewards of" in run.output()
     groups = [group for step in run.steps for group in step["pref_groups"].values()]

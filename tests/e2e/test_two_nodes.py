@@ -27,13 +27,13 @@ class Job:
         rows = [{**row, "prompt": row["input"], "label": row["answer"]} for row in rows]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.started, self.folder, self.out, self.runs = started, folder, out, 0
-        self.command = ["bash", SCRIPT, *recording.flags, "--pgrpo.user_key", "who", "--pgrpo.min_count", "4"]
+        self.command = ["bash", SCRIPT, *recording.flags, "--data.user_key", "who", "--pgrpo.min_count", "4"]
         variables = {
-            **{"NODES": 2, "GPUS_PER_NODE": 1, "DEVICE": "cpu", "RAY_JOBS": cluster.jobs},
-            **{"POLICY": tiny / "model", "PROMPTS": folder / "prompts.jsonl", "REWARD": tiny / "reward.py"},
-            **{"PROMPTS_PER_STEP": 4, "SAMPLES_PER_PROMPT": 2, "MICRO_BATCH": 4, "MAX_LEN": 64, "MAX_NEW_TOKENS": 16},
-            **{"OUT": out, "EPISODES": 1000, "SAVE_STEPS": 1},
-        }
+            "NODES": 2, "GPUS_PER_NODE": 1, "DEVICE": "cpu", "RAY_JOBS": cluster.jobs,
+            "POLICY": tiny / "model", "PROMPTS": folder / "prompts.jsonl", "REWARD": tiny / "reward.py",
+            "PROMPTS_PER_STEP": 4, "SAMPLES_PER_PROMPT": 2, "MICRO_BATCH": 4, "MAX_LEN": 64, "MAX_NEW_TOKENS": 16,
+            "OUT": out, "EPISODES": 1000, "SAVE_STEPS": 1,
+        }  # fmt: skip
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = {**os.environ, "PATH": path, **{name: str(value) for name, value in variables.items()}}
 

@@ -1,69 +1,16 @@
 """The host tier: the real OpenRLHF modules, imported in this process through our hooks, without Ray."""
 
-import argparse
-import os
-import runpy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from openrlhf_pgrpo.host import options, seams
-from openrlhf_pgrpo.host.prompts import TaggedPrompt
+from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hooks():
-    """What `doors.activate` does on a machine without a GPU, for the whole test session."""
-    from openrlhf_pgrpo.host import cpu
-
-    os.environ.update({seams.DEVICE: "cpu", **cpu.environment()})
-    seams.setup_worker({**seams.SEAMS, **seams.PREFERENCE_SEAMS})
-
-
-@pytest.fixture(autouse=True)
-def one_environment():
-    """`datasets` puts a copy in the place of os.environ when it maps in several processes, and what a test takes back
-    afterwards would stay in the copy, for every process that a later test starts."""
-    environment = os.environ
-    yield
-    os.environ = environment
-
-
-class ParserBuilt(Exception):
-    pass
-
-
-@pytest.fixture
-def host_parser(hooks):
-    """A fresh parser, exactly as a script of the host builds it."""
-
-    def build(module="openrlhf.cli.train_ppo_ray"):
-        def stop(parser, *args, **kwargs):
-            raise ParserBuilt(parser)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-            with pytest.raises(ParserBuilt) as built:
-                runpy.run_module(module, run_name="__main__")
-        return built.value.args[0]
-
-    return build
-
-
-@pytest.fixture
-def host_args(host_parser, tmp_path):
-    """Nested host arguments from a command line, with our flags."""
-    from openrlhf.utils.config import hierarchize
-
-    def parse(*argv):
-        parser = host_parser()
-        options.extend(parser)
-        args = parser.parse_args([*argv, "--ckpt.output_dir", str(tmp_path)])
-        options.check(args)
-        return hierarchize(args)
-
-    return parse
+def hooks_before_the_host(hooks):
+    """No test of the host may import it before the hooks are registered."""
 
 
 class ActorGroup:
@@ -84,6 +31,12 @@ class ActorGroup:
 class Tokenizer:
     def decode(self, tokens, skip_special_tokens):
         return f"{len(tokens)} tokens"
+
+
+@pytest.fixture
+def stand_ins():
+    """What takes the place of Ray's actors and of a tokenizer, for tests that build a trainer of the host."""
+    return SimpleNamespace(ActorGroup=ActorGroup, Tokenizer=Tokenizer)
 
 
 @pytest.fixture
@@ -135,15 +88,3 @@ def make_experiences():
         return experiences
 
     return make
-
-
-@pytest.fixture(scope="session")
-def factorized(tiny, tmp_path_factory):
-    """A folder with a factorized reward model: three base rewards, users ana, bob and cleo."""
-    from openrlhf_pgrpo.models.factorized_reward import write
-
-    generator = torch.Generator().manual_seed(0)
-    head, coefficients = (torch.randn(shape, generator=generator).numpy() for shape in ((3, 64), (3, 3)))
-    folder = tmp_path_factory.mktemp("factorized")
-    write(folder, tiny / "model", head, coefficients, ["ana", "bob", "cleo"])
-    return folder

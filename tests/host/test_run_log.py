@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from openrlhf_pgrpo.host.prompts import TaggedPrompt
 from openrlhf_pgrpo.host.run_log import MOST_SAMPLES, JSONLines, Progress, SamplePicker, description
+from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 pytestmark = pytest.mark.host
 

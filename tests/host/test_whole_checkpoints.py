@@ -80,7 +80,9 @@ def test_the_older_one_goes_after_the_newer_one_is_whole(save):
 def test_a_save_that_fails_leaves_the_one_before_and_is_explained(save, failure):
     save(1, "one", most=1)
     save.engine.failure = failure
-    with pytest.raises(RuntimeError, match=r"global_step2 could not be written to .*_actor, where [\d.]+ GiB are free"):
+    with pytest.raises(
+        RuntimeError, match=r"global_step2 could not be written to .*_actor, where [\d.]+ GiB are free"
+    ):
         save(2, "two", most=1)
     assert latest(save.folder) == "global_step1"
     assert (save.folder / "global_step1" / "weights").read_text() == "one" and "global_step2" not in found(save.folder)

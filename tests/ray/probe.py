@@ -1,7 +1,7 @@
-"""Starts the host's trainers as Ray actors, through one of our doors, and prints what they really hold.
+"""Starts the host's trainers as Ray actors, in one of two ways, and prints what they really hold.
 
-    probe.py openrlhf_pgrpo.cli.train_ppo_ray ARGUMENTS...     our own module
-    probe.py openrlhf.cli.train_ppo_ray ARGUMENTS...           the host's, patched
+probe.py openrlhf_pgrpo.cli.train_ppo_ray ARGUMENTS...     our own module
+probe.py openrlhf.cli.train_ppo_ray ARGUMENTS...           the host's, patched
 """
 
 import importlib
@@ -10,11 +10,11 @@ import re
 import runpy
 import sys
 
-from openrlhf_pgrpo.host import doors
+from openrlhf_pgrpo.host.door import Door
 
 
 class ActorGroup:
-    """Stands where the host has a group of model actors; the trainers only keep it."""
+    """Takes the place of a group of model actors. The trainers only keep it."""
 
     def async_run_method(self, method_name, **kwargs):
         return []
@@ -36,7 +36,7 @@ def held_by_loader(actor):
 
 
 def probe(args):
-    """The host's trainers as its `train` starts them, but without models and vLLM."""
+    """Starts the host's trainers as its `train` does, but without models and vLLM."""
     import ray
     from openrlhf.trainer.ppo_trainer import PPOTrainer
     from openrlhf.trainer.ppo_trainer_async import PPOTrainerAsync
@@ -57,7 +57,7 @@ def probe(args):
 
 
 def described(parser):
-    """Everything that a parser would do with a command line, as far as words can tell."""
+    """All actions of a parser, in words."""
     return sorted(
         [action.option_strings, action.dest, action.nargs, default(action), repr(action.type), action.choices]
         + [action.required, action.help, type(action).__name__]
@@ -69,16 +69,18 @@ def default(action):
     return re.sub(r"\d+T\d+:\d+", "NOW", repr(action.default))  # the host names a run after the minute of its start
 
 
-def parse_and_probe(parser, *args, **kwargs):
+def parse_and_probe(door, parser, *args, **kwargs):
     from openrlhf.utils.config import hierarchize
 
-    found = probe(hierarchize(parse_args(parser, *args, **kwargs)))
+    parsed = parse_args(door, parser, *args, **kwargs)
+    door.prepare(parsed)
+    found = probe(hierarchize(parsed))
     print("FOUND " + json.dumps({**found, "parser": described(parser)}, default=str))
     sys.exit()
 
 
 if __name__ == "__main__":
     module = sys.argv.pop(1)
-    parse_args, doors.parse_args = doors.parse_args, parse_and_probe
+    parse_args, Door.parse_args = Door.parse_args, parse_and_probe
     importlib.import_module(module.rpartition(".")[0])  # as `python -m` does
     runpy.run_module(module, run_name="__main__")

@@ -42,7 +42,7 @@ def make_row():
 
 @pytest.fixture
 def write_run(tmp_path):
-    """Writes rows, and `tail` after them, to `folder`/metrics.jsonl below the test's own folder; returns the file."""
+    """Writes rows, and then `tail`, to `folder`/metrics.jsonl in the test's own folder. Returns the file."""
 
     def write_run(folder, rows, tail=""):
         file = tmp_path / folder / "metrics.jsonl"

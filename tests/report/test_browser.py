@@ -11,7 +11,7 @@ LINK = "<a href='//x.y'>z</a>"
 
 @pytest.fixture
 def page_of(make_row, write_run, tmp_path):
-    """The file of a report on runs of 30 steps; one run for each list of preference groups."""
+    """The file of a report on runs of 30 steps, one for each list of preference groups."""
 
     def page_of(*runs):
         files = []
@@ -33,7 +33,7 @@ def page_of(make_row, write_run, tmp_path):
 
 
 def draw_everything(page):
-    """Opens every fold and scrolls past every figure, which are drawn when they come near."""
+    """Opens every fold and scrolls past every figure: a figure is drawn when it comes near the screen."""
     page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true })")
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture
 def report(capsys):
-    """Runs the command; gives its exit code, or what it says on failing, and its output."""
+    """Runs the command. Returns its exit code, or its message if it fails, and its output."""
 
     def report(*words):
         with pytest.raises(SystemExit) as ended:

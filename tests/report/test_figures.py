@@ -1,11 +1,11 @@
-"""What the figures hold, before a browser draws them."""
+"""The content of the figures, before a browser draws them."""
 
 import numpy as np
 import pytest
 
 from openrlhf_pgrpo.report import figures
 from openrlhf_pgrpo.report.runs import read
-from openrlhf_pgrpo.report.selection import BAND_POINTS, look_at
+from openrlhf_pgrpo.report.selection import BAND_POINTS, make_view
 
 pytestmark = pytest.mark.core
 ANN, BOB = (9, 0.0, 1.0), (27, 2.0, 1.0)
@@ -13,11 +13,11 @@ ANN, BOB = (9, 0.0, 1.0), (27, 2.0, 1.0)
 
 @pytest.fixture
 def view_of(make_row, write_run):
-    """One list of steps for each run; a step is a dict preference group -> (samples, mean, std)."""
+    """A list of steps for each run. A step is a dict: preference group -> (samples, mean, std)."""
 
     def view_of(*runs, **more):
         rows = [[make_row(i + 1, step, **more) for i, step in enumerate(steps)] for steps in runs]
-        return look_at([read(write_run(f"{i}", steps), f"{i}") for i, steps in enumerate(rows)])
+        return make_view([read(write_run(f"{i}", steps), f"{i}") for i, steps in enumerate(rows)])
 
     return view_of
 
@@ -77,7 +77,7 @@ def test_all_others_are_a_band_and_a_median(view_of):
 def test_a_resume_is_marked_where_it_happened(make_row, write_run):
     record = {"started": 0, "settings": {}}
     rows = [make_row(step, {"ann": ANN}, run=record if step in (1, 3) else None) for step in (1, 2, 3)]
-    figure = figures.metric(look_at([read(write_run("a", rows), "a")]), "reward_mean")
+    figure = figures.metric(make_view([read(write_run("a", rows), "a")]), "reward_mean")
     assert [shape.x0 for shape in figure.layout.shapes] == [3]
 
 

@@ -7,7 +7,7 @@ from openrlhf_pgrpo.core.history import Moments
 from openrlhf_pgrpo.report import numbers
 from openrlhf_pgrpo.report.runs import read
 from openrlhf_pgrpo.report.samples import before_after
-from openrlhf_pgrpo.report.selection import DRAWN, LISTED, POINTS, look_at
+from openrlhf_pgrpo.report.selection import DRAWN, LISTED, POINTS, make_view
 
 pytestmark = pytest.mark.core
 NAN = float("nan")
@@ -15,7 +15,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def run_of(make_row, write_run):
-    """A run from one dict a step: preference group -> (samples, mean, std)."""
+    """A run from a dict for each step: preference group -> (samples, mean, std)."""
     return lambda *steps: read(write_run("a", [make_row(i + 1, step) for i, step in enumerate(steps)]), "a")
 
 
@@ -23,8 +23,14 @@ def test_summary_pools_all_samples_of_a_quarter(run_of):
     empty = {"bob": (1, 0.0, 0.0)}
     # Eight steps: quarters of two. Rewards of ann: 0 and 2, then 4 (first quarter); 10 and 10, then 4 and 8 (last).
     run = run_of(
-        {"ann": (2, 1.0, 1.0)}, {"ann": (1, 4.0, 0.0)}, empty, empty, empty, empty,
-        {"ann": (2, 10.0, 0.0)}, {"ann": (2, 6.0, 2.0)},
+        {"ann": (2, 1.0, 1.0)},
+        {"ann": (1, 4.0, 0.0)},
+        empty,
+        empty,
+        empty,
+        empty,
+        {"ann": (2, 10.0, 0.0)},
+        {"ann": (2, 6.0, 2.0)},
     )
     summary, ann = numbers.summarise(run), 0
     assert summary.quarter == 2
@@ -134,8 +140,10 @@ def test_running_mean_is_nan_where_nobody_is_near():
 def test_quantiles_are_over_preference_groups_by_their_means(run_of):
     # Bin 0: means a (1 * 0 + 3 * 4) / 4 = 3, b 5, c 13; d is not asked for. Bin 1: nobody. Bin 2: b alone.
     run = run_of(
-        {"a": (1, 0.0, 0.0), "b": (9, 5.0, 0.0), "d": (9, -50.0, 0.0)}, {"a": (3, 4.0, 0.0), "c": (1, 13.0, 0.0)},
-        {"d": (1, 1.0, 0.0)}, {"b": (1, 8.0, 0.0)},
+        {"a": (1, 0.0, 0.0), "b": (9, 5.0, 0.0), "d": (9, -50.0, 0.0)},
+        {"a": (3, 4.0, 0.0), "c": (1, 13.0, 0.0)},
+        {"d": (1, 1.0, 0.0)},
+        {"b": (1, 8.0, 0.0)},
     )
     among = np.array([name != "d" for name in run.pref_groups])
     band = numbers.quantile_band(run, run.value("reward_mean"), among, np.array([0, 0, 1, 2]))
@@ -157,7 +165,7 @@ def test_many_preference_groups_are_cut_to_the_worst_and_the_largest(run_of):
     count = 200
     first = {f"u{i:03d}": (1000 - i, 0.0, 1.0) for i in range(count)}
     last = {f"u{i:03d}": (1000 - i, 0.0 if i in (150, 160, 170, 180) else 1.0, 1.0) for i in range(count)}
-    view = look_at([run_of(first, last)])
+    view = make_view([run_of(first, last)])
     largest = [f"u{i:03d}" for i in range(DRAWN - 4)]
     assert view.drawn == [*largest, "u150", "u160", "u170", "u180"]
     assert len(view.listed) == LISTED and set(view.drawn) <= set(view.listed) and view.total == count
@@ -171,7 +179,7 @@ def test_a_run_without_a_drawn_preference_group_loses_nobody_else(make_row, writ
         return read(write_run("a", [make_row(1, rewards)]), "a")
 
     names = [f"u{i:02d}" for i in range(20)]
-    view = look_at([run(*names), run(*names[1:])])
+    view = make_view([run(*names), run(*names[1:])])
     assert view.drawn == names[:DRAWN] and view.runs[1].groups[0] == -1
     assert view.runs[1].others.sum() == 20 - DRAWN
 
@@ -179,7 +187,7 @@ def test_a_run_without_a_drawn_preference_group_loses_nobody_else(make_row, writ
 def test_a_preference_group_has_one_colour_in_all_runs(make_row, write_run):
     rows = [{"bob": (9, 0.0, 1.0)}, {"ann": (9, 0.0, 1.0), "bob": (9, 0.0, 1.0)}]
     runs = [read(write_run(f"{i}", [make_row(1, row)]), f"{i}") for i, row in enumerate(rows)]
-    view = look_at(runs)
+    view = make_view(runs)
     assert view.drawn == ["ann", "bob"]
     assert view.runs[0].groups.tolist() == [-1, 0] and view.runs[1].groups.tolist() == [0, 1]
     assert view.colour("ann") != view.colour("bob")
@@ -187,8 +195,8 @@ def test_a_preference_group_has_one_colour_in_all_runs(make_row, write_run):
 
 def test_many_steps_are_drawn_on_at_most_a_thousand_points(run_of):
     run = run_of(*[{"ann": (1, 0.0, 0.0)}] * (3 * POINTS))
-    assert len(look_at([run]).runs[0].x) == POINTS
-    assert [len(view.x) for view in look_at([run, run]).runs] == [POINTS // 2] * 2
+    assert len(make_view([run]).runs[0].x) == POINTS
+    assert [len(view.x) for view in make_view([run, run]).runs] == [POINTS // 2] * 2
 
 
 # ---- before and after -----------------------------------------------------------------------------------------------

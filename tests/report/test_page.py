@@ -19,7 +19,7 @@ ANN, BOB, CLEO = (9, 0.0, 1.0), (9, 2.0, 1.0), (9, 4.0, 1.0)
 
 @pytest.fixture
 def text_of(tmp_path):
-    """The text of a report: tags and figures out, white space folded."""
+    """The text of a report, without tags and figures, and with single spaces."""
 
     def text_of(*runs):
         page = write_report(runs, tmp_path / "report.html").read_text()
@@ -39,18 +39,18 @@ def test_a_page_names_the_run_and_sums_it_up(make_row, write_run, text_of):
 
 
 def test_a_run_without_records_of_itself_says_so(make_row, write_run, text_of):
-    assert "says nothing of settings and versions" in text_of(write_run("a", [make_row(1, {"ann": ANN})]))
+    assert "has no settings and versions" in text_of(write_run("a", [make_row(1, {"ann": ANN})]))
 
 
 def test_a_killed_run_has_its_page_and_says_so(make_row, write_run, text_of):
-    assert "only half there and left out" in text_of(write_run("a", [make_row(1, {"ann": ANN})], '{"st'))
+    assert "incomplete and left out" in text_of(write_run("a", [make_row(1, {"ann": ANN})], '{"st'))
 
 
 def test_a_resumed_run_shows_when_and_what_changed(make_row, write_run, text_of):
     records = [{"device": "cpu", "started": start, "settings": {"lr": lr}} for start, lr in ((NAN, 1e-5), (0, 2e-5))]
     rows = [make_row(1, {"ann": ANN}, run=records[0]), make_row(2, {"ann": ANN}, run=records[1])]
     text = text_of(write_run("a", rows))
-    assert "resumed at step 2, 1970-01-01 00:00 UTC; a dotted line marks the place." in text
+    assert "resumed at step 2, 1970-01-01 00:00 UTC; a dotted line marks the step." in text
     assert text.count("resumed at") == 1
     assert "Changed when a was resumed from step 1 from step 2 lr 1e-05 2e-05" in text
 
@@ -125,7 +125,7 @@ def test_before_and_after_stand_side_by_side(make_row, write_run, text_of):
 
 
 def test_names_cannot_become_markup(make_row, write_run, tmp_path):
-    evil = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\'&\u2028'
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028"
     sample = {"pref_group": evil, "prompt": evil, "response": evil, "reward": 1.0}
     run = {"started": 0, "settings": {evil: evil}, "versions": {evil: evil}}
     rewards, more = {evil: ANN, "ann": BOB}, {evil: 1.0}

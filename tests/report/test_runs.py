@@ -19,7 +19,7 @@ def nan_equal(got, expected):
 
 @pytest.fixture
 def runs(make_row, write_run):
-    """A folder with three runs at different depths; two of their own folders have the same name."""
+    """A folder with three runs at different depths. Two of their folders have the same name."""
     for folder in ("all/x/run", "all/y/run", "all/d/z"):
         write_run(folder, [make_row(1, {"ann": (2, 0.0, 1.0)})])
 
@@ -129,7 +129,7 @@ def test_half_a_line_in_the_middle_names_file_and_line(make_row, write_run):
         '{"step": 1, "samples": ["hello"]}',
         '{"step": 1, "run": "today"}',
         '{"step": 1e400}',
-        '{"step": %d}' % 10**30,
+        f'{{"step": {10**30}}}',
     ],
 )
 def test_json_that_is_no_step_names_file_and_line(make_row, write_run, row):

@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine, in a folder of its own; the system's Slurm is not touched."""
+"""A real Slurm cluster of two nodes on this machine, in its own folder. The system's Slurm is not touched."""
 
 import os
 import pwd
@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-NODES = {"n1": 1, "n2": 1}  # name: GPUs; plain files stand for them
+NODES = {"n1": 1, "n2": 1}  # name: GPUs; plain files take their place
 
 
 class Slurm:
-    """A controller and two nodes. Jobs see `environment`, which marks every process of theirs."""
+    """A controller and two nodes. Jobs see `environment`, which marks all their processes."""
 
     def __init__(self, folder: Path, started):
         self.folder, self.started, self.daemons, self.mark = folder, started, [], uuid.uuid4().hex
@@ -49,16 +49,29 @@ class Slurm:
         for path in (folder / "munge" / "key", folder / "munge"):
             shutil.chown(path, "munge", "munge")
         settings = {
-            **{"ClusterName": "test", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmctldPort": free_port()},
-            **{"SlurmUser": "root", "AuthType": "auth/munge", "AuthInfo": f"socket={folder / 'munge' / 'socket'}"},
-            **{"StateSaveLocation": folder / "state", "SlurmdSpoolDir": folder / "%n"},
-            **{"SlurmctldPidFile": folder / "slurmctld.pid", "SlurmdPidFile": folder / "%n.pid"},
-            **{"ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none", "MpiDefault": "none"},
-            **{"SelectType": "select/cons_tres", "SlurmdParameters": "config_overrides", "GresTypes": "gpu"},
-            **{"SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=1", "KillWait": 10},
-            # A job in the partition `urgent` takes the nodes of others, who get their --signal and a minute to go.
-            **{"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"},
-            **{"SlurmctldParameters": "preempt_send_user_signal", "ReturnToService": 2},
+            "ClusterName": "test",
+            "SlurmctldHost": f"{host}(127.0.0.1)",
+            "SlurmctldPort": free_port(),
+            "SlurmUser": "root",
+            "AuthType": "auth/munge",
+            "AuthInfo": f"socket={folder / 'munge' / 'socket'}",
+            "StateSaveLocation": folder / "state",
+            "SlurmdSpoolDir": folder / "%n",
+            "SlurmctldPidFile": folder / "slurmctld.pid",
+            "SlurmdPidFile": folder / "%n.pid",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "MpiDefault": "none",
+            "SelectType": "select/cons_tres",
+            "SlurmdParameters": "config_overrides",
+            "GresTypes": "gpu",
+            "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=1",
+            "KillWait": 10,
+            # A job in the partition `urgent` takes the nodes of others, which get their --signal and a minute to end.
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
+            "SlurmctldParameters": "preempt_send_user_signal",
+            "ReturnToService": 2,
         }
         lines = [f"{name}={value}" for name, value in settings.items()]
         for name, gpus in NODES.items():
@@ -87,23 +100,23 @@ class Slurm:
             time.sleep(0.2)
 
     def __call__(self, *command: str, **variables) -> str:
-        """Runs a command of Slurm's to its end."""
+        """Runs a command of Slurm to its end."""
         environment = {**self.environment, **{name: str(value) for name, value in variables.items()}}
         done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=60)
         return done.stdout if done.returncode == 0 else f"{done.stdout}{done.stderr}"
 
     def submit(self, *words: str, **variables) -> int:
-        """`sbatch`; the number of the job."""
+        """Runs `sbatch` and returns the number of the job."""
         return int(self("sbatch", "--parsable", *words, **variables))
 
     def job(self, number: int) -> dict[str, str]:
-        """What `scontrol show job` tells of it."""
+        """The fields of `scontrol show job`."""
         pairs = (word.split("=", 1) for word in self("scontrol", "show", "job", number).split() if "=" in word)
         return dict(pairs)
 
     @property
     def processes(self) -> list[int]:
-        """What jobs have started and is alive."""
+        """The live processes of jobs."""
         return self.started.marked(self.mark)
 
     def stop(self) -> None:
@@ -122,7 +135,7 @@ def free_port() -> int:
 def why_not() -> str | None:
     """Why Slurm cannot run here."""
     if os.geteuid():
-        return "Slurm's daemons start jobs of others: needs root"
+        return "Slurm's daemons start jobs of other users: needs root"
     missing = [name for name in (*DAEMONS, "setpriv") if shutil.which(name) is None]
     if missing:
         return f"needs {', '.join(missing)}: make test-slurm, or apt-get install slurm-wlm munge"
@@ -136,7 +149,7 @@ def slurm(started):
     if reason := why_not():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    folder.chmod(0o755)  # munged, a user of its own, has to reach its socket
+    folder.chmod(0o755)  # munged runs as its own user and must reach its socket
     cluster = Slurm(folder, started)
     try:
         cluster.start()

@@ -1,4 +1,4 @@
-"""The Slurm script as it is, changed by its variables alone, run by a real Slurm on two nodes."""
+"""The Slurm script, unchanged except for its variables, run by a real Slurm on two nodes."""
 
 import json
 import time
@@ -16,7 +16,7 @@ NOTHING_TO_TRAIN = {"POLICY": "policy", "PROMPTS": "prompts.jsonl", "REWARD": "r
 
 @pytest.fixture
 def submit(slurm, tmp_path):
-    """Submits the script; `job.log()` is its output, `job.until(ready)` waits for what is seen from outside."""
+    """Submits the script; `job.log()` is its output, `job.until(ready)` waits until `ready()` is true."""
 
     class Job:
         out = tmp_path / "out"
@@ -57,7 +57,7 @@ def test_it_trains_on_two_nodes_goes_back_when_preempted_and_resumes(slurm, subm
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recording = new_recording("recording")
     job = submit(
-        *recording.flags, "--pgrpo.min_count", 4, "--pgrpo.user_key", "who",
+        *recording.flags, "--pgrpo.min_count", 4, "--data.user_key", "who",
         POLICY=tiny / "model", PROMPTS=tmp_path / "prompts.jsonl", REWARD=tiny / "reward.py", DEVICE="cpu",
         PROMPTS_PER_STEP=4, SAMPLES_PER_PROMPT=2, MICRO_BATCH=4, MAX_LEN=64, MAX_NEW_TOKENS=16,
         EPISODES=2, SAVE_STEPS=2, **recording.environment,
@@ -67,7 +67,7 @@ def test_it_trains_on_two_nodes_goes_back_when_preempted_and_resumes(slurm, subm
         path = job.out / "metrics.jsonl"
         return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
-    # Somebody more urgent needs both nodes. Slurm sends our signal, and the script makes room.
+    # A more urgent job needs both nodes. Slurm sends our signal, and the script makes room.
     job.until(lambda: len(steps()) >= 3)
     urgent = slurm.submit("--partition", "urgent", "--nodes", 2, "--wrap", "sleep 1", "--output", "/dev/null")
     job.until(lambda: job.state == "PENDING", 60)
@@ -77,7 +77,9 @@ def test_it_trains_on_two_nodes_goes_back_when_preempted_and_resumes(slurm, subm
     tag = (actors / "latest").read_text()
     saved = torch.load(min((actors / tag).glob("*model_states.pt")), weights_only=False)["openrlhf_pgrpo"]["estimator"]
 
-    slurm("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # Slurm lets who comes back wait two minutes
+    slurm(
+        "scontrol", "update", f"JobId={job.number}", "StartTime=now"
+    )  # by default Slurm makes a requeued job wait two minutes
     log = job.ends("COMPLETED")
     _, (restored, batches) = recording.runs()
     resumed_at = int(tag.removeprefix("global_step"))
@@ -101,7 +103,7 @@ def test_what_does_not_fit_is_refused_before_ray_starts(submit, variables, refus
 
 
 def test_a_node_that_does_not_join_is_named_and_ray_is_stopped(slurm, submit, tmp_path):
-    """On n2, `ray start` does nothing but last. All of it in a container, as far as the script can tell."""
+    """On n2, `ray start` only waits. For the script, everything runs in a container."""
     programs = {
         "ray": 'if [ "$SLURMD_NODENAME" = n2 ]; then exec sleep 1000; fi; exec python -m ray.scripts.scripts "$@"',
         "apptainer": '[ "${*:1:5}" = "exec --nv --bind /data:/data image.sif" ] || exit 9; exec "${@:6}"',

@@ -1,5 +1,5 @@
 "use strict";
-// Draws a figure when it comes near the screen, in the colours of the page, and again when these change.
+// Draws a figure when it comes near the screen, in the colours of the page. Draws it again when these change.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const plots = [...document.querySelectorAll(".plot")];

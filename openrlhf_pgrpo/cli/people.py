@@ -1,0 +1,98 @@
+"""`openrlhf-pgrpo elicit`, `rerank` and `groups`: a factorized reward model used for people."""
+
+from pathlib import Path
+
+
+def add_to(commands) -> None:
+    add_elicit(commands.add_parser("elicit", help="learn a new user from about ten questions"))
+    add_rerank(commands.add_parser("rerank", help="order candidate responses for a user, best first"))
+    add_groups(commands.add_parser("groups", help="cluster users into preference groups for P-GRPO"))
+
+
+def add_model(parser) -> None:
+    parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
+
+
+def add_elicit(parser) -> None:
+    add_model(parser)
+    parser.add_argument("--pool", type=Path, required=True, help="JSONL of pairs to ask about: prompt, a, b")
+    parser.add_argument("--user", required=True, help="Name of the new user; letters, digits and . _ @ + -")
+    parser.add_argument(
+        "--profile", type=Path, help="File to save the answers in; an existing one is continued. Default: <user>.json"
+    )
+    parser.add_argument("--scores", type=Path, help="File to keep the pool's base rewards in. Read if it exists.")
+    parser.add_argument("--questions", type=int, default=10, help="Number of questions. Default: 10")
+    parser.add_argument(
+        "--entropy", type=float, help="Stop earlier, once the predictive entropy per pair is below so many bits."
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    parser.add_argument("--web", action="store_true", help="Ask on a page in the browser instead of the terminal.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address of the page. Default: 127.0.0.1, this machine.")
+    parser.add_argument("--port", type=int, default=0, help="Port of the page. Default: any free one.")
+    parser.set_defaults(run=run_elicit)
+
+
+def add_rerank(parser) -> None:
+    add_model(parser)
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--user", help="One of the model's users.")
+    who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
+    parser.add_argument("--population", action="store_true", help="Use the average user if the user is unknown.")
+    parser.add_argument("--candidates", type=Path, required=True, help="JSONL: prompt, and responses, a list of texts")
+    parser.add_argument("--output", type=Path, required=True, help="JSONL: the same with rewards, order and best")
+    parser.add_argument("--generate", metavar="POLICY", help="Sample the responses with vLLM from this model instead.")
+    parser.add_argument("--n", type=int, default=8, help="Responses to each prompt with --generate. Default: 8")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Temperature with --generate. Default: 1")
+    parser.add_argument("--max_tokens", type=int, default=512, help="Longest response with --generate. Default: 512")
+    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    parser.set_defaults(run=run_rerank)
+
+
+def add_groups(parser) -> None:
+    add_model(parser)
+    parser.add_argument("--groups", type=int, help="Number of preference groups. Default: chosen by BIC.")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL with a column that names the user")
+    parser.add_argument("--user_key", default="user", help="Column of users in the data. Default: user")
+    parser.add_argument("--pref_group_key", default="pref_group", help="Column to write. Default: pref_group")
+    parser.add_argument(
+        "--profile", type=Path, nargs="+", default=[], help="Profiles of new users in the data: files, or folders."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSONL: the data with the preference group")
+    parser.set_defaults(run=run_groups)
+
+
+def run_elicit(args) -> int | str:
+    from openrlhf_pgrpo.people.elicit import elicit
+
+    try:
+        elicit(args.model, args.pool, args.user, args.profile, args.scores, args.questions, args.entropy,
+               args.batch_size, args.web, args.host, args.port)  # fmt: skip
+    except KeyboardInterrupt:
+        return 0
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return f"openrlhf-pgrpo elicit: {error}"
+    return 0
+
+
+def run_rerank(args) -> int | str:
+    from openrlhf_pgrpo.people.rerank import rerank
+
+    try:
+        line = rerank(args.model, args.candidates, args.output, args.user, args.profile, args.population,
+                      args.generate, args.n, args.temperature, args.max_tokens, args.batch_size)  # fmt: skip
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return f"openrlhf-pgrpo rerank: {error}"
+    print(line)
+    return 0
+
+
+def run_groups(args) -> int | str:
+    from openrlhf_pgrpo.people.groups import group_users
+
+    try:
+        lines = group_users(args.model, args.data, args.output, args.groups, args.user_key, args.pref_group_key,
+                            args.profile)  # fmt: skip
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return f"openrlhf-pgrpo groups: {error}"
+    print(*lines, sep="\n")
+    return 0

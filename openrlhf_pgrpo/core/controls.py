@@ -1,0 +1,34 @@
+"""Controls for P-GRPO: each takes away one part of it, preference groups or history, to show what that part does."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from openrlhf_pgrpo.core.estimator import AdvantageEstimator, RewardBatch, register_advantage_estimator
+from openrlhf_pgrpo.core.pgrpo import PGRPO, PGRPOOptions, segment_advantages
+
+
+@register_advantage_estimator("pgrpo_global")
+class PGRPOGlobal(PGRPO):
+    """P-GRPO with one history for everybody: history without preference groups."""
+
+    uses_pref_groups = False
+
+    def history_rows(self, batch: RewardBatch) -> np.ndarray:
+        return np.repeat(self.history.rows([""]), len(batch.rewards))
+
+    def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
+        everybody = super().metrics([""])[""]
+        return dict.fromkeys(pref_groups, everybody)
+
+
+@register_advantage_estimator("pref_group_norm", options=PGRPOOptions)
+class PrefGroupNorm(AdvantageEstimator):
+    """A = (R - mean) / (std + eps) over the samples of a preference group in this batch: preference groups without
+    history.
+
+    A preference group with a single sample, or a constant reward, in the batch gets 0. No state.
+    """
+
+    def __call__(self, batch: RewardBatch) -> np.ndarray:
+        return segment_advantages(batch.rewards, batch.pref_group_codes, self.options.eps)

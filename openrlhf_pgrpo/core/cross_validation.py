@@ -1,0 +1,106 @@
+"""How many base rewards the data support, and with which penalty, by cross-validation.
+
+Axes: P pairs, N annotations, F numbers of base rewards, K folds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.factorization import check_overlap, cross_entropy, logits, minimum
+
+
+class Choice(NamedTuple):
+    """A cross-validated curve: for factors (F,), held-out log loss per annotation (F,) with its standard error over
+    folds (F,) at the l2 (F,) that is best for each; the recommended D and its l2."""
+
+    factors: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    l2s: np.ndarray
+    recommended: int
+    l2: float
+
+    def __str__(self) -> str:
+        rows = zip(self.factors, self.loss, self.error, self.l2s)
+        marks = {self.recommended: "  <- recommended: the fewest within one standard error of the best"}
+        lines = [f"{d:12} {loss:9.4f} ±{error:.4f} {l2:6g}{marks.get(d, '')}" for d, loss, error, l2 in rows]
+        return "\n".join([f"{'base rewards':>12} {'held-out log loss':>17} {'l2':>6}", *lines])
+
+
+def choose_factors(
+    X,
+    annotations: Annotations,
+    factors: Sequence[int] = tuple(range(1, 9)),
+    l2: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
+    folds: int = 5,
+    seed: int = 0,
+    together: np.ndarray | None = None,
+) -> Choice:
+    """How many base rewards predict held-out annotations best, each number with its own best penalty.
+
+    A user's annotations are dealt evenly to the folds, those of one pair together; the only pair of a user is never
+    held out. The seed decides the dealing alone. Recommended is the smallest D whose loss is within one standard error
+    of the least.
+
+    Args:
+        together: (P,) what pairs share and new texts will not, such as their prompt. Pairs that share it go to the
+            same fold, and a user whose pairs are all in one fold keeps them for training. Without it, texts of
+            held-out pairs are known from others, and the penalty is too low for texts that are new.
+
+    Raises:
+        ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.
+    """
+    if folds < 2:
+        raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
+    check_overlap(X, annotations)
+    rng = np.random.default_rng(seed)
+    fold = deal(annotations, folds, rng) if together is None else deal_together(annotations, together, folds, rng)
+    if len(np.unique(fold[fold >= 0])) < folds:
+        raise ValueError(f"cross-validation needs users with {folds} pairs or fewer folds, got too few pairs")
+    losses = np.empty((len(factors), len(l2), folds))
+    for k in range(folds):
+        training = annotations.select(fold != k)
+        columns = annotations.user, annotations.pair, annotations.preference
+        user, pair, preference = (column[fold == k] for column in columns)
+        for i, count in enumerate(factors):
+            for j, penalty in enumerate(l2):
+                head, coefficients = minimum(X, training, count, penalty)
+                z = logits(X @ head.T, coefficients, pair, user)
+                losses[i, j, k] = cross_entropy(z, preference) / len(user)
+    best = losses.mean(2).argmin(1)
+    curve = losses[np.arange(len(factors)), best]
+    mean, error = curve.mean(1), curve.std(1, ddof=1) / np.sqrt(folds)
+    least = mean.argmin()
+    good = [i for i in range(len(factors)) if mean[i] <= mean[least] + error[least]]
+    chosen = min(good, key=lambda i: factors[i])
+    l2s = np.asarray(l2, np.float64)[best]
+    return Choice(np.asarray(factors), mean, error, l2s, int(factors[chosen]), float(l2s[chosen]))
+
+
+def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """The fold (N,) of each annotation; -1 where a user has a single pair, which stays in training."""
+    cells = np.stack([annotations.user, annotations.pair], 1)
+    cells, cell = np.unique(cells, axis=0, return_inverse=True)
+    order = np.lexsort((rng.random(len(cells)), cells[:, 0]))
+    counts = np.bincount(cells[:, 0])
+    starts = np.cumsum(counts) - counts
+    first = rng.integers(folds, size=len(counts))  # or users with few pairs would fill the first folds only
+    fold = np.empty(len(cells), np.int64)
+    fold[order] = (np.arange(len(cells)) - np.repeat(starts, counts) + np.repeat(first, counts)) % folds
+    fold[np.repeat(counts == 1, counts)] = -1
+    return fold[cell.ravel()]
+
+
+def deal_together(annotations: Annotations, together: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """The fold (N,) of each annotation, the same for all pairs with the same value in `together` (P,).
+
+    It is -1 where all pairs of a user are in one fold: they stay in training.
+    """
+    values, value = np.unique(together, return_inverse=True)
+    fold = (rng.permutation(len(values)) % folds)[value][annotations.pair]
+    counts = np.bincount(annotations.user * folds + fold, minlength=len(annotations.users) * folds).reshape(-1, folds)
+    alone = counts.max(1) == counts.sum(1)
+    return np.where(alone[annotations.user], -1, fold)

@@ -1,0 +1,142 @@
+"""Distinct names, such as preference groups or users, their row numbers, and columns of numbers with a row per name.
+
+Axes: N names asked about, G distinct names.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+
+class _Rows(dict):
+    """Name -> row number; a new name gets the next row."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+
+class Names(Sequence[str]):
+    """Distinct strings and their row numbers, 0 ... G-1 in the order of first appearance."""
+
+    def __init__(self, names: Iterable[str] = ()):
+        self._rows = _Rows()
+        self._in_order: list[str] = []  # the same names, up to the last look-up by row
+        for name in names:
+            self._rows[name]
+
+    def rows(self, names: Sequence[str]) -> np.ndarray:
+        """The row numbers (N,) int64 of `names` (N,). A new name gets the next row."""
+        return np.fromiter(map(self._rows.__getitem__, names), np.int64, len(names))
+
+    def __getitem__(self, row):
+        if len(self._in_order) < len(self._rows):
+            self._in_order = list(self._rows)
+        return self._in_order[row]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __repr__(self) -> str:
+        return f"Names([{listed(self)}])"
+
+    def pack(self) -> dict[str, Any]:
+        """The state to save: one UTF-8 text of all names, and the number of characters of each (G,) int32.
+
+        Millions of single strings would take most of the time of a checkpoint. A lone surrogate, which JSON allows,
+        is kept.
+        """
+        text = "".join(self).encode("utf-8", "surrogatepass")
+        return {"names": text, "name_lengths": np.fromiter(map(len, self), np.int32, len(self))}
+
+    @classmethod
+    def unpack(cls, state: dict[str, Any]) -> "Names":
+        """The names that `pack` gave.
+
+        Raises:
+            ValueError: the lengths do not add up to the text, or a name comes twice.
+        """
+        text, lengths = state["names"].decode("utf-8", "surrogatepass"), np.asarray(state["name_lengths"])
+        ends = [0, *np.cumsum(lengths).tolist()]
+        if len(text) != ends[-1]:
+            raise ValueError(f"names need as many characters as their lengths add up to, {ends[-1]}, got {len(text)}")
+        names = cls(text[start:end] for start, end in zip(ends, ends[1:]))
+        if len(names) != len(lengths):
+            raise ValueError(f"saved names need to be distinct, got {len(names)} distinct ones of {len(lengths)}")
+        return names
+
+
+class NamedColumns:
+    """float64 columns (G,), each an attribute, with one row per name in `names`.
+
+    A subclass lists its columns, and the value of each for a name that is new.
+    """
+
+    columns: dict[str, float] = {}
+
+    def __init__(self) -> None:
+        self.names = Names()
+        for column in self.columns:
+            setattr(self, column, np.zeros(0))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, names: Sequence[str]) -> np.ndarray:
+        """The row numbers (N,) int64 of `names` (N,). A new name gets a row with the columns' first values."""
+        before = len(self.names)
+        rows = self.names.rows(names)
+        new = len(self.names) - before
+        if new:
+            for column, value in self.columns.items():
+                setattr(self, column, np.append(getattr(self, column), np.full(new, value)))
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything, exact to the bit after `load_state_dict`."""
+        return {**self.names.pack(), **{column: getattr(self, column).copy() for column in self.columns}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replaces the content by `state`.
+
+        Raises:
+            ValueError: this is no state of this class. Nothing is changed.
+        """
+        self._replace(*self._read(state))
+
+    def _read(self, state: dict[str, Any]) -> tuple[Names, dict[str, np.ndarray]]:
+        """The names and columns of a state."""
+        need_keys(self, state, {"names", "name_lengths", *self.columns})
+        names = Names.unpack(state)
+        columns = {column: np.array(state[column], np.float64) for column in self.columns}
+        shapes = {column: values.shape for column, values in columns.items()}
+        if {*shapes.values()} != {(len(names),)}:
+            raise ValueError(
+                f"{type(self).__name__} state needs one row for each of {len(names)} names, got shapes {shapes}"
+            )
+        return names, columns
+
+    def _replace(self, names: Names, columns: dict[str, np.ndarray]) -> None:
+        self.names = names
+        for column, values in columns.items():
+            setattr(self, column, values)
+
+
+def need_keys(owner: object, state: dict[str, Any], needs: set[str]) -> None:
+    """Raises ValueError unless the saved state of `owner` has these keys and no others."""
+    if set(state) != needs:
+        raise ValueError(f"{type(owner).__name__} state needs keys {sorted(needs)}, got {sorted(state)}")
+
+
+def listed(names: Collection[str], most: int = 8) -> str:
+    """Names for an error message. There may be a million, so only the first few are shown."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, islice(names, most))) + more

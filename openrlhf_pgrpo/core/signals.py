@@ -1,0 +1,203 @@
+"""What counts as the loss of a preference group in online training.
+
+The paper on group-robust optimisation (arXiv 2405.20304) trains offline, on losses that are comparable between groups.
+Online there are rewards, and the loss of a preference group is a choice. Two natural choices are traps
+(`examples/group_robust_signals.py` measures both):
+
+    the negative mean reward       compares zero points and units. The group whose rewards lie lowest takes all the
+                                   weight, however well it does.
+    the loss of the policy update  is -mean(A) on the policy's own samples. A is centred, so this is 0: no signal.
+
+A signal here says how far a preference group is from what *it* can have. It is a number in [0, 1] that does not change
+when all rewards of the group are shifted or scaled:
+
+    signal      L_g                                         what it needs
+    quantiles   regret between its own running quantiles    nothing (default)
+    bounds      regret between given bounds                 bounds of the mean reward, the option `bounds`
+    excess      1 / (1 + exp(gain over the reference))      a start from the policy that is the reference
+
+Axes: B samples, G preference groups.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openrlhf_pgrpo.core.estimator import RewardBatch
+from openrlhf_pgrpo.core.history import RewardHistory, varies
+from openrlhf_pgrpo.core.names import need_keys
+from openrlhf_pgrpo.core.options import check_options, option
+
+ENOUGH = 16  # rewards before quantiles mean something; P-GRPO's min_count has the same default
+Z = 1.2816  # standard deviations from the mean of a normal distribution to its tenth and ninetieth percentile
+
+
+@dataclass(frozen=True)
+class SignalOptions:
+    """What counts as the loss of a preference group.
+
+    Raises:
+        ValueError: bounds that are missing, not used, or the wrong way round; no reference.
+    """
+
+    signal: str = option(
+        "quantiles",
+        str,
+        "Loss of a preference group. quantiles (default): where its mean reward lies between low and high quantiles "
+        "of its own rewards so far, so neither their offset nor their scale counts; needs nothing. bounds: the same "
+        "between given bounds; best where they are known. excess: falls as its mean reward rises above the first ones "
+        "of the run.",
+        ("quantiles", "bounds", "excess"),
+    )
+    bounds: str | None = option(
+        None,
+        str,
+        "Worst and best mean reward that a preference group can have, for the signal bounds. JSON: [0, 1] for all "
+        'groups, or {"ana": [0, 1], "ben": [-5, 5]}. Default: none.',
+    )
+    reference_samples: int = option(
+        256,
+        int,
+        "Samples of each preference group at the start of training that stand for the reference policy, for the "
+        "signal excess. Default 256: their mean is known to a sixteenth of their standard deviation, if they answer "
+        "as many prompts.",
+    )
+
+    def __post_init__(self):
+        check_options(self, {"reference_samples": ("at least 2", self.reference_samples >= 2)})
+        if (self.bounds is None) == (self.signal == "bounds"):
+            raise ValueError(
+                f"bounds and the signal bounds need each other, got signal {self.signal!r} and bounds "
+                f"{self.bounds!r}: give both or neither"
+            )
+        if self.bounds is not None:
+            read_bounds(self.bounds)
+
+
+def read_bounds(text: str) -> dict[str, list[float]] | list[float]:
+    """The option `bounds` as numbers: [low, high] for all preference groups, or one pair per group.
+
+    Raises:
+        ValueError: it is neither, or low is not below high.
+    """
+    try:
+        found = json.loads(text)
+        pairs = found if isinstance(found, dict) else {"all": found}
+        wrong = {name: [low, high] for name, (low, high) in pairs.items() if not -np.inf < low < high < np.inf}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'bounds needs JSON, [low, high] or {{"group": [low, high]}}, got {text!r}') from error
+    if wrong:
+        raise ValueError(f"bounds needs finite low < high, got {wrong}")
+    return found
+
+
+class Signal:
+    """Losses of preference groups from the rewards of a step. `state_dict` puts what it remembers into checkpoints."""
+
+    def __init__(self, options: SignalOptions):
+        self.options = options
+
+    def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        """Losses (G,) of `batch.pref_group_names`, whose mean rewards are `means` (G,); NaN where not yet known.
+
+        May change the state, but not if it raises.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        need_keys(self, state, set())
+
+
+def regret(means: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(high - mean) / (high - low), clipped to [0, 1]; NaN unless low < high. All (G,)."""
+    gap = np.divide(high - means, high - low, out=np.full(len(means), np.nan), where=high > low)
+    return gap.clip(0, 1)
+
+
+class Bounds(Signal):
+    """L_g = (high_g - mean_g) / (high_g - low_g) between bounds that the user knows. No state."""
+
+    def __init__(self, options: SignalOptions):
+        super().__init__(options)
+        assert options.bounds is not None  # SignalOptions has checked it
+        self.bounds = read_bounds(options.bounds)
+
+    def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        names, bounds = batch.pref_group_names, self.bounds
+        pairs = [bounds[name] for name in names] if isinstance(bounds, dict) else bounds
+        low, high = np.broadcast_to(np.array(pairs, np.float64), (len(names), 2)).T
+        return regret(means, low, high)
+
+
+class Remembering(Signal):
+    """A signal whose state is a `RewardHistory`."""
+
+    def __init__(self, options: SignalOptions):
+        super().__init__(options)
+        self.history = RewardHistory()
+
+    def known(self, least: float) -> np.ndarray:
+        """Whether each preference group of the history (G,) has had `least` rewards, not all equal."""
+        h = self.history
+        return (h.count >= least) & varies(h.moments.std(), h.mean, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        need_keys(self, state, {"history"})
+        self.history.load_state_dict(state["history"])
+
+
+class Quantiles(Remembering):
+    """L_g = (high_g - mean_g) / (high_g - low_g) between running quantiles of all rewards that g has ever had.
+
+    low and high are the tenth and ninetieth percentile of a normal distribution with the running mean and standard
+    deviation of g. Empirical percentiles (of a reservoir, or the widest of recent windows) were worse in measurements:
+    their error stays, adds up in the weights, and can end in a collapse that no difference between the groups
+    explains. The error of running moments falls with every sample.
+
+    L_g is 1/2 where g does as well as on average so far, less while it learns, more while it unlearns. A group that
+    stands still while others learn gets the weight. Once the policy no longer moves, the history catches up, L_g
+    returns to 1/2, and weights stay as they are. Two groups that both stand still look alike, however much they could
+    have: only bounds can tell. L_g does not change under a positive affine change of g's rewards, and an outlier
+    shrinks the signal instead of reversing it.
+
+    State: the history, updated before it is used.
+    """
+
+    def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        history = self.history
+        groups = history.rows(batch.pref_group_names)
+        history.update(groups[batch.pref_group_codes], batch.rewards)
+        mean, reach = history.mean[groups], Z * history.moments.std()[groups]
+        return np.where(self.known(ENOUGH)[groups], regret(means, mean - reach, mean + reach), np.nan)
+
+
+class Excess(Remembering):
+    """L_g = 1 / (1 + exp((mean_g - m_g) / s_g)), with mean m_g and standard deviation s_g of g's first rewards.
+
+    They are recorded until g has had as many rewards as the option `reference_samples` says, not all equal, and then
+    stay: the reference policy is the one that the run starts from. 1/2 is where g began; less is better. An error of
+    m_g stays, too, so take many samples.
+
+    State: the history of the first rewards.
+    """
+
+    def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        history, least = self.history, self.options.reference_samples
+        groups = history.rows(batch.pref_group_names)
+        rows = groups[batch.pref_group_codes]
+        recording = ~self.known(least)[rows]
+        history.update(rows[recording], batch.rewards[recording])
+        mean, std = history.mean[groups], history.moments.std()[groups]
+        gain = np.divide(means - mean, std, out=np.full(len(means), np.nan), where=self.known(least)[groups])
+        return 0.5 - 0.5 * np.tanh(gain / 2)  # the logistic function, without overflow
+
+
+SIGNALS = {"quantiles": Quantiles, "bounds": Bounds, "excess": Excess}

@@ -1,0 +1,35 @@
+"""On which device a run trains: chosen once, by the driver, and told to every process through the environment."""
+
+import os
+
+from openrlhf_pgrpo.host.cpu import launch
+from openrlhf_pgrpo.host.hooks import DEVICE
+from openrlhf_pgrpo.host.versions import SeamError
+
+
+def choose(asked: str) -> str:
+    """`gpu` or `cpu` for what `--pgrpo.device` says.
+
+    Raises:
+        SeamError: a GPU was asked for and there is neither one here nor a cluster to ask.
+    """
+    import torch
+
+    # A driver without a GPU may well steer a cluster with GPUs.
+    reachable = torch.cuda.is_available() or "RAY_ADDRESS" in os.environ
+    if asked == "gpu" and not reachable:
+        raise SeamError(
+            "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the "
+            "flag out to run on the CPU"
+        )
+    return ("gpu" if reachable else "cpu") if asked == "auto" else asked
+
+
+def is_cpu() -> bool:
+    """Whether the device chosen in this process is the CPU."""
+    return os.environ[DEVICE] == "cpu"
+
+
+def environment() -> dict[str, str]:
+    """The environment variables that every process of a run needs, for the device chosen in this process."""
+    return {DEVICE: os.environ[DEVICE], **(launch.environment() if is_cpu() else {})}

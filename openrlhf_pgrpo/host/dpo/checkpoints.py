@@ -1,0 +1,38 @@
+"""The state of group-robust training in the checkpoints of the host's preference trainer: exact, under one key.
+
+The host saves whatever its trainer hands over. Of what it finds on loading, its script keeps the number of consumed
+samples alone, before there is a trainer. So the rest is remembered on the strategy, for the trainer to take.
+"""
+
+import wrapt
+
+from openrlhf_pgrpo.host import resume, whole_checkpoints
+
+OTHERWISE = "start anew without --ckpt.load_enable"
+
+
+def install(module) -> None:
+    """Makes `DeepspeedStrategy.load_ckpt` remember, in `client_states`, what a checkpoint holds besides the model."""
+
+    def load(wrapped, strategy, args, kwargs):
+        path, states = wrapped(*args, **kwargs)
+        if path is not None:
+            strategy.client_states = states
+        return path, states
+
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
+    whole_checkpoints.install(module)
+
+
+def saved_state(strategy, settings: dict) -> dict | None:
+    """What the checkpoint that this run resumed holds for us; None if none was resumed.
+
+    Raises:
+        ValueError: it holds nothing for us, or a state of another schema or made under other settings.
+    """
+    if not hasattr(strategy, "client_states"):
+        return None
+    state = strategy.client_states.get(resume.KEY)
+    resume.check_schema(state, "group-robust weights", OTHERWISE)
+    resume.check_settings(state["settings"], settings, OTHERWISE)
+    return state

@@ -1,0 +1,91 @@
+"""Our flags on the parser of the host's preference trainer, and what they refuse."""
+
+import argparse
+
+from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.host import flags
+
+# The others are for samples drawn online: pairs are drawn from all data, and the paper clips no weight.
+USED = ("eta", "chi", "mu")
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    """Adds `--robust.*` and the flags of all trainers to the host's parser."""
+    group = parser.add_argument_group("group-robust preference optimisation (openrlhf_pgrpo)")
+    flags.add_device(group, "Where training runs.")
+    _add_robust_flags(group)
+
+
+def _add_robust_flags(group) -> None:
+    flags.add_metrics_path(group)
+    group.add_argument(
+        f"--{flags.PREF_GROUP_KEY}",
+        default=None,
+        help="Dataset column that names the preference group of a pair. Without it the host trains as ever.",
+    )
+    flags.add_options(group, "robust", RobustOptions, USED)
+    group.add_argument(
+        "--robust.weights",
+        choices=("exact", "previous"),
+        default="exact",
+        help="Which weights a step uses. exact (default): those updated by its own losses, as in Algorithm 1; with "
+        "several micro batches a step, all of them are first seen without gradient, which costs about one forward "
+        "pass. previous: those of the step before, at no cost.",
+    )
+    group.add_argument(
+        "--robust.save_best",
+        action="store_true",
+        help="Keep a checkpoint, best_global_stepN in --ckpt.path, of the lowest loss that the worst preference group "
+        "had in an evaluation.",
+    )
+    group.add_argument(
+        "--robust.patience",
+        type=int,
+        default=0,
+        help="Evaluations without a lower loss of the worst preference group until --robust.plateau happens. "
+        "Default 0: never. The paper's code takes 4.",
+    )
+    group.add_argument(
+        "--robust.plateau",
+        choices=("stop", "reduce_lr"),
+        default="stop",
+        help="What happens then. stop (default): training ends. reduce_lr: the learning rate falls to a tenth and eta "
+        "to a half, as in the paper's code, and training ends once the rate is below 1e-8.",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Validates our flags in the flat namespace of the host's parser.
+
+    Raises:
+        ValueError: needs, got, do.
+    """
+    flat = vars(args)
+    flags.read_options(RobustOptions, "robust", flat, USED)
+    if flat["robust.patience"] < 0:
+        raise ValueError(f"--robust.patience needs a number of evaluations >= 0, got {flat['robust.patience']}")
+    for name in ("save_best", "patience"):
+        if flat[f"robust.{name}"] and not flat["eval.dataset"]:
+            raise ValueError(f"--robust.{name} needs --eval.dataset, got none: name pairs to evaluate on")
+    if flat[flags.PREF_GROUP_KEY] is None and (given := flags.set_flags(_add_robust_flags, flat)):
+        raise ValueError(
+            f"--{', --'.join(given)} needs --{flags.PREF_GROUP_KEY}, got none: name the column of preference groups"
+        )
+
+
+def robust_options(args) -> RobustOptions:
+    """How weights move, as the nested host arguments say."""
+    return flags.read_options(RobustOptions, "robust", flags.flatten(args), USED)
+
+
+def method(args) -> str:
+    """What this training is called in logs: GR-DPO, IS-IPO, ..."""
+    return ("IS" if args.robust.chi == 0 else "GR") + ("-IPO" if args.model.ipo_enable else "-DPO")
+
+
+def settings(args) -> dict:
+    """Everything that gives the weights their meaning, for the check at resume."""
+    names = ["data.pref_group_key", "robust.weights", *(f"robust.{name}" for name in USED)]
+    names += ["model.ipo_enable", "model.beta", "model.label_smoothing"]
+    flat = flags.flatten(args)
+    return {name: flat[name] for name in names}

@@ -1,0 +1,76 @@
+"""How we get into a host that has no plug-in mechanism. Light: it runs in every Ray worker and imports nothing heavy.
+
+The host trains in Ray actors that import it afresh, so a patch made in the driver alone is silently lost there.
+Instead, every process registers post-import hooks (wrapt) on the modules that *define* what we replace: the driver in
+`Door.activate`, before it imports the host, and every Ray worker in `ppo.worker.setup`, which Ray calls first. A hook
+checks the shape of its seam and then hands over to one short file of the door's folder.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from typing import NamedTuple
+
+import wrapt
+
+from openrlhf_pgrpo.host.cpu import patches
+from openrlhf_pgrpo.host.versions import HOST_VERSIONS, SeamError
+
+DEVICE = "OPENRLHF_PGRPO_DEVICE"  # environment variable: gpu or cpu, chosen once by the driver
+
+
+class Seam(NamedTuple):
+    """One place of the host that we replace: the functions it must have, with parameters, and who replaces them."""
+
+    contract: dict[str, tuple[str, ...]]
+    install: str  # "package.module:function", called with the host's module
+
+
+def register(seams: dict[str, Seam]) -> None:
+    """Registers the hooks of this process; `seams` are by the host's module. A second call changes nothing.
+
+    Raises:
+        SeamError: one of these modules was imported before.
+    """
+    if register.done:
+        return
+    hooks = [(name, _hook(seam)) for name, seam in seams.items()]
+    if os.environ[DEVICE] == "cpu":
+        hooks += patches.PATCHES.items()
+    for name, _ in hooks:
+        # The package itself may be there: `python -m` imports the parents of the host's script before it runs it.
+        if name.startswith("openrlhf.") and name in sys.modules:
+            raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
+    for name, hook in hooks:
+        wrapt.register_post_import_hook(hook, name)
+    register.done = True
+
+
+register.done = False
+
+
+def _hook(seam: Seam):
+    def check_and_install(module) -> None:
+        for path, expected in seam.contract.items():
+            check_contract(module, path, expected)
+        where, function = seam.install.split(":")
+        getattr(importlib.import_module(where), function)(module)
+
+    return check_and_install
+
+
+def check_contract(module, path: str, expected: tuple[str, ...]) -> None:
+    """Raises SeamError unless `path` in `module` is a function with the parameters `expected`, by name and order."""
+    found = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    parameters = tuple(inspect.signature(found).parameters) if callable(found) else None
+    if parameters and parameters[-1] == "_ray_trace_ctx":  # ray.remote adds it to all methods of a class, in place
+        parameters = parameters[:-1]
+    if parameters != expected:
+        raise SeamError(
+            f"openrlhf_pgrpo needs {module.__name__}.{path}({', '.join(expected)}), found "
+            f"{'nothing callable' if parameters is None else '(' + ', '.join(parameters) + ')'}: install one of the "
+            f"hosts it was tested with, openrlhf {', '.join(HOST_VERSIONS)}"
+        )

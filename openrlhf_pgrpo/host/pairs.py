@@ -1,0 +1,127 @@
+"""What the trainers on pairs share: whole optimizer steps, and sums over all pairs of a step or an evaluation.
+
+It runs in every DeepSpeed rank.
+
+Axes: B pairs, G preference groups or users, k those of them that were seen.
+"""
+
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed
+
+
+class Seen(NamedTuple):
+    """Rows (k,) of the preference groups that were seen, their number of pairs (k,), mean loss and accuracy (k,)."""
+
+    rows: np.ndarray
+    pairs: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+
+class Tally:
+    """Pairs, losses and right preferences (3, G) float64, summed per preference group, or per user.
+
+    Args:
+        ranks: the process group whose ranks are summed over.
+    """
+
+    def __init__(self, size: int, device, ranks):
+        self.sums = torch.zeros(3, size, dtype=torch.float64, device=device)
+        self.ranks = ranks
+
+    def add(self, rows, losses, right) -> None:
+        """Adds pairs of the preference groups `rows` (B,)."""
+        columns = torch.stack([torch.ones_like(losses), losses, right.to(losses.dtype)])
+        self.sums.index_add_(1, rows, columns.detach().double())
+
+    def take(self) -> Seen:
+        """Sums over all ranks, then starts from zero. Every rank calls it and gets the same."""
+        distributed.all_reduce(self.sums, group=self.ranks)
+        pairs, *sums = self.sums.cpu().numpy().copy()
+        self.sums.zero_()
+        rows = np.flatnonzero(pairs)
+        return Seen(rows, pairs[rows], *(np.array(sums)[:, rows] / pairs[rows]))
+
+
+class Evaluation(Tally):
+    """The tally of an evaluation. A pair counts once.
+
+    Attributes:
+        running: whether an evaluation is running in this process.
+    """
+
+    running = False
+
+    @contextmanager
+    def over(self, loader):
+        """Runs an evaluation on the pairs of `loader`."""
+        sampler = loader.sampler
+        # Only the pairs of this rank: the sampler repeats first pairs, so that all ranks have equally many.
+        self.left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+        self.running = True
+        yield
+        self.running = False
+
+    def add(self, rows, losses, right) -> None:
+        own = slice(self.left)
+        super().add(rows[own], losses[own], right[own])
+        self.left -= len(losses[own])
+
+    def take_finite(self, names, what: str, step: int) -> tuple[Seen, int]:
+        """What was seen, and the place (of k) of the highest loss.
+
+        Args:
+            names: (G,) of the preference groups. what: what they are, for the error.
+
+        Raises:
+            ValueError: a loss is not finite.
+        """
+        seen = self.take()
+        worst = int(np.argmax(seen.loss))  # the first that is not a number, if there is one
+        if not np.isfinite(seen.loss[worst]):
+            raise ValueError(
+                f"evaluation needs finite losses, got {seen.loss[worst]} for {what} {names[seen.rows[worst]]!r} at "
+                f"step {step}: resume from an earlier checkpoint with a lower --adam.lr"
+            )
+        return seen, worst
+
+
+class WholeSteps:
+    """A loader of the host that yields the micro batches of whole optimizer steps only, and ends when `ended()`.
+
+    The host would carry the rest of an epoch over to the next one, where its resume does not find it, and the size of
+    that rest depends on the size of a micro batch.
+
+    Args:
+        before_step: called with all micro batches of a step before the first of them is yielded.
+    """
+
+    def __init__(self, loader, micro_batches: int, before_step=lambda step: None, ended=lambda: False):
+        self.loader, self.micro_batches, self.before_step, self.ended = loader, micro_batches, before_step, ended
+        self.sampler = loader.sampler
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.micro_batches * self.micro_batches
+
+    def __iter__(self):
+        batches = iter(self.loader)
+        for _ in range(len(self) // self.micro_batches):
+            if self.ended():
+                return
+            step = list(islice(batches, self.micro_batches))
+            self.before_step(step)
+            yield from step
+
+
+def log_evaluation(trainer, values: dict[str, float], step: int) -> None:
+    """Writes numbers of an evaluation where the host's trainer writes its own: to W&B, or else to TensorBoard."""
+    if trainer._wandb is not None:
+        trainer._wandb.log({f"eval/{name}": value for name, value in {**values, "global_step": step}.items()})
+    elif trainer._tensorboard is not None:
+        for name, value in values.items():
+            trainer._tensorboard.add_scalar(f"eval/{name}", value, step)

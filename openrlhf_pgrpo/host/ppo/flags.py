@@ -1,0 +1,165 @@
+"""Our flags on the parser of the host's PPO script, and what they refuse."""
+
+import argparse
+import os
+
+from openrlhf_pgrpo.core.estimator import advantage_estimators, make_advantage_estimator, namespace_of, option_classes
+from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.core.signals import SignalOptions
+from openrlhf_pgrpo.host import flags
+from openrlhf_pgrpo.host.ppo.estimators import ROBUST_ESTIMATORS
+from openrlhf_pgrpo.host.user_flags import add_user_flags, set_user_flags
+from openrlhf_pgrpo.models.users import ERROR, MEAN
+
+ESTIMATOR = "algo.advantage.estimator"
+ROBUST = "robust.estimator"  # no flag: where the name of a robust estimator goes when its base takes its place
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    """Adds our flags, and the names of registered estimators, to the host's parser.
+
+    Raises:
+        ValueError: an estimator has a name that is in use, or options that cannot be flags.
+    """
+    action = parser._option_string_actions[f"--{ESTIMATOR}"]
+    taken = sorted({*action.choices, *ROBUST_ESTIMATORS} & set(advantage_estimators()))
+    if taken:
+        raise ValueError(f"a registered estimator needs a name that is not in use, got {', '.join(taken)}")
+    bases = [*action.choices, *advantage_estimators()]
+    action.choices = [*bases, *ROBUST_ESTIMATORS]
+    action.help += " Of openrlhf_pgrpo: " + ", ".join([*advantage_estimators(), *ROBUST_ESTIMATORS]) + "."
+    parser.add_argument(
+        "--advantage_estimator",
+        dest=ESTIMATOR,
+        choices=action.choices,
+        default=argparse.SUPPRESS,
+        help=f"Short for --{ESTIMATOR}.",
+    )
+    _add_pref_group_flags(parser.add_argument_group("preference groups (openrlhf_pgrpo)"))
+    _add_robust_flags(parser, bases)
+    for namespace in option_classes():
+        if any(name.startswith(f"--{namespace}.") for name in parser._option_string_actions) and namespace != "pgrpo":
+            raise ValueError(f"an estimator with options needs a name that begins no flag, got {namespace}: rename it")
+        _add_estimator_options(parser, namespace)
+    add_user_flags(parser.add_argument_group("factorized reward model (openrlhf_pgrpo)"))
+
+
+def _add_pref_group_flags(group) -> None:
+    group.add_argument(
+        f"--{flags.PREF_GROUP_KEY}",
+        default=None,
+        help="Dataset column, or key of a struct label, that names the preference group of a prompt. With an "
+        "estimator of the host it only adds logging per preference group.",
+    )
+    group.add_argument(
+        f"--{flags.USER_KEY}", default=None, help="Dataset column, or key of a struct label, that names the user."
+    )
+    group.add_argument(
+        "--pgrpo.fresh_history",
+        action="store_true",
+        help="Resume model and optimizer but start with an empty reward history and, if robust, equal weights.",
+    )
+    flags.add_device(group, "Where the whole stack runs.", " and RAY_ADDRESS names no cluster")
+    flags.add_plugin(group)
+    flags.add_metrics_path(group)
+
+
+def _add_robust_flags(parser, bases: list[str]) -> None:
+    group = parser.add_argument_group("group-robust training (openrlhf_pgrpo)")
+    defaults = ", ".join(f"{base} for {name}" for name, base in ROBUST_ESTIMATORS.items())
+    group.add_argument(
+        "--robust.base",
+        choices=bases,
+        default=None,
+        help=f"The estimator whose final advantages are weighted by preference group. Default: {defaults}.",
+    )
+    for options in (RobustOptions, SignalOptions):
+        flags.add_options(group, "robust", options)
+    parser.set_defaults(**{ROBUST: None})
+
+
+def _add_estimator_options(parser, namespace: str) -> None:
+    group = parser.add_argument_group(f"options of the estimator {namespace} (openrlhf_pgrpo)")
+    flags.add_options(group, namespace, option_classes()[namespace])
+
+
+def check(args: argparse.Namespace) -> None:
+    """Validates our flags in the flat namespace of the host's parser; makes paths absolute.
+
+    The base of a robust estimator takes its place, so that critic, samples per prompt, discount and whitening are
+    those of the base, by the host's own code.
+
+    Raises:
+        ValueError: needs, got, do.
+    """
+    flat = vars(args)
+    _check_robust(flat)
+    _check_estimator(flat)
+    _check_reward_model(flat)
+    plugin = flat[flags.PLUGIN]
+    if plugin is not None and plugin.endswith(".py"):
+        flat[flags.PLUGIN] = os.path.abspath(plugin)
+
+
+def _check_robust(flat: dict) -> None:
+    name = flat[ESTIMATOR]
+    if name not in ROBUST_ESTIMATORS:
+        found = flags.set_flags(lambda parser: _add_robust_flags(parser, []), flat)
+        given = [flag for flag in found if flag != ROBUST]
+        if given:
+            raise ValueError(
+                f"--{', --'.join(given)} needs --advantage_estimator {' or '.join(ROBUST_ESTIMATORS)}, got {name}: "
+                "choose one of them or leave the flags out"
+            )
+        return
+    _need_pref_groups(name, flat)
+    flags.read_options(RobustOptions, "robust", flat)
+    flags.read_options(SignalOptions, "robust", flat)
+    flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
+
+
+def _check_estimator(flat: dict) -> None:
+    name = flat[ESTIMATOR]
+    chosen = {space: flags.read_options(options, space, flat) for space, options in option_classes().items()}
+    if name in advantage_estimators():
+        namespace = namespace_of(advantage_estimators()[name].options_class)
+        estimator = make_advantage_estimator(name, chosen.get(namespace))
+        if estimator.uses_pref_groups:
+            _need_pref_groups(name, flat)
+        n, needed = flat["rollout.n_samples_per_prompt"], estimator.min_samples_per_prompt
+        if n < needed:
+            raise ValueError(
+                f"{name} with these options needs --rollout.n_samples_per_prompt >= {needed}, got {n}: raise it, or "
+                "take a baseline that needs fewer samples of a prompt"
+            )
+
+
+def _need_pref_groups(name: str, flat: dict) -> None:
+    if flat[flags.PREF_GROUP_KEY] is None:
+        raise ValueError(
+            f"{name} needs --{flags.PREF_GROUP_KEY}, got none: name the dataset column of preference groups"
+        )
+
+
+def _check_reward_model(flat: dict) -> None:
+    from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers: not before the host is ready for it
+
+    local = not (flat["reward.remote_url"] or flat["train.agent_func_path"])
+    folder = factorized_folder(flat["reward.model_name_or_path"]) if local else None
+    if folder is None:
+        if given := set_user_flags(flat):
+            raise ValueError(
+                f"--{', --'.join(given)} needs a factorized reward model in --reward.model_name_or_path, got none: "
+                "name one, or give the flags to the server that has it"
+            )
+        return
+    if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
+        raise ValueError(
+            f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "
+            f"pass --reward.unknown_user {MEAN} for the average user"
+        )
+    if flat[ESTIMATOR] == "gae" and flat["critic.model_name_or_path"] is None:
+        raise ValueError(
+            f"a critic cannot start from the base rewards of {folder.name}: name another model with "
+            "--critic.model_name_or_path, or use an estimator without critic"
+        )

@@ -1,0 +1,60 @@
+"""How Ray is started for us: its workers run our hook, and a machine without a GPU has logical ones. In the driver."""
+
+import os
+from pathlib import Path
+
+import wrapt
+
+from openrlhf_pgrpo.host import device
+from openrlhf_pgrpo.host.cpu import launch
+from openrlhf_pgrpo.host.ppo import last_words, worker
+from openrlhf_pgrpo.host.versions import SeamError
+
+
+def worker_environment() -> dict:
+    """The `runtime_env` that makes a Ray worker ready for us, on the device chosen in this process."""
+    return {
+        "worker_process_setup_hook": f"{worker.__name__}.{worker.setup.__name__}",
+        "env_vars": device.environment(),
+    }
+
+
+def own_ray() -> dict:
+    """How `ray.init` starts an instance of our own, which a CPU needs for its logical GPUs; empty where it must not.
+
+    Without the address, Ray would join whatever cluster it finds running on this machine.
+    """
+    if device.is_cpu() and "RAY_ADDRESS" not in os.environ:
+        return {"address": "local", "include_dashboard": False}
+    return {}
+
+
+def prepare(args) -> None:
+    """Adds our hook to the host's own `ray.init`, on a CPU the logical GPUs, and last words; nested host arguments.
+
+    Raises:
+        SeamError: Ray runs already; or, from `ray.init`, its worker hook is in use.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise SeamError("openrlhf_pgrpo needs to start Ray, got a running one: call prepare before ray.init")
+    ours = worker_environment()
+    hook = ours["worker_process_setup_hook"]
+
+    def init(wrapped, _instance, positional, kwargs):
+        runtime_env = dict(kwargs.pop("runtime_env", None) or {})
+        if runtime_env.setdefault("worker_process_setup_hook", hook) != hook:
+            raise SeamError(
+                f"openrlhf_pgrpo needs Ray's worker_process_setup_hook, got one in use, "
+                f"{runtime_env['worker_process_setup_hook']!r}: call {hook} from it instead"
+            )
+        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **ours["env_vars"]}
+        if own := own_ray():
+            resources = {"num_gpus": launch.logical_gpus(args), "num_cpus": launch.logical_cpus(args)}
+            kwargs = {**own, **resources, **kwargs}
+        context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
+        last_words.install(Path(args.ckpt.path))
+        return context
+
+    wrapt.wrap_function_wrapper(ray, "init", init)

@@ -1,0 +1,106 @@
+"""How a plain backbone becomes a factorized reward model in training. It runs in every DeepSpeed rank.
+
+The host builds the model before it reads the data, but the table of users is as large as the data say. So a new model
+begins with a table of one row. It gets its real table when the host asks for the parameters to train, which is after
+`rm.data` has found the users.
+"""
+
+import importlib
+import inspect
+
+import torch
+import wrapt
+from peft import PeftModel
+
+from openrlhf_pgrpo.host import reward_factory
+from openrlhf_pgrpo.host.reward_factory import NewModel
+from openrlhf_pgrpo.host.user_rewards import factorized_folder
+
+
+def install(module) -> None:
+    """Makes the host build factorized reward models, and keep the head of one that is trained already."""
+
+    def build(wrapped, _instance, args, kwargs):
+        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        if call.get("init_value_head") and factorized_folder(call["model_name_or_path"]) is not None:
+            kwargs = {**kwargs, "init_value_head": False}
+        return wrapped(*args, **kwargs)
+
+    reward_factory.install(module)
+    wrapt.wrap_function_wrapper(module, "get_llm_for_sequence_regression", build)
+
+
+def prepare(args) -> None:
+    """Tells the host's factory what a plain backbone becomes; nested arguments of the host's script.
+
+    Raises:
+        ValueError: the model to start from is a factorized one that does not fit the flags.
+    """
+    options, folder = args.reward, factorized_folder(args.model.model_name_or_path)
+    new = None
+    if folder is not None:
+        _check_start(args, folder)
+    elif options.factors is not None:
+        new = NewModel(options.factors, options.pooling or "last")
+    reward_factory.install(importlib.import_module("openrlhf.models.model"), new)
+
+
+def _check_start(args, folder) -> None:
+    start, there = args.model.model_name_or_path, folder.config.base_reward_pooling
+    if args.reward.factors is None:
+        raise ValueError(
+            f"--model.model_name_or_path {start} is a factorized reward model and needs --reward.factors and "
+            "--data.user_key, got none: add them, or name a plain model"
+        )
+    for flag, got, needed in (
+        ("reward.factors", args.reward.factors, folder.config.base_rewards),
+        ("reward.pooling", args.reward.pooling or there, there),
+        ("ds.value_head_prefix", args.ds.value_head_prefix, folder.head_name),
+    ):
+        if got != needed:
+            raise ValueError(
+                f"--{flag} needs to be {needed}, as in {start}, got {got}: change the flag, or name another model"
+            )
+
+
+def trained_parameters(strategy, get, model, **kwargs):
+    """What the host's `_get_model_parameters`, `get`, gives, with the users' table in a group of its own.
+
+    Head and table train even where adapters have frozen the rest.
+    """
+    plain = without_adapters(model)
+    if factorized_folder(strategy.args.model.model_name_or_path) is None:
+        _add_table(plain, len(strategy.reward_users), strategy.args.train.seed)
+    head, table = (parameter.requires_grad_(True) for parameter in own_parameters(plain))
+    if strategy.args.ds.zero_stage == 3:
+        # ZeRO-3 needs one dtype for all that trains, and adapters are born in another.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(head.dtype)
+    model, groups = get(model, **kwargs)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter is not table]
+    groups.append({"params": [table], "lr": strategy.args.reward.coefficients_lr, "weight_decay": 0.0})
+    return model, groups
+
+
+def _add_table(model, users: int, seed: int) -> None:
+    """Gives a new model the coefficients (U, D) of its users, the same on every rank.
+
+    They begin short, so that data soon turn every user around: at a length of 1 the head adapts to users as they were
+    drawn, and some stay on the wrong side for epochs.
+    """
+    head, factors = getattr(model, model.value_head_prefix).weight, model.config.base_rewards
+    drawn = torch.randn(users, factors, generator=torch.Generator().manual_seed(seed))
+    model.coefficients = torch.nn.Parameter((0.1 * factors**-0.5 * drawn).to(head.device, head.dtype))
+    model.config.base_reward_users = users
+
+
+def own_parameters(model) -> list[torch.nn.Parameter]:
+    """Head and coefficients of a factorized reward model without adapters."""
+    return [getattr(model, model.value_head_prefix).weight, model.coefficients]
+
+
+def without_adapters(model):
+    """The model inside its adapters, if it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,121 @@
+"""The profile of a user: coefficients, their uncertainty and the answers they follow from, as a JSON file.
+
+Axes: D base rewards.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, posterior
+from openrlhf_pgrpo.files import write_whole
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a user to a pair: the pair's name, which the caller chooses, its features (D,), the preference."""
+
+    pair: str
+    features: tuple[float, ...]
+    preference: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that is kept of a user who was asked. `load` gives back what `save` wrote, bit for bit.
+
+    fingerprint belongs to the model whose base rewards the features are made of; coefficients mean nothing under
+    another model. Features are saved so that the user can be fitted again under a better prior, without the pairs.
+    """
+
+    user: str
+    fingerprint: str
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    answers: tuple[Answer, ...]
+
+    @classmethod
+    def of(cls, user: str, fingerprint: str, answers: Sequence[Answer], prior: Prior) -> "Profile":
+        """The profile that follows from the answers.
+
+        Raises:
+            ValueError: as `posterior`.
+        """
+        features = np.array([answer.features for answer in answers]).reshape(-1, len(prior.mean))
+        fitted = posterior(features, np.array([answer.preference for answer in answers]), prior)
+        return cls(user, fingerprint, *fitted, tuple(answers))
+
+    @property
+    def posterior(self) -> Posterior:
+        return Posterior(self.coefficients, self.covariance)
+
+    def save(self, path: Path) -> None:
+        """Writes the file; when this returns, it is on the disk."""
+        content = {
+            "user": self.user,
+            "fingerprint": self.fingerprint,
+            "coefficients": self.coefficients.tolist(),
+            "covariance": self.covariance.tolist(),
+            "answers": [asdict(answer) for answer in self.answers],
+        }
+        write_whole(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> "Profile":
+        """The profile in a file, made for the model with that fingerprint.
+
+        Raises:
+            ValueError: the file is truncated, no profile, or made for another model.
+            OSError: the file cannot be read.
+        """
+        path = Path(path)
+        try:
+            profile = cls._from(json.loads(path.read_bytes()))
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path} needs to be a whole profile, got {error}: restore it or ask again") from error
+        if profile.fingerprint != fingerprint:
+            raise ValueError(
+                f"{path} needs to be a profile for the model {fingerprint}, got one for {profile.fingerprint}: "
+                "coefficients mean nothing under another model; ask again, or use that one"
+            )
+        return profile
+
+    @classmethod
+    def _from(cls, content: Any) -> "Profile":
+        content = _record(content, "a profile", ("user", "fingerprint", "coefficients", "covariance", "answers"))
+        for key, kind in (("user", str), ("fingerprint", str), ("answers", list)):
+            if not isinstance(content[key], kind):
+                raise ValueError(f"{content[key]!r} as {key}")
+        fitted = Posterior(_numbers(content["coefficients"]), _numbers(content["covariance"]))
+        mean_and_root(fitted)
+        answers = []
+        for number, row in enumerate(content["answers"]):
+            row = _record(row, f"answer {number}", ("pair", "features", "preference"))
+            if not isinstance(row["pair"], str):
+                raise ValueError(f"{row['pair']!r} as pair of answer {number}")
+            features, preference = _numbers(row["features"]), _numbers(row["preference"])
+            if preference.shape:
+                raise ValueError(f"{row['preference']!r} as preference of answer {number}")
+            if features.shape != fitted.mean.shape or not 0 <= preference <= 1:
+                raise ValueError(f"features of shape {features.shape} and preference {preference} as answer {number}")
+            answers.append(Answer(row["pair"], tuple(features.tolist()), float(preference)))
+        return cls(content["user"], content["fingerprint"], *fitted, tuple(answers))
+
+
+def _record(content: Any, name: str, keys: tuple[str, ...]) -> dict:
+    if not isinstance(content, dict) or set(content) != set(keys):
+        found = f"the keys {sorted(content)}" if isinstance(content, dict) else f"{type(content).__name__}"
+        raise ValueError(f"{found} for {name}, which has {', '.join(keys)}")
+    return content
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """An array of a number, or of nested lists of numbers, from JSON."""
+    array = np.array(values)
+    if array.dtype.kind not in "if" or not np.isfinite(array).all():
+        raise ValueError(f"{str(values)[:80]} instead of finite numbers")
+    return array.astype(np.float64)

@@ -1,0 +1,98 @@
+"""Whose coefficients? The one place that knows trained users, new users with a profile, and the average user.
+
+Axes: U users, D base rewards, B names that are looked up.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openrlhf_pgrpo.models.profiles import Profile
+
+if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
+    from openrlhf_pgrpo.models.folder import Folder
+
+ASK = "ask them with openrlhf-pgrpo elicit and give their profile with --profile"
+ERROR, MEAN = "error", "mean"  # for an unknown user: an error, or the average user
+
+
+class Users:
+    """The trained users of a model, and new users by their profiles.
+
+    Args:
+        profiles: files, or folders of them (*.json).
+        remedies: what the error about an unknown user says to do.
+
+    Attributes:
+        names: (U,) the trained users in the order of rows, then the new ones. coefficients: (U, D).
+        average: (D,) mean of the trained users. profiles: those of the new users.
+
+    Raises:
+        ValueError: a profile that is broken, for another model, or of a user who is known already.
+        OSError: a profile cannot be read.
+    """
+
+    def __init__(self, model: "Folder", profiles: Iterable[Path] = (), remedies: str = ASK):
+        self.model, self.remedies = model, remedies
+        self.profiles: list[Profile] = []
+        rows = {user: row for row, user in enumerate(model.users)}
+        for path in (file for given in profiles for file in _files(given)):
+            profile = Profile.load(path, model.fingerprint)
+            if profile.user in rows:
+                raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
+            rows[profile.user] = len(rows)
+            self.profiles.append(profile)
+        self._rows = rows
+        self.coefficients = np.vstack([model.coefficients, *(profile.coefficients for profile in self.profiles)])
+        self.average = model.coefficients.mean(0)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._rows
+
+    def of(self, users: Sequence[str | None], unknown: str = ERROR, subject: str = "every sample") -> np.ndarray:
+        """The coefficients (B, D) of users (B,). None is an unknown user.
+
+        Raises:
+            ValueError: an unknown user, unless `unknown` is MEAN. The message begins with `subject`.
+        """
+        if unknown == ERROR:
+            self.check(users, subject)
+        rows = [None if user is None else self._rows.get(user) for user in users]
+        return np.array([self.average if row is None else self.coefficients[row] for row in rows])
+
+    def check(self, users: Sequence[str | None], subject: str) -> None:
+        """Raises the ValueError of `of` if one of the users is unknown."""
+        if lost := [user for user in users if user not in self]:
+            count = f" ({len(lost)} of {len(users)} samples)" if len(users) > 1 else ""
+            raise ValueError(
+                f"{subject} needs one of the {len(self)} users of {self.model.name} and its profiles, got "
+                f"{lost[0]!r}{count}: {self.remedies}"
+            )
+
+
+def coefficients_for(
+    model: "Folder", user: str | None, profile: Path | None, unknown: str = ERROR, remedies: str = ASK
+) -> np.ndarray:
+    """The coefficients (D,) in the file of a profile, else of a trained user.
+
+    Raises:
+        ValueError: an unknown user, unless `unknown` is MEAN; or as `Profile.load`.
+        OSError: the profile cannot be read.
+    """
+    if profile is not None:
+        return Profile.load(profile, model.fingerprint).coefficients
+    return Users(model, remedies=remedies).of([user], unknown, "--user")[0]
+
+
+def _files(path: Path) -> list[Path]:
+    path = Path(path)
+    return sorted(path.glob("*.json")) if path.is_dir() else [path]

@@ -1,0 +1,160 @@
+"""Makes preference groups by clustering the users' coefficients; a policy is then trained on them with P-GRPO.
+
+The model is a mixture of normal distributions with one covariance (scikit-learn): preference groups differ in what
+they want, and people within each of them vary alike. The number of groups is the one with the lowest Bayesian
+information criterion (BIC). Unlike a silhouette, BIC can also choose a single group. For a new user, the chance of
+each preference group follows from the answers, with the group's distribution as prior.
+
+Axes: U users, D base rewards, G preference groups.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from openrlhf_pgrpo.core.posterior import Prior, log_evidence
+from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
+from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.profiles import Answer
+from openrlhf_pgrpo.models.users import Users
+
+MOST_GROUPS = 10
+USERS_PER_GROUP = 5  # at least, on average, where BIC chooses the number
+STARTS = 10
+
+
+def group_users(
+    model: str,
+    data: Path,
+    output: Path,
+    groups: int | None = None,
+    user_key: str = "user",
+    pref_group_key: str = "pref_group",
+    profiles: Sequence[Path] = (),
+) -> list[str]:
+    """Writes the data with the preference group of each row's user; returns the lines to print.
+
+    Args:
+        model: folder or hub name. groups: G; None chooses it by BIC. profiles: files of new users in the data.
+
+    Raises:
+        ValueError: arguments or files that do not fit.
+        OSError: a file cannot be read or written.
+    """
+    check_folder(output, "--output")
+    rows, folder = read_rows(data, {user_key: str}), Folder(model)
+    users = Users(folder, profiles)
+    found = cluster(folder.coefficients, groups)
+    for number, row in rows:
+        users.check([row[user_key]], f"line {number} of {data}")
+    new_users = {profile.user: found.of_answers(profile.answers) for profile in users.profiles}
+    chances = dict(zip(folder.users, found.of_users)) | new_users
+    write_rows(output, assign(rows, chances, found.names, user_key, pref_group_key))
+    lines = describe_choice(found) if groups is None else []
+    lines += [f"{name}: {share:.1%} of {len(folder.users)} users" for name, share in zip(found.names, found.shares)]
+    for user, chance in new_users.items():
+        best = chance.argmax()
+        lines.append(f"{user}: {found.names[best]}, with a probability of {chance[best]:.2f}")
+    return [*lines, f"{output}: train with --data.pref_group_key {pref_group_key} --data.user_key {user_key}"]
+
+
+@dataclass(frozen=True)
+class PreferenceGroups:
+    """Preference groups named group-1 ... group-G, the largest first.
+
+    Attributes:
+        shares: (G,) of the users. means: (G, D). covariance: (D, D) within each. of_users: (U, G) chances.
+        criteria: BIC of each number of preference groups that was tried.
+    """
+
+    shares: np.ndarray
+    means: np.ndarray
+    covariance: np.ndarray
+    of_users: np.ndarray
+    criteria: dict[int, float]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"group-{number}" for number in range(1, len(self.shares) + 1)]
+
+    def of_answers(self, answers: Sequence[Answer]) -> np.ndarray:
+        """The chance (G,) that a new user who gave these answers belongs to each; without answers, the shares."""
+        features = [answer.features for answer in answers] or np.empty((0, self.means.shape[1]))
+        preferences = [answer.preference for answer in answers]
+        evidence = [log_evidence(features, preferences, Prior(mean, self.covariance)) for mean in self.means]
+        return softmax(np.log(self.shares) + evidence)
+
+
+def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGroups:
+    """Preference groups of users with coefficients (U, D).
+
+    Args:
+        groups: G; None chooses it by BIC, up to 10 and up to a fifth of the users.
+
+    Raises:
+        ValueError: a single user, or fewer users with different coefficients than preference groups.
+    """
+    if len(coefficients) < 2:
+        raise ValueError(f"preference groups need at least two users, got {len(coefficients)}")
+    different = len(np.unique(coefficients, axis=0))
+    if groups is not None and not 1 <= groups <= different:
+        raise ValueError(f"--groups needs a number from 1 to {different}, the users who differ, got {groups}")
+    scale = coefficients.std() or 1.0  # scikit-learn's regularisation is meant for numbers around 1
+    most = max(1, min(MOST_GROUPS, different // USERS_PER_GROUP))
+    fitted = {k: _fit(coefficients / scale, k) for k in ([groups] if groups else range(1, most + 1))}
+    criteria = {k: float(mixture.bic(coefficients / scale)) for k, mixture in fitted.items()}
+    best = fitted[min(criteria, key=criteria.get)]
+    order = np.argsort(-best.weights_, kind="stable")
+    return PreferenceGroups(
+        best.weights_[order],
+        best.means_[order] * scale,
+        best.covariances_ * scale**2,
+        best.predict_proba(coefficients / scale)[:, order],
+        criteria,
+    )
+
+
+def _fit(coefficients: np.ndarray, groups: int) -> GaussianMixture:
+    mixture = GaussianMixture(groups, covariance_type="tied", n_init=STARTS, max_iter=500, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # only the best start counts; others may not converge
+        return mixture.fit(coefficients)
+
+
+def describe_choice(found: PreferenceGroups) -> list[str]:
+    tried = ", ".join(f"{k}: {criterion:.1f}" for k, criterion in found.criteria.items())
+    lines = [f"{len(found.shares)} preference groups have the lowest BIC ({tried})"]
+    if len(found.shares) == 1:
+        lines.append("one preference group is no use to P-GRPO: the users differ by degrees; --groups splits them")
+    return lines
+
+
+def assign(
+    rows: list[tuple[int, dict]], chances: dict[str, np.ndarray], names: list[str], user_key: str, column: str
+) -> list[dict]:
+    """The rows with the preference group of their user in `column`, and its chance in `column`_probability.
+
+    Args:
+        rows: line numbers and contents, as `read_rows` gives them. chances: (G,) of each user in them.
+
+    Raises:
+        ValueError: a row that has one of these columns already; with its line.
+    """
+    done = []
+    for number, row in rows:
+        taken = {column, f"{column}_probability"} & set(row)
+        if taken:
+            raise ValueError(
+                f"line {number} needs a new column for the preference group, got {taken.pop()!r}, which it has: "
+                "choose another --pref_group_key"
+            )
+        chance = chances[row[user_key]]
+        best = int(chance.argmax())
+        done.append({**row, column: names[best], f"{column}_probability": float(chance[best])})
+    return done

@@ -1,0 +1,225 @@
+"""One person being asked: the next question, the answers, and what the model believes. Terminal and page show it.
+
+Axes: P pairs, D base rewards.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from openrlhf_pgrpo.core.posterior import Prior, posterior
+from openrlhf_pgrpo.core.questions import enough, next_questions, predict, predictive_entropy
+from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.people.pool import Pair
+
+LEFT, TIE, RIGHT = "left", "tie", "right"
+PREFERENCES = {LEFT: 1.0, TIE: 0.5, RIGHT: 0.0}  # for the answer on the left
+DEVIATIONS = 1.645  # 90 % of a normal distribution lie within so many standard deviations
+NAME = re.compile(r"\w[\w.@+-]{0,63}")
+MOST_PROMPTS, MOST_ANSWERS = 3, 5  # of the ranking at the end
+
+
+class Question(NamedTuple):
+    """A pair as it is shown."""
+
+    name: str
+    prompt: str
+    left: str
+    right: str
+
+
+class Coefficient(NamedTuple):
+    """A coefficient with its 90 % interval, and the 90 % interval of the trained users."""
+
+    mean: float
+    low: float
+    high: float
+    usual_low: float
+    usual_high: float
+
+
+class Forecast(NamedTuple):
+    """The last answer, and the chance that the model had given to the left one."""
+
+    choice: str
+    left: float
+
+
+class Ranked(NamedTuple):
+    """An answer's reward for this user and its standard deviation, relative to the mean reward of all answers."""
+
+    answer: str
+    reward: float
+    deviation: float
+
+
+class NotNow(ValueError):
+    """The question is not open, or there is no answer to take back. Nothing was changed."""
+
+
+class Session:
+    """Asks the pair with the most expected information next, and saves the profile after every answer.
+
+    Args:
+        pairs: the pool (P,). a, b: base rewards (P, D) of its answers. prior: of a user of this model.
+        user, fingerprint: of the profile. path: its file; answers in an existing file count.
+        questions, level: when to stop, as `core.questions.enough`. The end of the pool always stops.
+
+    Attributes:
+        profile: as it is on the disk. question: the open one; None at the end. entropy: bits per pair.
+
+    Raises:
+        ValueError: a profile of another user or for another model, or base rewards that are not finite.
+        OSError: the profile cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        a: np.ndarray,
+        b: np.ndarray,
+        prior: Prior,
+        user: str,
+        fingerprint: str,
+        path: Path,
+        questions: int | None = 10,
+        level: float | None = None,
+    ):
+        self.pairs, self.rewards, self.prior, self.path = pairs, (a, b), prior, path
+        self.features = a - b
+        self.questions, self.level = questions, level
+        self.rows = {pair.name: row for row, pair in enumerate(pairs)}
+        posterior(self.features, np.full(len(pairs), 0.5), prior)  # bad features are refused before the first answer
+        self._stamp = stamp(path)
+        new = self._stamp is None
+        profile = Profile.of(user, fingerprint, [], prior) if new else Profile.load(path, fingerprint)
+        if profile.user != user:
+            raise ValueError(f"{path} needs a profile of {user!r}, got one of {profile.user!r}: name another file")
+        if new:
+            self._write(profile)  # fails now if the file cannot be written
+        if questions is not None:
+            elsewhere = sum(answer.pair not in self.rows for answer in profile.answers)
+            self.questions = min(questions, elsewhere + len(pairs))
+        self._continue_from(profile)
+
+    def _continue_from(self, profile: Profile) -> None:
+        """Chooses the next question after the answers of this profile."""
+        asked = [self.rows[answer.pair] for answer in profile.answers if answer.pair in self.rows]
+        entropy = predictive_entropy(self.features, profile.posterior)
+        question = None
+        if len(asked) < len(self.pairs) and not enough(len(profile.answers), entropy, self.questions, self.level):
+            question = self._shown(*next_questions(self.features, profile.posterior, asked))
+        self.profile, self.entropy, self.question = profile, entropy, question
+
+    def _swapped(self, name: str) -> bool:
+        """Whether answer b is on the left. Sides are mixed: people favour one, and all good answers may be in a."""
+        return int(name, 16) % 2 == 1
+
+    def _shown(self, row: int) -> Question:
+        pair = self.pairs[row]
+        answers = (pair.b, pair.a) if self._swapped(pair.name) else (pair.a, pair.b)
+        return Question(pair.name, pair.prompt, *answers)
+
+    def answer(self, name: str, choice: str) -> None:
+        """Records the answer to the open question. When this returns, it is on the disk.
+
+        Args:
+            name: of the question that was shown. choice: a key of `PREFERENCES`.
+
+        Raises:
+            NotNow: another question is open, or none.
+            OSError: the profile cannot be written, or was changed by another session. The question stays open.
+        """
+        if self.question is None or name != self.question.name:
+            raise NotNow("an answer needs the question that is open, got one to another: it was answered already")
+        preference = PREFERENCES[choice]
+        features = tuple(self.features[self.rows[name]].tolist())
+        said = Answer(name, features, 1 - preference if self._swapped(name) else preference)
+        self._save([*self.profile.answers, said])
+
+    def undo(self) -> None:
+        """Removes the last answer, on the disk too.
+
+        Raises:
+            NotNow: there is none.
+            OSError: the profile cannot be written, or was changed by another session. The answer stays.
+        """
+        if not self.profile.answers:
+            raise NotNow("undo needs an answer to take back, got none yet")
+        self._save(self.profile.answers[:-1])
+
+    def _save(self, answers) -> None:
+        profile = Profile.of(self.profile.user, self.profile.fingerprint, answers, self.prior)
+        self._write(profile)
+        self._continue_from(profile)
+
+    def _write(self, profile: Profile) -> None:
+        if stamp(self.path) != self._stamp:
+            raise OSError(f"{self.path} was changed by another session: close one of them and start again")
+        profile.save(self.path)
+        self._stamp = stamp(self.path)
+
+    def coefficients(self) -> list[Coefficient]:
+        """The coefficients (D,) of this user, as far as they are known."""
+        mean, usual = self.profile.coefficients, self.prior.mean
+        width, usual_width = (DEVIATIONS * np.sqrt(np.diag(of[1])) for of in (self.profile.posterior, self.prior))
+        columns = (mean, mean - width, mean + width, usual - usual_width, usual + usual_width)
+        return [Coefficient(*row) for row in np.stack(columns, 1).tolist()]
+
+    def forecast(self) -> Forecast | None:
+        """What the model expected for the last answer; None before the first.
+
+        The forecast for the open question stays hidden, because people would copy it.
+        """
+        if not self.profile.answers:
+            return None
+        *before, last = self.profile.answers
+        belief = self.prior
+        if before:
+            belief = posterior([said.features for said in before], [said.preference for said in before], self.prior)
+        chance, preference = float(predict([last.features], belief)[0]), last.preference
+        if last.pair in self.rows and self._swapped(last.pair):
+            chance, preference = 1 - chance, 1 - preference
+        choice = min(PREFERENCES, key=lambda choice: abs(PREFERENCES[choice] - preference))
+        return Forecast(choice, chance)
+
+    def ranking(self) -> list[tuple[str, list[Ranked]]]:
+        """Answers to a few prompts, best first for this user. Prompts that were not asked about come first."""
+        answers = {}
+        for row, pair in enumerate(self.pairs):
+            for answer, rewards in zip((pair.a, pair.b), self.rewards):
+                answers.setdefault(pair.prompt, {})[answer] = rewards[row]
+        known = {self.pairs[self.rows[said.pair]].prompt for said in self.profile.answers if said.pair in self.rows}
+        prompts = sorted(answers, key=lambda prompt: (prompt in known, -len(answers[prompt])))[:MOST_PROMPTS]
+        return [(prompt, rank(answers[prompt], self.profile)[:MOST_ANSWERS]) for prompt in prompts]
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is written; None if there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def rank(answers: dict[str, np.ndarray], profile: Profile) -> list[Ranked]:
+    """Answers to one prompt, best first; each is given with its base rewards (D,)."""
+    rewards = np.array([*answers.values()])
+    rewards = rewards - rewards.mean(0)  # a reward that all answers share does not rank them
+    means = rewards @ profile.coefficients
+    deviations = np.sqrt(np.einsum("id,de,ie->i", rewards, profile.covariance, rewards))
+    ranked = [Ranked(answer, float(m), float(s)) for answer, m, s in zip(answers, means, deviations)]
+    return sorted(ranked, key=lambda one: -one.reward)
+
+
+def check_user(name: str) -> None:
+    """Checks the name of a user, which also names a file.
+
+    Raises:
+        ValueError: it is not 1 to 64 letters, digits and . _ @ + -, or does not begin with a letter, digit or _.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"a user needs a name of 1 to 64 letters, digits and . _ @ + -, got {name!r}: choose another")

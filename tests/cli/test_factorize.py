@@ -1,0 +1,39 @@
+"""`openrlhf-pgrpo factorize`: the model it writes, the curve it draws, and what is refused."""
+
+import pytest
+
+from openrlhf_pgrpo.models import factorize as fast
+from openrlhf_pgrpo.models.scoring import load
+
+pytestmark = pytest.mark.core
+
+
+def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, tmp_path, run):
+    argv = ["factorize", "--data", annotations, "--backbone", tiny / "model", "--output", tmp_path / "m"]
+    argv += ["--pooling", "mean", "--l2", 1, "--curve", tmp_path / "curve.png"]
+    code, printed = run(*argv)
+    assert code == 0 and "recommended" in printed and printed.splitlines()[-1] == str(tmp_path / "m")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    model = load(tmp_path / "m")
+    assert model.users == [f"u{user}" for user in range(8)]
+    rows = fast.read(annotations)
+    users, prompts, chosen, rejected, _ = zip(*rows)
+    features = model.base_rewards(prompts, chosen) - model.base_rewards(prompts, rejected)
+    own = model.coefficients[[model.users.index(user) for user in users]]
+    assert ((features * own).sum(1) > 0).mean() > 0.95
+    strangers = model.coefficients[[(model.users.index(user) + 4) % 8 for user in users]]
+    assert ((features * strangers).sum(1) > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--factors", 9, "--l2", 1), "users"),
+        (("--factors", 2, "--curve", "no/c.png"), "--curve needs a .png, .svg or .pdf in a folder that exists"),
+        (("--factors", 2, "--l2", 1, "--curve", "c.png"), "--curve needs something to choose"),
+    ],
+)
+def test_nothing_is_written_where_nothing_was_fitted(run, annotations, tiny, tmp_path, flags, message):
+    code, _ = run("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", *flags)
+    assert message in code and not (tmp_path / "m").exists()

@@ -1,0 +1,36 @@
+"""Which words the command takes, without running it."""
+
+import pytest
+
+from openrlhf_pgrpo.cli.main import command_line
+
+pytestmark = pytest.mark.core
+
+GROUPS = ("groups", "--model", "m", "--data", "d", "--output", "o")
+RERANK = ("rerank", "--model", "m", "--candidates", "c", "--output", "o")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("patch", "--che"),
+        ("doctor", "--dev", "cpu"),
+        ("report", "run", "--out", "page.html"),
+        ("factorize", "--data", "d", "--backbone", "b", "--output", "o", "--fact", "2"),
+        ("elicit", "--model", "m", "--pool", "p", "--user", "u", "--quest", "3"),
+        (*RERANK, "--pop"),
+        (*GROUPS, "--pref", "g"),
+        ("export-user", "--model", "m", "--output", "o", "--use", "u"),
+    ],
+)
+def test_abbreviated_flags_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args(words)
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_the_column_of_preference_groups_has_the_name_that_the_trainers_use(capsys):
+    assert command_line().parse_args([*GROUPS, "--pref_group_key", "g"]).pref_group_key == "g"
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args([*GROUPS, "--group_key", "g"])
+    assert ended.value.code == 2 and "--group_key" in capsys.readouterr().err

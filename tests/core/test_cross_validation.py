@@ -1,0 +1,117 @@
+"""The number of base rewards by cross-validation: the curve, the choice, and how annotations are dealt to folds."""
+
+import numpy as np
+import pytest
+from worlds import names, one_hot, world
+
+from openrlhf_pgrpo.core import cross_validation
+from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
+
+pytestmark = pytest.mark.core
+
+
+def test_the_number_of_base_rewards_is_found_by_cross_validation():
+    X, known, _ = world(users=120, pairs=150, dimensions=12, rewards=3, share=0.4)
+    choice = choose_factors(X, known, factors=(1, 2, 3, 4, 5), l2=(1.0, 3.0), folds=3)
+    assert choice.recommended == 3 and choice.l2 in (1.0, 3.0)
+    assert choice.loss.argmin() in (2, 3, 4) and choice.loss[0] > choice.loss[1] > choice.loss[2]
+    within = choice.loss <= choice.loss.min() + choice.error[choice.loss.argmin()]
+    assert choice.factors[within][0] == 3
+    again = choose_factors(X, known, factors=(3,), l2=(choice.l2,), folds=3)
+    assert again.loss[0] == choice.loss[2] and again.recommended == 3
+    other = choose_factors(X, known, factors=(3,), l2=(choice.l2,), folds=3, seed=1)
+    assert other.loss[0] != choice.loss[2]
+
+
+def test_held_out_losses_by_hand(monkeypatch):
+    """A fit that predicts logits of 0 has the loss log 2. A fit that predicts 1 has log(1 + e) - preference."""
+    X, known, _ = world()
+
+    def made_up(X, training, factors, l2):
+        assert len(training) < len(known)
+        z = {1: 0.0, 2: 1.0}[factors] if l2 == 1 else 5.0
+        return np.zeros((1, X.shape[1])), np.full((40, 1), z)
+
+    monkeypatch.setattr(cross_validation, "minimum", made_up)
+    monkeypatch.setattr(cross_validation, "logits", lambda features, coefficients, pair, user: coefficients[user, 0])
+    choice = choose_factors(X, known, factors=(1, 2), l2=(1.0, 2.0), folds=4)
+    assert choice.loss[0] == pytest.approx(np.log(2)) and choice.error[0] == pytest.approx(0)
+    assert choice.loss[1] == pytest.approx(np.log(1 + np.e) - known.preference.mean(), abs=0.01)
+    assert choice.l2s.tolist() == [1, 1] and choice.recommended == 1
+
+
+def test_the_fewest_within_one_standard_error_are_recommended(monkeypatch):
+    """More base rewards lower the loss from 1.00 to 0.90 (4) with an error of 0.02: folds of 0.88, 0.88, 0.94 have a
+    standard deviation of 0.0346 and an error of 0.0346 / sqrt(3). 3 with 0.91 are within it, 2 with 0.93 are not."""
+    X, known, _ = world()
+    losses = {1: [1.0, 1.0, 1.0], 2: [0.93, 0.93, 0.93], 3: [0.9, 0.9, 0.93], 4: [0.88, 0.88, 0.94]}
+    fits = iter(losses[count][k] for k in range(3) for count in (4, 1, 3, 2))
+    monkeypatch.setattr(cross_validation, "minimum", lambda *_: (np.zeros((1, 8)), np.zeros((40, 1))))
+    monkeypatch.setattr(cross_validation, "cross_entropy", lambda z, preference: next(fits) * len(z))
+    choice = choose_factors(X, known, factors=(4, 1, 3, 2), l2=(1.0,), folds=3)
+    np.testing.assert_allclose(choice.loss, [0.9, 1.0, 0.91, 0.93])
+    np.testing.assert_allclose(choice.error, [0.02, 0, 0.01, 0], atol=1e-12)
+    assert choice.recommended == 3
+
+
+def test_annotations_are_dealt_evenly_by_user_and_pair():
+    user = np.r_[np.zeros(10, int), np.ones(10, int), 2, np.zeros(3, int)]
+    pair = np.r_[np.arange(10), np.arange(10), 5, 0, 1, 2]  # the first user answered three pairs twice
+    known = Annotations(user, pair, np.ones(len(user)), names(3))
+    for seed in range(5):
+        fold = cross_validation.deal(known, 5, np.random.default_rng(seed))
+        for one in (0, 1):
+            assert np.bincount(fold[10 * one : 10 * one + 10]).tolist() == [2] * 5
+        assert fold[20] == -1 and fold[21:].tolist() == fold[:3].tolist()
+    assert (fold != cross_validation.deal(known, 5, np.random.default_rng(0))).any()
+    pairs = Annotations(np.repeat(np.arange(500), 2), np.tile([0, 1], 500), np.ones(1000), names(500))
+    counts = np.bincount(cross_validation.deal(pairs, 5, np.random.default_rng(0)))
+    assert len(counts) == 5 and np.ptp(counts) < 80  # 200 each, with a standard deviation of about 15
+
+
+def test_what_belongs_together_is_held_out_together():
+    pair = np.r_[np.arange(20), np.arange(20), 3, 2]  # the last user has two pairs of one prompt
+    known = Annotations(np.r_[np.zeros(20, int), np.ones(20, int), 2, 2], pair, np.ones(42), names(3))
+    prompt = np.repeat([f"p{i}" for i in range(10)], 2)
+    for seed in range(5):
+        fold = cross_validation.deal_together(known, prompt, 5, np.random.default_rng(seed))
+        assert (fold[0:40:2] == fold[1:40:2]).all() and (fold[:20] == fold[20:40]).all()
+        assert np.bincount(fold[:20]).tolist() == [4] * 5  # two prompts each
+        assert fold[40:].tolist() == [-1, -1]
+    assert (fold != cross_validation.deal_together(known, prompt, 5, np.random.default_rng(0))).any()
+
+
+def test_texts_that_are_known_from_other_pairs_flatter():
+    """Labels are noise of the prompt: whoever has seen the prompt knows them, nobody else can."""
+    rng = np.random.default_rng(0)
+    prompt, user = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
+    X = np.eye(60)[prompt]
+    known = Annotations(user, np.arange(240), rng.integers(2, size=60)[prompt].astype(float), names(4))
+    leaky = choose_factors(X, known, factors=(1,), l2=(0.3,), folds=3)
+    clean = choose_factors(X, known, factors=(1,), l2=(0.3,), folds=3, together=prompt)
+    assert leaky.loss[0] < 0.5 < np.log(2) == pytest.approx(clean.loss[0])
+
+
+def test_a_choice_prints_its_curve():
+    columns = np.array([1, 2]), np.array([0.65, 0.6]), np.array([0.01, 0.02]), np.array([3.0, 10.0])
+    assert str(Choice(*columns, 2, 10.0)).splitlines() == [
+        "base rewards held-out log loss     l2",
+        "           1    0.6500 ±0.0100      3",
+        "           2    0.6000 ±0.0200     10  <- recommended: the fewest within one standard error of the best",
+    ]
+
+
+def test_users_with_too_few_pairs_to_hold_out():
+    known = Annotations(np.arange(3), np.zeros(3, int), np.array([1, 0, 1.0]), names(3))
+    with pytest.raises(ValueError, match="users with 5 pairs or fewer folds, got too few pairs"):
+        choose_factors(np.ones((1, 2)), known)
+
+
+def test_what_cannot_be_dealt_is_refused():
+    X, known, _ = world()
+    with pytest.raises(ValueError, match="at least 2 folds, got 1"):
+        choose_factors(X, known, folds=1)
+    apart = Annotations(np.array([0, 1, 2, 2]), np.arange(4), np.array([1, 0, 1, 1.0]), names(3))
+    with pytest.raises(ValueError, match="2 sets of users"):
+        choose_factors(one_hot([(0, 1), (1, 2), (3, 4), (4, 5)], 6), apart, factors=(1,), folds=2)

@@ -1,0 +1,148 @@
+"""Questions and stopping, against numerical integration and the formulas by hand."""
+
+import numpy as np
+import pytest
+from scipy import integrate
+from scipy.special import expit
+
+from openrlhf_pgrpo.core.posterior import Posterior, Prior, posterior
+from openrlhf_pgrpo.core.questions import enough, information, next_questions, predict, predictive_entropy
+
+pytestmark = pytest.mark.core
+
+
+def some_prior(rng, rewards):
+    root = rng.normal(0, 1, (rewards, rewards))
+    return Prior(rng.normal(0, 1, rewards), root @ root.T + 0.1 * np.eye(rewards))
+
+
+def entropy(chance):
+    return -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
+
+
+@pytest.mark.parametrize("mean, deviation", [(0, 0.1), (0.3, 1), (-4, 1), (2, 3), (-1, 5), (0, 5), (12, 5), (3, 10)])
+def test_predictions_and_information_by_numerical_integration(mean, deviation):
+    def expect(value):
+        def weighted(x):
+            return value(expit(mean + deviation * x)) * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+        points = np.clip([-mean / deviation, -mean / deviation + 1, -mean / deviation - 1], -8, 8)
+        return integrate.quad(weighted, -8, 8, points=points, limit=400)[0]
+
+    tolerance = 1e-5 if deviation <= 5 else 2e-3
+
+    chance = expect(lambda p: p)
+    belief = Posterior(np.array([float(mean)]), np.array([[deviation**2]]))
+    assert predict([[1.0], [-1.0]], belief) == pytest.approx([chance, 1 - chance], abs=tolerance)
+    expected = entropy(chance) - expect(lambda p: entropy(np.clip(p, 1e-300, 1 - 1e-16)))
+    got = information(np.array([mean]), np.array([deviation**2]))
+    assert got == pytest.approx(expected, abs=tolerance)
+
+
+def test_information_is_what_the_posterior_gains():
+    """In D = 1, the expected shrinkage of the entropy of the coefficient's exact posterior."""
+    grid = np.linspace(-12, 12, 20001)
+    prior = np.exp(-((grid - 0.4) ** 2) / 2 / 1.7)
+    prior /= prior.sum()
+    gain = 0.0
+    for answer in (0, 1):
+        joint = prior * (expit(1.3 * grid) if answer else expit(-1.3 * grid))
+        after = joint / joint.sum()
+        gain += joint.sum() * (np.sum(after * np.log(after + 1e-300)) - np.sum(prior * np.log(prior + 1e-300)))
+    assert information(np.array([1.3 * 0.4]), np.array([1.3**2 * 1.7])) == pytest.approx(gain, rel=1e-5)
+
+
+def determinant(mean, variance):
+    """A rule of a user's own: orders pairs as the determinant of the precision after the answer does."""
+    return expit(mean) * expit(-mean) * variance
+
+
+def test_rules_by_hand():
+    belief = Posterior(np.array([1.0, 0.0]), np.diag([1.0, 4.0]))
+    # logits 0, 0, 3 with variances 4, 1, 13
+    pool = np.array([[0.0, 1.0], [0.0, 0.5], [3.0, 1.0]])
+    # at 0 +- 2 the answer is less expected than at 3 +- 3.6, but it also depends less on the user
+    assert list(next_questions(pool, belief, rule="information")) == [2]
+    assert list(next_questions(pool, belief, asked=[2], rule="information")) == [0]
+    assert list(next_questions(pool, belief, rule=determinant)) == [0]  # 1, 1/4 and 13 s'(3) = 0.587
+    assert list(next_questions(pool, belief, asked=[0], rule=determinant)) == [2]
+
+
+def test_a_rule_may_be_a_function():
+    rng = np.random.default_rng(2)
+    pool, belief = rng.normal(0, 1, (40, 3)), Posterior(*some_prior(rng, 3))
+    precision, slopes = np.linalg.inv(belief.covariance), expit(pool @ belief.mean) * expit(-pool @ belief.mean)
+    after = [np.linalg.slogdet(precision + s * np.outer(v, v))[1] for s, v in zip(slopes, pool)]
+    assert list(next_questions(pool, belief, rule=determinant)) == [int(np.argmax(after))]
+
+
+@pytest.mark.parametrize("rule", ["information", determinant])
+def test_a_batch_is_greedy_on_the_updated_covariance(rule):
+    rng = np.random.default_rng(4)
+    pool, belief = rng.normal(0, 1, (60, 4)), Posterior(*some_prior(rng, 4))
+    chosen, covariance = [], belief.covariance
+    for _ in range(5):
+        (best,) = next_questions(pool, Posterior(belief.mean, covariance), chosen, rule)
+        chosen.append(int(best))
+        v, slope = pool[best], expit(pool[best] @ belief.mean) * expit(-pool[best] @ belief.mean)
+        covariance = np.linalg.inv(np.linalg.inv(covariance) + slope * np.outer(v, v))
+        covariance = (covariance + covariance.T) / 2
+    assert list(next_questions(pool, belief, rule=rule, count=5)) == chosen
+
+
+def test_a_batch_does_not_ask_the_same_twice():
+    belief = Posterior(np.zeros(2), np.eye(2))
+    pool = np.array([[3.0, 0.0], [3.0, 0.0], [0.0, 2.0]])  # variance 9, then 9 / (1 + 9/4) = 2.8; 4
+    assert set(next_questions(pool, belief, count=2).tolist()) == {0, 2}
+
+
+def test_random_is_uniform_over_what_is_left_and_needs_a_generator():
+    belief, pool = Posterior(np.zeros(1), np.eye(1)), np.ones((5, 1))
+    rng = np.random.default_rng(0)
+    drawn = [tuple(next_questions(pool, belief, [1, 3], "random", 2, rng)) for _ in range(600)]
+    assert {row for pair in drawn for row in pair} == {0, 2, 4}
+    assert all(one != other for one, other in drawn)
+    assert np.bincount([one for one, _ in drawn])[[0, 2, 4]].min() > 150
+    with pytest.raises(ValueError, match="needs rng"):
+        next_questions(pool, belief, rule="random")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(rule="best"), "the rule information, random or a function, got 'best'"),
+        (dict(asked=[0, 1, 2]), "pool of 3 pairs needs 1 that were not asked yet, got 0"),
+        (dict(count=4), "needs 4 that were not asked yet, got 3"),
+        (dict(count=0), "needs 0"),
+        (dict(pool=np.ones((3, 5))), r"2 base rewards need a pool of shape \(P, 2\), got \(3, 5\)"),
+        (dict(pool=np.array([[1.0, 1.0], [1.0, np.nan]])), "finite features, got .* in row 1"),
+    ],
+)
+def test_no_question_from_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        next_questions(**{"pool": np.ones((3, 2)), "belief": Posterior(np.zeros(2), np.eye(2)), **change})
+
+
+def test_questions_chosen_by_information_teach_more_than_random_ones():
+    rng = np.random.default_rng(7)
+    prior, pool = Prior(np.zeros(4), np.diag([4.0, 2.0, 1.0, 0.5])), rng.normal(0, 1, (300, 4))
+    errors = {"information": [], "random": []}
+    for user in rng.multivariate_normal(prior.mean, prior.covariance, 60):
+        for rule, error in errors.items():
+            asked, answers, belief = [], [], Posterior(*prior)
+            for _ in range(8):
+                asked.extend(next_questions(pool, belief, asked, rule, rng=rng))
+                answers.append(float(rng.random() < expit(pool[asked[-1]] @ user)))
+                belief = posterior(pool[asked], answers, prior)
+            error.append(np.square(belief.mean - user).sum())
+    assert np.mean(errors["information"]) < 0.9 * np.mean(errors["random"])
+
+
+def test_predictive_entropy_by_hand_and_when_it_is_enough():
+    belief = Posterior(np.zeros(2), np.eye(2))
+    assert predictive_entropy(np.ones((4, 2)), belief) == pytest.approx(1)  # every chance is 1/2
+    sure = Posterior(np.array([np.log(3), 0.0]), 1e-12 * np.eye(2))
+    # chances 3/4, 1/4 and 1/2: 0.8113 bits twice, and 1
+    assert predictive_entropy([[1, 0], [-1, 0], [0, 1]], sure) == pytest.approx((2 * 0.8112781 + 1) / 3)
+    assert not enough(5, 0.4) and not enough(5, 0.4, questions=6, level=0.3)
+    assert enough(6, 0.4, questions=6) and enough(1, 0.4, level=0.5) and not enough(1, 0.5, level=0.5)

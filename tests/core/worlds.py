@@ -1,0 +1,43 @@
+"""Made-up annotations for the tests of factorization."""
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from openrlhf_pgrpo.core.annotations import Annotations
+
+
+def names(users):
+    return [f"user {u:03}" for u in range(users)]
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def world(users=40, pairs=60, dimensions=8, rewards=2, share=0.5, seed=0, strength=3.0):
+    """X (P, H), annotations of a share of all cells, and the true logits (P, U)."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(pairs, dimensions))
+    logits = X @ rng.normal(size=(dimensions, rewards)) @ rng.normal(size=(rewards, users))
+    logits *= strength / logits.std()
+    user, pair = np.nonzero(rng.random((users, pairs)) < share)
+    preference = (rng.random(len(user)) < sigmoid(logits[pair, user])).astype(float)
+    return X, Annotations(user, pair, preference, names(users)), logits
+
+
+def square(X):
+    """Mean square length of the rows: the unit of the penalty."""
+    return np.square(X).sum(1).mean()
+
+
+def gradient(X, known, theta):
+    """Of the sum of cross-entropies by theta (U, H), where the logit is theta[user] . X[pair]; by a loop."""
+    found = np.zeros_like(theta)
+    for user, pair, preference in zip(known.user, known.pair, known.preference):
+        found[user] += (sigmoid(theta[user] @ X[pair]) - preference) * X[pair]
+    return found
+
+
+def one_hot(pairs, items):
+    rows = np.arange(len(pairs)).repeat(2)
+    return csr_matrix((np.tile([1.0, -1.0], len(pairs)), (rows, np.ravel(pairs))), (len(pairs), items))

@@ -1,0 +1,448 @@
+"""Group-robust weights in the host's preference trainer: its real classes, on a model of a table of numbers."""
+
+import copy
+import importlib
+import json
+import os
+import pickle
+import runpy
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from openrlhf_pgrpo.core.group_weights import GroupWeights, RobustOptions
+from openrlhf_pgrpo.host import doors
+
+pytestmark = pytest.mark.host
+
+MODULE = "openrlhf.cli.train_dpo"
+GROUP = ("--data.pref_group_key", "who")
+
+
+@pytest.fixture
+def parse(host_parser, tmp_path, monkeypatch):
+    """Nested arguments of the preference trainer from a command line, as its script gets them."""
+    from openrlhf.utils.config import hierarchize
+
+    monkeypatch.setenv("RANK", "0")  # or prepare would set all that names the only process
+
+    def parse(*argv):
+        words = [str(word) for word in (*argv, "--ckpt.output_dir", tmp_path, "--ckpt.path", tmp_path / "ckpt")]
+        flat = doors.DPO.parse_args(host_parser(MODULE), words)
+        doors.DPO.prepare(flat)
+        args = hierarchize(flat)
+        args.eval.steps, args.ckpt.save_steps = 1, float("inf")
+        return args
+
+    return parse
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+
+def test_flags_and_defaults(parse, host_parser):
+    args = parse(*GROUP, "--ds.lora.rank", 8)  # LoRA needs no GPU here
+    expected = dict(weights="exact", save_best=False, patience=0, plateau="stop")
+    assert expected.items() <= vars(args.robust).items()
+    assert args.data.pref_group_key == "who" and args.logger.metrics_path is None
+    assert args.robust.eta == RobustOptions().eta and args.ds.attn_implementation == "sdpa"
+    parser = host_parser(MODULE)
+    doors.DPO.extend(parser)
+    assert "--robust.chi" in parser.format_help()
+
+
+REFUSED = {
+    "--robust.chi needs a number from 0 to 1, got 1.5": (*GROUP, "--robust.chi", 1.5),
+    "--robust.eta needs a finite number >= 0, got nan": (*GROUP, "--robust.eta", "nan"),
+    "--robust.mu needs numbers": (*GROUP, "--robust.mu", '{"a": 0.5, "b": 0.6}'),
+    "--robust.patience needs a number of evaluations >= 0, got -1": (*GROUP, "--robust.patience", -1),
+    "--robust.patience needs --eval.dataset, got none": (*GROUP, "--robust.patience", 4),
+    "--robust.save_best needs --eval.dataset, got none": (*GROUP, "--robust.save_best"),
+    "--robust.chi needs --data.pref_group_key, got none": ("--robust.chi", 0),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_values_are_a_usage_message(parse, capsys, message):
+    with pytest.raises(SystemExit):
+        parse(*REFUSED[message])
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_without_a_launcher_this_is_the_only_process(parse, monkeypatch):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.setenv(name, "7")
+    parse()
+    assert {os.environ[name] for name in names} == {"7"}
+    monkeypatch.delenv("RANK")
+    parse()
+    assert [os.environ[name] for name in names[:3]] == ["0", "0", "1"]
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of characters, as far as the host's dataset asks for one."""
+
+    eos_token, eos_token_id, pad_token_id = "$", 1, 0
+
+    def __call__(self, text, max_length, **kwargs):
+        ids = torch.tensor([[ord(letter) for letter in text[:max_length]]])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def dataset_of(args, rows, max_length=30):
+    from datasets import Dataset
+    from openrlhf.datasets.reward_dataset import RewardDataset
+
+    args.data.prompt_key = "prompt"
+    strategy = SimpleNamespace(args=args)
+    return RewardDataset(Dataset.from_list(rows), Words(), max_length, strategy, is_dpo=True, num_processors=2)
+
+
+def rows_of(*names, prompt="p"):
+    return [{"prompt": prompt * (1 + i), "chosen": "y", "rejected": "n", "who": who} for i, who in enumerate(names)]
+
+
+def test_a_pair_carries_its_preference_group_on_the_length_of_its_prompt(parse):
+    rows = rows_of("a", "b", "a", "c")
+    plain, ours = dataset_of(parse(), rows), dataset_of(parse(*GROUP), rows)
+    assert not hasattr(plain, "pref_groups") and ours.pref_groups == {"a": 2, "b": 1, "c": 1}
+    batch = ours.collate_fn([ours[i] for i in range(4)])
+    assert batch[-1] == plain.collate_fn([plain[i] for i in range(4)])[-1] == [1, 2, 3, 4]
+    for lengths in (batch[-1], copy.deepcopy(batch[-1]), pickle.loads(pickle.dumps(batch[-1]))):
+        assert [length.pref_group for length in lengths] == ["a", "b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    "key, rows, message",
+    [
+        ("whose", rows_of("a", "b"), "needs a column of the pairs, got 'whose'; columns are .*'who'"),
+        ("who", rows_of("a", None), "every row needs a value in 'who' .*, got None in row 1"),
+        ("who", rows_of("a") + rows_of("b", prompt="p" * 40), "a pair that fits --data.max_len 30, got none of 'b'"),
+    ],
+)
+def test_data_that_does_not_say_whose_a_pair_is_is_refused(parse, key, rows, message):
+    with pytest.raises(ValueError, match=message):
+        dataset_of(parse("--data.pref_group_key", key), rows)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+class Table(torch.nn.Module):
+    """A policy that knows each pair by its number: log-probabilities of the chosen and the rejected answer."""
+
+    model = None  # the engine that is saved
+    dropout = 0.0
+
+    def __init__(self, pairs: int, seed: int):
+        super().__init__()
+        self.logps = torch.nn.Parameter(torch.randn(pairs, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+class Strategy:
+    """What the trainer asks of DeepspeedStrategy, for one process and plain SGD."""
+
+    def __init__(self, args, process_group, micro_batches):
+        self.args, self.accumulated_gradient = args, micro_batches
+        self.ds_device_mesh = {"dp": SimpleNamespace(get_group=lambda: process_group)}
+        self.printed, self.saved, self.micro_steps = [], [], 0
+        self.print = lambda *words: self.printed.append(" ".join(map(str, words)))
+        self.is_rank_0, self.all_reduce, self.get_grad_norm = lambda: True, lambda data: data, lambda model: 0.0
+
+    def backward(self, loss, model, optimizer):
+        (loss / self.accumulated_gradient).backward()
+
+    def optimizer_step(self, optimizer, model, scheduler):
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulated_gradient == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+    def save_ckpt(self, model, path, tag, max_num, max_mem, client_states, **kwargs):
+        self.saved.append((tag, copy.deepcopy(client_states), kwargs))
+
+
+NAMES = ["a", "b", "a", "a", "b", "a", "a", "a"]
+
+
+@pytest.fixture
+def make(parse, process_group, monkeypatch):
+    """A trainer of the host's script on `names`, one pair each, as many a step, evaluated on `evaluation`."""
+    runpy.run_module(MODULE, run_name="imported")
+    import openrlhf.trainer.dpo_trainer as host
+
+    def rows(self, model, chosen_ids, c_mask, reject_ids, r_mask, prompt_id_lens):
+        logps = torch.nn.functional.dropout(model.logps[chosen_ids[:, 0]], model.dropout, model.training)
+        return logps[:, 0], logps[:, 1], 0, 0
+
+    monkeypatch.setattr(importlib.import_module("openrlhf_pgrpo.host.dpo.trainer").DPOTrainer,
+                        "concatenated_forward", rows)  # fmt: skip
+
+    def make(*flags, names=NAMES, evaluation=None, micro_batches=1, states=None, replicas=1, seed=1):
+        args = parse(*GROUP, *flags, *(("--eval.dataset", "pairs.jsonl") if evaluation else ()))
+        args.train.batch_size = len(names)
+        strategy = Strategy(args, process_group, micro_batches)
+        if states is not None:
+            strategy.client_states = states
+        policy = Table(len(names), seed)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+        train = loader(names, len(names) // micro_batches)
+        trainer = host.DPOTrainer(
+            model=policy,
+            ref_model=Table(len(names), 2),
+            tokenizer=None,
+            strategy=strategy,
+            optim=optimizer,
+            train_dataloader=train,
+            eval_dataloader=evaluation and loader(evaluation, 2, replicas),
+            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+            beta=args.model.beta,
+            max_epochs=args.train.max_epochs,
+        )
+        return trainer
+
+    return make
+
+
+def loader(names, size, replicas=1, drop_last=False):
+    from openrlhf_pgrpo.host.dpo.data import TaggedLength
+
+    pairs = [TaggedLength(i, name) for i, name in enumerate(names)]
+    seen = pairs + pairs[: -len(pairs) % replicas]  # as the host's sampler fills the last round
+
+    class Sampled(list):
+        sampler = SimpleNamespace(
+            rank=0, num_replicas=replicas,
+            dataset=type("Pairs", (list,), {"pref_groups": {name: names.count(name) for name in names}})(pairs),
+        )  # fmt: skip
+
+    own = seen[::replicas]
+    batches = [own[i : i + size] for i in range(0, len(own) - (size - 1) * drop_last, size)]
+    numbers = [torch.tensor([[[int(pair)]] for pair in batch]) for batch in batches]
+    return Sampled((number, number, number, number, batch) for number, batch in zip(numbers, batches))
+
+
+def steps(trainer):
+    with open(trainer.args.ckpt.output_dir + "/metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def pair_losses(trainer, policy):
+    """Losses (B,) of `policy`, (B, 2) log-probabilities, by the formulas of the papers."""
+    h = (policy - trainer.ref_model.logps).detach() @ torch.tensor([1.0, -1.0])
+    beta = trainer.args.model.beta
+    return (h - 1 / (2 * beta)) ** 2 if trainer.args.model.ipo_enable else -torch.nn.functional.logsigmoid(beta * h)
+
+
+@pytest.mark.parametrize("loss", [(), ("--model.ipo_enable", "--robust.eta", "0.001")])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("form", ["exact", "previous"])
+def test_a_step_follows_algorithm_1(make, loss, micro_batches, form):
+    trainer = make("--robust.eta", "1", *loss, "--robust.weights", form, micro_batches=micro_batches)
+    before = trainer.model.logps.detach().clone().requires_grad_()
+    trainer.fit(trainer.args, 0, 1)
+
+    losses, few = pair_losses(trainer, before), torch.tensor([name == "b" for name in NAMES])
+    adversary = GroupWeights(trainer.weights.options, {"a": 6, "b": 2})
+    if form == "exact":
+        adversary.update(np.array([0, 1]), np.array([losses[~few].mean(), losses[few].mean()]), np.array([6.0, 2.0]))
+    of_a, of_b = adversary.group_weights()
+    # The gradient of 1/B sum_i w_i l_i at the old policy, with weights that are constants to it.
+    h = (before - trainer.ref_model.logps.detach()) @ torch.tensor([1.0, -1.0])
+    beta = trainer.args.model.beta
+    of_pair = (h - 1 / (2 * beta)) ** 2 if loss else -torch.nn.functional.logsigmoid(beta * h)
+    (torch.where(few, of_b, of_a) * of_pair).mean().backward()
+    assert torch.allclose(trainer.model.logps, before - before.grad, rtol=0, atol=1e-5 * float(losses.max()))
+
+    (row,) = steps(trainer)
+    assert row["estimator"] == ("GR-IPO" if loss else "GR-DPO") and row["run"]["settings"]["robust.weights"] == form
+    assert row["pref_groups"]["b"]["weight"] == pytest.approx(of_b)
+    assert row["pref_groups"]["b"]["loss"] == pytest.approx(float(losses[few].mean()))
+    assert (row["pref_groups"]["b"]["samples"], row["pref_groups"]["b"]["share"]) == (2, 0.25)
+
+
+def test_dropout_falls_alike_when_looking_ahead(make):
+    trainer = make(micro_batches=4)
+    trainer.model.dropout = 0.5
+    trainer.fit(trainer.args, 0, 1)
+    (row,) = steps(trainer)
+    groups = row["pref_groups"].values()  # as seen ahead; the host logs what it trained on
+    weighted = sum(group["samples"] * group["weight"] * group["loss"] for group in groups) / len(NAMES)
+    assert row["train"]["loss_mean"] == pytest.approx(weighted)
+
+
+def test_fixed_weights_are_importance_sampling(make):
+    trainer = make("--robust.chi", "0")
+    trainer.fit(trainer.args, 0, 1)
+    (row,) = steps(trainer)
+    assert row["estimator"] == "IS-DPO"
+    assert row["pref_groups"]["a"]["weight"] == pytest.approx(0.5 / 0.75)
+    assert row["pref_groups"]["b"]["weight"] == pytest.approx(0.5 / 0.25)
+
+
+def test_a_step_starts_and_ends_with_its_epoch(make):
+    """Nine pairs are two steps of four: the ninth is left, whatever the micro batch."""
+    from openrlhf_pgrpo.host.dpo.trainer import WholeSteps
+
+    for size, micro_batches in ((4, 1), (2, 2), (1, 4)):
+        looked = []
+        steps = WholeSteps(loader(["a"] * 9, size, drop_last=True), micro_batches, looked.append, lambda: False)
+        seen = [int(pair) for batch in steps for pair in batch[-1]]
+        assert seen == [*range(8)] and len(steps) == 2 * micro_batches == sum(map(len, looked))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_a_loss_that_is_not_finite_stops_before_anything_moves(make, bad, micro_batches):
+    trainer = make(micro_batches=micro_batches)
+    with torch.no_grad():
+        trainer.ref_model.logps[4, 0] = bad
+    before, alpha = trainer.model.logps.detach().clone(), trainer.weights.alpha
+    with pytest.raises(ValueError, match="finite loss.*, got (nan|inf) .*preference group 'b'; neither weights nor"):
+        trainer.fit(trainer.args, 0, 1)
+    assert torch.equal(trainer.model.logps, before) and np.array_equal(trainer.weights.alpha, alpha)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(names=["a"] * 4), "at least two preference groups, got .'a'."),
+        (dict(evaluation=["a", "c"]), "--eval.dataset needs pairs of the preference groups trained on, .*, got 'c'"),
+    ],
+)
+def test_preference_groups_that_do_not_fit_are_refused(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_per_preference_group(make):
+    trainer = make(evaluation=["a", "b", "a", "a", "b"], seed=6)
+    trainer.fit(trainer.args, 0, 1)
+    losses = pair_losses(trainer, trainer.model.logps)[:5]
+    of_a, of_b = float(losses[[0, 2, 3]].mean()), float(losses[[1, 4]].mean())
+    (row,) = steps(trainer)
+    assert row["pref_groups"]["a"]["eval_loss"] == pytest.approx(of_a) and row["pref_groups"]["b"]["eval_pairs"] == 2
+    right = losses < np.log(2)  # a positive h
+    accuracies = float(right[[0, 2, 3]].float().mean()), float(right[[1, 4]].float().mean())
+    assert accuracies[0] != accuracies[1]
+    assert row["pref_groups"]["a"]["eval_accuracy"] == pytest.approx(accuracies[0])
+    assert row["evaluation"] == {
+        "worst_group": "a" if of_a > of_b else "b",
+        "worst_group_loss": pytest.approx(max(of_a, of_b)),
+        "loss_gap": pytest.approx(abs(of_a - of_b)),
+        "worst_group_accuracy": pytest.approx(min(accuracies)),
+        "accuracy_gap": pytest.approx(abs(accuracies[0] - accuracies[1])),
+    }
+
+
+def test_a_pair_that_fills_the_last_round_of_ranks_does_not_count(make):
+    """Five pairs for four ranks: the first of them sees pairs 0 and 4, the others one and a repeated one."""
+    trainer = make(evaluation=["a", "b", "a", "a", "b"], replicas=4)
+    trainer.eval_dataloader.sampler.rank = 3  # its own pair 3, then a repeated one: here the batch of pairs 0 and 4
+    trainer.fit(trainer.args, 0, 1)
+    (row,) = steps(trainer)
+    assert row["pref_groups"]["a"]["eval_pairs"] == 1 and "eval_pairs" not in row["pref_groups"]["b"]
+
+
+def worst(trainer, values):
+    """Runs one evaluation after the other, each with that loss of the worst preference group."""
+    trainer.client_states = {"consumed_samples": 8}
+    for step, value in enumerate(values, 1):
+        trainer._act_on_evaluation(value, step)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_worst_loss(make):
+    trainer = make("--robust.save_best", evaluation=["a", "b"])
+    worst(trainer, [0.5, 0.6, 0.4, 0.45])
+    assert [tag for tag, _, _ in trainer.strategy.saved] == ["best_global_step1", "best_global_step3"]
+    _, states, metric = trainer.strategy.saved[-1]
+    assert metric["metric_value"] == -0.4 and states["consumed_samples"] == 8
+    assert states["openrlhf_pgrpo"]["plateau"] == {"best": 0.4, "waited": 0, "ended": False}
+
+
+def test_training_ends_on_a_plateau(make):
+    trainer = make("--robust.patience", "2", "--train.max_epochs", "3", evaluation=["a", "b"])
+    worst(trainer, [0.5, 0.6, 0.4, 0.5])
+    assert not trainer.plateau.ended
+    worst(trainer, [0.4])  # not lower: the second in a row
+    assert trainer.plateau.ended and "training ends" in trainer.strategy.printed[-1]
+    before = trainer.model.logps.detach().clone()
+    trainer.fit(trainer.args, 0, 1)
+    assert torch.equal(trainer.model.logps, before)  # no step more
+
+
+def test_the_rate_falls_on_a_plateau_until_it_is_too_low(make):
+    trainer = make("--robust.patience", "2", "--robust.plateau", "reduce_lr", evaluation=["a", "b"])
+    worst(trainer, [0.5, 0.5, 0.5, 0.5])  # two that are not lower, and one
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1) and trainer.weights.options.eta == 0.05
+    trainer.optimizer.step()
+    trainer.scheduler.step()
+    assert trainer.scheduler.get_last_lr() == [pytest.approx(0.1)] and not trainer.plateau.ended
+    worst(trainer, [0.5] * 15)
+    assert trainer.plateau.ended  # 1e-9
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_state_is_restored_to_the_bit(make):
+    trainer = make("--robust.patience", "5", evaluation=["a", "b"], seed=6)
+    trainer.args.ckpt.save_steps = 1
+    trainer.fit(trainer.args, 0, 1)
+    ((_, states, _),) = trainer.strategy.saved
+    resumed = make("--robust.patience", "5", evaluation=["a", "b"], states=pickle.loads(pickle.dumps(states)))
+    assert np.array_equal(resumed.weights.log_alpha, trainer.weights.log_alpha) and trainer.weights.alpha[0] != 0.5
+    assert resumed.plateau == trainer.plateau and resumed.plateau.best < np.inf
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(make):
+    trainer = make()
+    trainer.client_states = {}
+    state = trainer._state()
+    for states, flags, message in (
+        ({"consumed_samples": 8}, (), "in schema 1, got one without"),
+        ({"openrlhf_pgrpo": {**state, "schema": 2}}, (), "in schema 1, got schema 2"),
+        ({"openrlhf_pgrpo": state}, ("--robust.eta", "0.2"), "--robust.eta 0.1 in the checkpoint, 0.2 now"),
+        ({"openrlhf_pgrpo": state}, ("--model.beta", "0.2"), "--model.beta 0.1 in the checkpoint, 0.2 now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(*flags, states=states)
+    with pytest.raises(ValueError, match="resuming needs the data under which the weights were made"):
+        make(names=["a", "b"], states={"openrlhf_pgrpo": state})
+
+
+def test_loading_remembers_what_the_hosts_script_throws_away(hooks):
+    from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
+
+    deepspeed = importlib.import_module("deepspeed")
+    engine = deepspeed.DeepSpeedEngine.__new__(deepspeed.DeepSpeedEngine)
+    torch.nn.Module.__init__(engine)
+    strategy = DeepspeedStrategy.__new__(DeepspeedStrategy)
+    for path, states in ((None, {}), ("there", {"mine": 1})):
+        engine.load_checkpoint = partial(lambda found, *args, **kwargs: found, (path, states))
+        strategy.load_ckpt(engine, "folder")
+        assert getattr(strategy, "client_states", None) == (states if path else None)
+
+
+def test_ipo_with_a_step_size_for_dpo_is_warned_of(make):
+    assert "IPO's loss starts at 2500" in make("--model.ipo_enable", "--model.beta", "0.01").strategy.printed[-1]
+    quiet = make("--model.ipo_enable", "--model.beta", "0.01", "--robust.eta", "5e-7")
+    assert "warning" not in quiet.strategy.printed[-1]

@@ -1,0 +1,110 @@
+"""How options become flags, and which spellings of flags are refused."""
+
+import argparse
+from dataclasses import dataclass, field
+
+import pytest
+
+from openrlhf_pgrpo.host import doors, flags
+
+pytestmark = pytest.mark.host
+
+DOORS = {"PPO": doors.PPO, "DPO": doors.DPO, "RM": doors.RM, "SERVE": doors.SERVE}
+
+
+@dataclass(frozen=True)
+class Options:
+    count: int = 3
+    rate: float | None = None
+    name: str = field(default="a", metadata={"help": "One of two, 100 % of them.", "choices": ("a", "b")})
+    fast: bool = True
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError(f"count needs a number >= 0, got {self.count}")
+
+
+def parsed(*words, options=Options, only=None):
+    parser = argparse.ArgumentParser()
+    flags.add_options(parser, "mine", options, only)
+    return vars(parser.parse_args(words))
+
+
+def test_options_become_flags_and_flags_options():
+    assert flags.read_options(Options, "mine", parsed()) == Options()
+    words = ("--mine.count", "5", "--mine.rate", "0.5", "--mine.name", "b", "--no-mine.fast")
+    assert flags.read_options(Options, "mine", parsed(*words)) == Options(5, 0.5, "b", False)
+
+
+def test_a_refusal_begins_with_the_flag():
+    with pytest.raises(ValueError, match="^--mine.count needs a number >= 0, got -1"):
+        flags.read_options(Options, "mine", parsed("--mine.count", "-1"))
+
+
+def test_what_is_left_out_keeps_its_default():
+    assert parsed(only=("count",)) == {"mine.count": 3}
+    assert flags.read_options(Options, "mine", {"mine.count": 4}, ("count",)) == Options(4)
+
+
+def test_a_field_that_cannot_be_a_flag_is_refused():
+    @dataclass
+    class NoDefault:
+        count: int
+
+    @dataclass
+    class Listed:
+        many: list = None
+
+    refusals = ((NoDefault, "option with a default, .* NoDefault.count"), (Listed, "got .*list.*: Listed.many"))
+    for options, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            parsed(options=options)
+
+
+def test_flags_that_are_set():
+    def add(parser):
+        flags.add_options(parser, "mine", Options)
+
+    assert flags.set_flags(add, parsed()) == []
+    assert flags.set_flags(add, parsed("--mine.count", "5", "--no-mine.fast")) == ["mine.count", "mine.fast"]
+
+
+@pytest.fixture
+def refusal(host_parser, capsys):
+    """What a door says to words that it refuses."""
+
+    def refusal(door, *words):
+        with pytest.raises(SystemExit) as ended:
+            DOORS[door].parse_args(host_parser(DOORS[door].script), [*words])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return refusal
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("old", flags.OLD_SPELLINGS)
+def test_an_old_spelling_is_refused_with_the_new_one(door, old, refusal):
+    for words in ((old, "x"), (f"{old}=x",)):
+        assert f"{old} is now called --{flags.OLD_SPELLINGS[old]}" in refusal(door, *words)
+
+
+@pytest.mark.parametrize(
+    "door, short, whole",
+    [
+        ("PPO", "--pgrpo.dev", "--pgrpo.device"),
+        ("PPO", "--data.pref", "--data.pref_group_key"),
+        ("PPO", "--pgrpo.min=3", "--pgrpo.min_count"),
+        ("PPO", "--adv", "--advantage_estimator"),
+        ("DPO", "--robust.weight", "--robust.weights"),
+        ("RM", "--reward.fact", "--reward.factors"),
+        ("SERVE", "--reward.prof", "--reward.profiles"),
+    ],
+)
+def test_an_abbreviation_of_our_flags_is_refused(door, short, whole, refusal):
+    assert f"{short.split('=')[0]} needs its whole name, got an abbreviation of {whole}" in refusal(door, short, "cpu")
+
+
+def test_abbreviations_of_the_hosts_flags_stay_what_they_are(host_parser):
+    args = doors.DPO.parse_args(host_parser(doors.DPO.script), ["--model.model_name", "m"])
+    assert vars(args)["model.model_name_or_path"] == "m"

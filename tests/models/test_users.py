@@ -1,0 +1,97 @@
+"""Whose coefficients: trained users, new users with profiles, and the average user."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from openrlhf_pgrpo.models.profiles import Profile
+from openrlhf_pgrpo.models.users import MEAN, Users, coefficients_for
+
+pytestmark = pytest.mark.core
+
+ANA, BOB = [2.0, -1.0], [-1.0, 3.0]
+
+
+@pytest.fixture
+def model():
+    """What `Users` reads of a folder; its average user is (0.5, 1)."""
+    return SimpleNamespace(name="rm", users=["ana", "bob"], coefficients=np.array([ANA, BOB]), fingerprint="f00d")
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Writes the profile of a user with these coefficients."""
+
+    def profile(user, coefficients=(5.0, 7.0), fingerprint="f00d", folder=tmp_path):
+        folder.mkdir(exist_ok=True)
+        Profile(user, fingerprint, np.array(coefficients), np.eye(2), ()).save(folder / f"{user}.json")
+        return folder / f"{user}.json"
+
+    return profile
+
+
+def test_trained_and_new_users_have_their_own_coefficients(model, profile, tmp_path):
+    folder = tmp_path / "profiles"
+    profile("cid", (4.0, 4.0), folder=folder)
+    profile("dora", (6.0, 6.0), folder=folder)
+    (folder / "notes.txt").write_text("not a profile")
+    users = Users(model, [folder, profile("eve")])
+    assert users.names == ["ana", "bob", "cid", "dora", "eve"] and len(users) == 5
+    assert "eve" in users and "zoe" not in users and None not in users
+    assert users.of(["eve", "ana", "dora"]).tolist() == [[5, 7], ANA, [6, 6]]
+    assert [one.user for one in users.profiles] == ["cid", "dora", "eve"]
+
+
+def test_the_average_user_is_the_mean_of_the_trained_ones_and_stands_in_only_on_demand(model, profile):
+    users = Users(model, [profile("eve")])
+    assert users.of(["zoe", "bob", None], MEAN).tolist() == [[0.5, 1], BOB, [0.5, 1]]
+    with pytest.raises(ValueError, match="every sample needs one of the 3 users of rm and its profiles, got 'zoe' "):
+        users.of(["zoe", "bob", None])
+    with pytest.raises(ValueError, match=r"got 'zoe' \(2 of 3 samples\): ask them with openrlhf-pgrpo elicit"):
+        users.of(["zoe", "bob", None])
+
+
+def test_an_error_says_where_and_what_to_do(model):
+    users = Users(model, remedies="look again")
+    users.check(["ana", "bob"], "line 3")
+    with pytest.raises(
+        ValueError, match="^line 3 needs one of the 2 users of rm and its profiles, got None: look again$"
+    ):
+        users.check([None], "line 3")
+
+
+def test_a_new_user_is_new(model, profile):
+    with pytest.raises(ValueError, match="ana.json needs to be of a new user, got 'ana', who is known: leave it out"):
+        Users(model, [profile("ana")])
+    twice = profile("eve")
+    with pytest.raises(ValueError, match="of a new user, got 'eve', who is known"):
+        Users(model, [twice, twice])
+
+
+def test_profiles_that_do_not_fit_are_refused(model, profile, tmp_path):
+    with pytest.raises(ValueError, match="profile for the model f00d, got one for beef"):
+        Users(model, [profile("eve", fingerprint="beef")])
+    with pytest.raises(FileNotFoundError):
+        Users(model, [tmp_path / "nobody.json"])
+
+
+def test_one_user_by_name_or_by_profile(model, profile):
+    assert coefficients_for(model, "bob", None).tolist() == BOB
+    assert coefficients_for(model, "bob", None, MEAN).tolist() == BOB  # the average is for the unknown alone
+    assert coefficients_for(model, None, profile("eve")).tolist() == [5, 7]
+    assert coefficients_for(model, "zoe", None, MEAN).tolist() == [0.5, 1]
+    assert coefficients_for(model, None, None, MEAN).tolist() == [0.5, 1]
+    with pytest.raises(ValueError, match="profile for the model f00d, got one for beef"):
+        coefficients_for(model, None, profile("eve", fingerprint="beef"), MEAN)
+    with pytest.raises(
+        ValueError, match="^--user needs one of the 2 users of rm and its profiles, got 'zoe': or else$"
+    ):
+        coefficients_for(model, "zoe", None, remedies="or else")
+
+
+def test_flags_can_import_it_without_torch():
+    code = "import sys, openrlhf_pgrpo.models.users; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,109 @@
+"""Preference groups: found where they are, one where there is one, and chances that follow Bayes' rule."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import multivariate_normal
+
+from openrlhf_pgrpo.core.posterior import Prior, log_evidence
+from openrlhf_pgrpo.models.profiles import Answer
+from openrlhf_pgrpo.people.groups import assign, cluster
+
+pytestmark = pytest.mark.core
+
+CENTRES = np.array([[4.0, 0.0], [-3.0, 3.0], [0.0, -4.0]])
+
+
+def crowd(sizes=(60, 30, 15), scale=1.0, seed=0):
+    """Users around the centres, mixed, and which centre each is from."""
+    rng = np.random.default_rng(seed)
+    which = rng.permutation(np.repeat(range(len(sizes)), sizes))
+    return scale * (CENTRES[which] + rng.normal(0, 0.7, (len(which), 2))), which
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_three_kinds_of_people_are_found_at_any_scale(scale):
+    coefficients, which = crowd(scale=scale)
+    found = cluster(coefficients)
+    assert found.names == ["group-1", "group-2", "group-3"]  # the largest first
+    assert (found.of_users.argmax(1) == which).all()
+    assert found.shares == pytest.approx([60 / 105, 30 / 105, 15 / 105], abs=0.01)
+    assert found.means / scale == pytest.approx(CENTRES, abs=0.5)
+    assert found.covariance / scale**2 == pytest.approx(0.49 * np.eye(2), abs=0.15)
+    assert min(found.criteria, key=found.criteria.get) == 3 and set(found.criteria) == set(range(1, 11))
+
+
+def test_people_who_differ_by_degrees_are_one_preference_group_unless_told():
+    coefficients = np.random.default_rng(1).normal(0, 1, (200, 3))
+    assert len(cluster(coefficients).shares) == 1
+    assert len(cluster(coefficients, 4).shares) == 4
+
+
+def test_the_same_people_give_the_same_preference_groups():
+    coefficients, _ = crowd()
+    one, again = cluster(coefficients), cluster(coefficients)
+    assert np.array_equal(one.of_users, again.of_users)
+    order = np.random.default_rng(2).permutation(len(coefficients))
+    assert (cluster(coefficients[order]).of_users.argmax(1) == one.of_users.argmax(1)[order]).all()
+
+
+def test_chances_of_users_are_bayes_rule():
+    coefficients, _ = crowd(sizes=(30, 20, 10), seed=3)
+    found = cluster(coefficients, 3)
+    density = np.stack([multivariate_normal(mean, found.covariance).pdf(coefficients) for mean in found.means], 1)
+    joint = density * found.shares
+    assert found.of_users == pytest.approx(joint / joint.sum(1, keepdims=True), abs=1e-6)
+
+
+def test_a_new_user_without_answers_has_the_shares_and_answers_decide():
+    found = cluster(crowd()[0])
+    assert found.of_answers([]) == pytest.approx(found.shares)
+    features = np.random.default_rng(0).normal(0, 1, (12, 2))
+    for group, centre in enumerate(CENTRES):
+        answers = [Answer(str(i), tuple(v), float(v @ centre > 0)) for i, v in enumerate(features)]
+        chances = [found.of_answers(answers[:n])[group] for n in (0, 4, 12)]
+        assert chances[0] < chances[1] < chances[2] and chances[2] > 0.9
+
+
+def test_the_evidence_by_numerical_integration():
+    prior, rng = Prior(np.array([0.5, -1.0]), np.array([[1.0, 0.3], [0.3, 0.6]])), np.random.default_rng(0)
+    features, answers = rng.normal(0, 1, (6, 2)), np.array([1, 0, 0.5, 1, 0, 0.9])
+    axis = np.linspace(-7, 7, 401)
+    grid = np.stack([side.ravel() for side in np.meshgrid(axis, axis)], 1)
+    chance = expit(grid @ features.T)
+    likelihood = np.prod(chance**answers * (1 - chance) ** (1 - answers), 1)
+    exact = np.log((likelihood * multivariate_normal(*prior).pdf(grid)).sum() * (axis[1] - axis[0]) ** 2)
+    assert log_evidence(features, answers, prior) == pytest.approx(exact, abs=0.05)  # Laplace's, not exact
+    assert log_evidence(features[:0], [], prior) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "coefficients, groups, message",
+    [
+        (np.ones((1, 2)), None, "at least two users, got 1"),
+        (np.repeat([[1.0, 2.0], [3.0, 4.0]], 5, 0), 3, "a number from 1 to 2, the users who differ, got 3"),
+        (np.eye(3), 0, "from 1 to 3, the users who differ, got 0"),
+    ],
+)
+def test_preference_groups_that_cannot_be_are_refused(coefficients, groups, message):
+    with pytest.raises(ValueError, match=message):
+        cluster(coefficients, groups)
+
+
+def test_users_who_are_all_equal_are_one_preference_group():
+    found = cluster(np.ones((12, 3)))
+    assert found.names == ["group-1"] and found.of_users == pytest.approx(1)
+
+
+def test_rows_get_their_columns_and_keep_the_rest():
+    chances = {"ann": np.array([0.9, 0.1]), "bob": np.array([0.2, 0.8])}
+    rows = [(1, {"who": "bob", "x": [1]}), (4, {"who": "ann"})]
+    assert assign(rows, chances, ["group-1", "group-2"], "who", "g") == [
+        {"who": "bob", "x": [1], "g": "group-2", "g_probability": 0.8},
+        {"who": "ann", "g": "group-1", "g_probability": 0.9},
+    ]
+    for taken in ("g", "g_probability"):
+        with pytest.raises(
+            ValueError, match=f"line 3 needs a new column for the preference group, got '{taken}', which it has"
+        ):
+            assign([(3, {"who": "ann", taken: 0})], chances, ["group-1", "group-2"], "who", "g")

@@ -1,0 +1,86 @@
+"""Pools and other files that people write by hand: what is read, and what is refused by its line."""
+
+import numpy as np
+import pytest
+
+from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, write_scores
+
+pytestmark = pytest.mark.core
+
+GOOD = {"prompt": "p", "a": "x", "b": "y"}
+
+
+def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
+    path = jsonl("pool.jsonl", [GOOD, "", {**GOOD, "b": "<b>\u00e9\u2028</b>", "source": 7}])
+    assert read_pool(path) == [Pair("p", "x", "y"), Pair("p", "x", "<b>\u00e9\u2028</b>")]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ('{"prompt": "p", "a": "x"', "line 3 of .* needs a JSON object, got Expecting"),
+        ("[1]", "line 3 of .* needs a JSON object, got list"),
+        ("[" * 100_000, "line 3 of .* needs a JSON object"),
+        ({"prompt": "p", "a": "x"}, "line 3 of .* needs the column 'b', got 'prompt', 'a'"),
+        ({}, "needs the column 'prompt', got none"),
+        ({**GOOD, "b": 3}, "line 3 of .* needs a text as 'b', got '3'"),
+        ({**GOOD, "b": None}, "needs a text as 'b', got 'None'"),
+        ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text as 'b'"),
+        ({**GOOD, "b": "x"}, "line 3 of .* needs two different answers, got 'x' twice"),
+        (GOOD, "line 3 of .* needs a new pair, got that of line 1: leave one out"),
+        ({"prompt": "p", "a": "y", "b": "x"}, "line 3 of .* got that of line 1"),
+    ],
+)
+def test_a_bad_row_is_refused_by_its_line(jsonl, row, message):
+    with pytest.raises(ValueError, match=message):
+        read_pool(jsonl("pool.jsonl", [GOOD, {**GOOD, "prompt": "q"}, row]))
+
+
+def test_an_empty_or_missing_or_binary_file_is_refused(jsonl, tmp_path):
+    with pytest.raises(ValueError, match="at least one row with prompt, a, b, got an empty file"):
+        read_pool(jsonl("pool.jsonl", ["", " "]))
+    with pytest.raises(FileNotFoundError):
+        read_pool(tmp_path / "nowhere.jsonl")
+    (tmp_path / "binary").write_bytes(b"\x80\x81\n")
+    with pytest.raises(ValueError, match="line 1 of .*binary needs a JSON object"):
+        read_pool(tmp_path / "binary")
+
+
+def test_the_name_of_a_pair_is_that_of_its_texts():
+    name = Pair("p", "x", "y").name
+    assert name == Pair("p", "y", "x").name and len(name) == 32
+    others = [Pair("p", "x", "z"), Pair("q", "x", "y"), Pair("p x", "y", ""), Pair("", "px", "y")]
+    assert len({name, *(pair.name for pair in others)}) == 5
+
+
+def test_every_text_is_scored_once_and_lands_on_its_side(model):
+    pairs = [Pair("p", "a!", "bb"), Pair("p", "bb", "cccc!!"), Pair("q", "bb", "a!")]
+    asked = []
+
+    def base_rewards(prompts, responses, batch_size):
+        asked.extend(zip(prompts, responses))
+        return np.array([[text.count("!"), len(text)] for text in responses])
+
+    model.base_rewards = base_rewards
+    a, b = score_pool(model, pairs)
+    assert sorted(asked) == [("p", "a!"), ("p", "bb"), ("p", "cccc!!"), ("q", "a!"), ("q", "bb")]
+    assert a.tolist() == [[1, 2], [0, 2], [0, 2]] and b.tolist() == [[0, 2], [2, 6], [1, 2]]
+    assert a.dtype == np.float64
+
+
+def test_scores_come_back_for_the_same_model_and_pool_alone(model, pairs, tmp_path):
+    path, scored = tmp_path / "pool.scores", score_pool(model, pairs)
+    write_scores(path, *scored, pairs, "f00d")
+    for found, given in zip(read_scores(path, pairs, "f00d"), scored, strict=True):
+        assert found.tobytes() == given.tobytes() and found.dtype == given.dtype
+    with pytest.raises(ValueError, match="for the model beef, got one for f00d: name another file"):
+        read_scores(path, pairs, "beef")
+    for others in (pairs[1:], [pairs[1], pairs[0], *pairs[2:]], [Pair(pairs[0].prompt, *pairs[0][:0:-1]), *pairs[1:]]):
+        with pytest.raises(ValueError, match="for the pool [0-9a-f]{64}, got one for [0-9a-f]{64}"):
+            read_scores(path, others, "f00d")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="needs to hold the base rewards of a pool, got .*: delete it"):
+        read_scores(path, pairs, "f00d")
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="needs to hold the base rewards"):
+        read_scores(path, pairs, "f00d")
