@@ -1,11 +1,13 @@
 # make venv    everything that trains and tests without a GPU, in .venv
 # make demo    trains SmolLM2-135M for seven personas and draws what happened
+# make lint    ruff and mypy: seconds, after a first time of two minutes
 # make test    all tests but the next
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
+# make flags   docs/flags.md again, after a change of flags or help texts
 # make install-gpu    the GPU stack, into the Python that PYTHON names
 
 PYTHON ?= python3
-# Where pip finds the CPU build of PyTorch, if plain `torch` means the CUDA build for you: pip options, e.g. --index-url
+# pip options that find the CPU build of PyTorch, such as --index-url, if plain `torch` is the CUDA build for you
 TORCH_PIP ?=
 DEMO ?= demo-run
 VENV := .venv
@@ -14,16 +16,16 @@ BIN := $(VENV)/bin
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo test test-slurm flash-attn install-gpu
+.PHONY: venv requirements demo lint test test-slurm flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
-# A step of its own, as a layer of examples/docker/Dockerfile.cpu.
+# Separate from venv, because it is a layer of examples/docker/Dockerfile.cpu.
 requirements: $(VENV)/.requirements
 
-# torch comes first and with its dependencies: the rest is a complete list, installed as it stands (see its first lines).
+# torch is installed first, with its dependencies. The rest is a complete list (see its first lines).
 $(VENV)/.requirements: requirements-cpu.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"needs Python 3.11, got {sys.version}: make PYTHON=python3.11"'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), f"needs Python 3.11 or 3.12, got {sys.version}: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_PIP) --constraint requirements-cpu.txt torch
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-cpu.txt
@@ -36,10 +38,15 @@ $(VENV)/.complete: $(VENV)/.requirements setup.py
 demo: venv
 	$(BIN)/python examples/personas/demo.py $(DEMO)
 
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 test: venv
 	$(BIN)/python -m pytest --ignore tests/slurm
 
-# Without root or apt-get nothing is installed, and the tests say what they miss.
+# Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge >/dev/null; } || \
@@ -47,7 +54,10 @@ test-slurm: venv
 	fi
 	$(BIN)/python -m pytest tests/slurm
 
-# It is compiled against an installed torch and by its build tools, which pip would not show it.
+flags: venv
+	$(BIN)/python docs/flags.py
+
+# flash-attn is compiled against the installed torch, so it is built without pip's isolation, with its build tools here.
 flash-attn:
 	$(PYTHON) -m pip install --constraint requirements-cpu.txt torch ninja packaging psutil setuptools wheel
 	$(PYTHON) -m pip install --no-build-isolation --no-deps $(FLASH_ATTN)
