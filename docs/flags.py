@@ -55,7 +55,7 @@ def page(host_parser: Callable[[str], argparse.ArgumentParser]) -> str:
     commands = next(action for action in command_line()._actions if action.dest == "command")
     for name, parser in commands.choices.items():
         (about,) = (choice.help for choice in commands._choices_actions if choice.dest == name)
-        flags = [action for action in parser._actions if action.dest != "help"]
+        flags = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
         parts.append(f"## `openrlhf-pgrpo {name}`\n\n{sentence(about)}\n\n{table(flags)}")
     return "\n".join(parts)
 

@@ -16,11 +16,12 @@ which rescales each parameter, would otherwise rescale each preference group and
 
 Advantages come from the classes of `openrlhf_pgrpo.core` and from the host's formulas; then comes the host's clip, and
 one step of Adam per batch. Every estimator sees the same prompts and dice, so differences are paired by seed. Adam
-takes out the overall size of advantages but not their noise, hence two learning rates: a small one for all, as in real
-runs, where stability sets it; and for each estimator and cell its own best of `--rates`, chosen on other seeds.
+takes out the overall size of advantages but not their noise. So there are two learning rates: a small one for all, as
+in real runs, where stability sets it; and for each estimator and cell its own best of `--rates`, chosen on other
+seeds.
 
-Reported is the normalised reward: the expected taste of a preference group under the policy, exact and not sampled, 0
-for the uniform start and 1 for the best action, averaged over the run (the area under the learning curve).
+The lab reports the normalised reward: the expected taste of a preference group under the policy, exact and not
+sampled, 0 for the uniform start and 1 for the best action, averaged over the run (the area under the learning curve).
 
 Axes: S seeds, T steps, P prompts per step, N samples per prompt, G preference groups, A actions, K = G + 1 features.
 """
@@ -147,7 +148,7 @@ def whitened(x):
     return centred(x, (1, 2)) / np.sqrt(np.maximum(x.var((1, 2), keepdims=True), 1e-8))
 
 
-# The host's own on rewards (S, P, N), and whether it whitens over the batch after its clip (OpenRLHF 0.11.2,
+# The host's estimators on rewards (S, P, N), and whether each whitens over the batch after its clip (OpenRLHF 0.11.2,
 # trainer/ppo_utils/experience_maker.py).
 HOST = {
     "group_norm": (lambda x: centred(x) / (x.std(-1, ddof=1, keepdims=True) + 1e-9), False),
@@ -172,7 +173,7 @@ class Contender(NamedTuple):
         name, _, rest = text.partition(":")
         if name not in HOST and name not in advantage_estimators():
             raise ValueError(f"--estimators needs names from {[*HOST, *advantage_estimators()]}, got {name!r}")
-        types = {spec.name: spec.metadata["type"] for spec in fields(PGRPOOptions)} | {"labels": str}
+        types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)} | {"labels": str}
         types = {} if name in HOST else types
         texts = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
         if not texts.keys() <= types.keys():
@@ -192,8 +193,8 @@ class Contender(NamedTuple):
     def start(self, seeds: int, groups: int) -> Callable:
         """A function from rewards (S, P, N) and labels (S, P) to advantages (S, P, N), with an empty history.
 
-        One instance of a core class serves all seeds: every preference group of every seed is a preference group of
-        its own to it, and histories of different preference groups never meet. `pgrpo_global` has one history for
+        One instance of a core class serves all seeds: it sees every preference group of every seed as a separate one,
+        and histories of different preference groups never meet. `pgrpo_global` has one history for
         everybody, so here it is `pgrpo` with the seed as the preference group.
         """
         if self.name in HOST:
@@ -272,7 +273,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def average(cls, outcomes: list["Outcome"]) -> "Outcome":
-        """Over cells, seed by seed; samples by geometric mean."""
+        """The average over cells, seed by seed; of samples, the geometric mean."""
         rates, means, worsts, samples = map(np.array, zip(*outcomes))
         return cls(rates.mean(), means.mean(0), worsts.mean(0), np.exp(np.log(samples).mean()))
 
@@ -352,7 +353,7 @@ def report(common: dict, best: dict) -> None:
 
 
 def by(results: dict, *names: str) -> dict[str, dict]:
-    """The same results in a dictionary for each combination of the fields `names`; no drift is not worth a word."""
+    """The same results in a dictionary for each combination of the fields `names`. A drift of 0 is not named."""
     parts = {}
     for scenario, outcomes in results.items():
         values = {name: getattr(scenario, name) for name in names}

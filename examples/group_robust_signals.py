@@ -4,7 +4,7 @@
 
 The bandit of arXiv 2405.20304 made online: a prompt is x ~ U[0,1]^2, and one of 8 actions is chosen by a softmax
 policy of four numbers. The minority (a fifth of the prompts) and the majority want opposite numbers, so the policy has
-to choose whom to serve. It is trained by policy gradient on rewards less their mean per prompt; only weights differ:
+to choose whom to serve. It is trained by policy gradient on rewards minus their mean per prompt; only weights differ:
 
     none         all advantages as they are
     importance   fixed: both preference groups count the same, whatever their size
@@ -79,7 +79,7 @@ class World:
         self.low, self.high = self.reward.min(-1).mean(-1), self.reward.max(-1).mean(-1)
 
     def regret(self, theta):
-        """Of each seed and preference group, (S, 2)."""
+        """The regret (S, 2) of each seed and preference group."""
         p = np.stack([policy(np.repeat(phi[None], len(theta), 0), theta) for phi in self.phi], 1)
         earned = (p * self.reward).sum(-1).mean(-1)
         return (self.high - earned) / (self.high - self.low)

@@ -4,6 +4,12 @@ The public names load on first use. Importing this package alone loads nothing e
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` imports them
+    from openrlhf_pgrpo.core.estimator import AdvantageEstimator, RewardBatch, register_advantage_estimator
+    from openrlhf_pgrpo.core.options import option
+    from openrlhf_pgrpo.core.pgrpo import PGRPO, PGRPOOptions
 
 __version__ = "0.1.0"
 
@@ -15,7 +21,7 @@ _HOME = {
     "PGRPO": "core.pgrpo",
     "PGRPOOptions": "core.pgrpo",
 }
-__all__ = list(_HOME)
+__all__ = ["PGRPO", "AdvantageEstimator", "PGRPOOptions", "RewardBatch", "option", "register_advantage_estimator"]
 
 
 def __getattr__(name: str):

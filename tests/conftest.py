@@ -118,7 +118,7 @@ class Started:
 
     @staticmethod
     def environment(mark: str) -> dict[str, str]:
-        # Ray names its processes, and would write the name over the environment, were it not for SPT_NOENV.
+        # Ray renames its processes. Without SPT_NOENV, the new name would overwrite the environment.
         return {MARK: mark, "SPT_NOENV": "1"}
 
     @property
@@ -203,7 +203,7 @@ class RayCluster:
     def start_node(
         self, name: str, gpus: int = 0, cpus: int = 2, head: bool = False, python=sys.executable, **environment: str
     ) -> Started:
-        """Starts a node and waits until it has joined; `kill()` of what it returns is the node's sudden death."""
+        """Starts a node and waits until it has joined. `kill()` on the result is the sudden death of the node."""
         where = {"--port": self.port, "--dashboard-port": self.dashboard_port, "--ray-client-server-port": free_port()}
         flags = {
             **(where if head else {"--address": self.address}),
@@ -231,7 +231,7 @@ class RayCluster:
 
     @property
     def alive(self) -> list[str]:
-        """Names of the nodes that Ray holds for alive; it takes some seconds to miss one."""
+        """Names of the nodes that Ray counts as alive. It notices a dead one after some seconds."""
         with urllib.request.urlopen(f"{self.jobs}/api/v0/nodes", timeout=60) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
         return sorted(node["node_name"] for node in nodes if node["state"] == "ALIVE")
@@ -243,7 +243,7 @@ class RayCluster:
 
 
 def free_port() -> int:
-    """A port below those that the system hands out by itself, which could take it before a slow start of Ray does."""
+    """A port below those that the system hands out. One of these could be taken before a slow Ray uses it."""
     while True:
         with socket.socket() as probe:
             try:
@@ -255,7 +255,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def new_ray_cluster(tmp_path_factory):
-    """Makes clusters, without nodes as yet, and ends what is left of them."""
+    """Makes clusters that have no nodes yet, and ends what is left of them."""
     clusters = []
 
     def new_ray_cluster() -> RayCluster:
@@ -268,7 +268,7 @@ def new_ray_cluster(tmp_path_factory):
 
 
 class Recording:
-    """What an estimator of a run was given: `flags` put it in the run, which needs `environment`."""
+    """What an estimator of a run receives. `flags` put the estimator into the run, which needs `environment`."""
 
     flags = ("--pgrpo.plugin", str(Path(__file__).parent / "recorder.py"), "--advantage_estimator", "recorded_pgrpo")
 
@@ -276,7 +276,7 @@ class Recording:
         self.path, self.environment = path, {"RECORD": str(path)}
 
     def runs(self) -> list[tuple]:
-        """For each run that took over a state, that state and every batch after it; None where one began anew."""
+        """For each run, the state that it restored (None if it restored none) and every batch after it."""
         runs = []
         with open(self.path, "rb") as file:
             while file.peek(1):
@@ -365,7 +365,7 @@ def hooks():
 
 @pytest.fixture(autouse=True)
 def one_environment():
-    """`datasets` puts a copy in the place of os.environ when it maps in several processes, and what a test takes back
+    """`datasets` replaces os.environ by a copy when it maps in several processes. A variable that a test removes
     afterwards would stay in the copy, for every process that a later test starts."""
     environment = os.environ
     yield
@@ -410,7 +410,7 @@ def host_args(host_parser, tmp_path):
     return parse
 
 
-@pytest.fixture(scope="module")  # no longer: while it lives, Playwright's event loop counts as running in this thread
+@pytest.fixture(scope="module")  # not longer: until it ends, Playwright's event loop counts as running in this thread
 def chromium():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)

@@ -30,5 +30,5 @@ class RecordedPGRPOEmpiricalBayes(Recorder, PGRPOEmpiricalBayes):
 
 
 def write(what, content):
-    with open(Path(os.environ["RECORD"]), "ab", buffering=0) as file:  # one write: whoever is killed leaves no half
+    with open(Path(os.environ["RECORD"]), "ab", buffering=0) as file:  # a killed process leaves no half
         file.write(pickle.dumps((what, content)))

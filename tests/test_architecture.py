@@ -69,9 +69,7 @@ class Imports(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
 
     def visit_If(self, node):
-        if ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            self.visit_FunctionDef(node)
-        else:
+        if not ast.unparse(node.test).endswith("TYPE_CHECKING"):  # what is for type checkers never runs
             self.generic_visit(node)
 
 

@@ -1,4 +1,4 @@
-"""What pip installs, and the versions that it is told."""
+"""What pip installs, and which versions it gets."""
 
 import re
 import subprocess

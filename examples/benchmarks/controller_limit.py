@@ -151,7 +151,7 @@ def log(ledger: Ledger, maker, samples: int, folder: Path) -> None:
         note=lambda _: f"{os.path.getsize(maker.args.logger.metrics_path) / 1e6:.0f} MB of metrics.jsonl a step",
     )
     scalars = handed_on.pop()
-    some = dict(list(scalars.items())[:MOST_SCALARS])
+    written = dict(list(scalars.items())[:MOST_SCALARS])
     board = TensorboardLogger(
         SimpleNamespace(
             logger=SimpleNamespace(tensorboard_dir=str(folder / "board"), wandb=SimpleNamespace(run_name="run"))
@@ -159,15 +159,15 @@ def log(ledger: Ledger, maker, samples: int, folder: Path) -> None:
     )
 
     def write() -> float:
-        board.log_train(1, some)
+        board.log_train(1, written)
         board.close()
         return sum(path.stat().st_size for path in (folder / "board").rglob("*") if path.is_file())
 
-    share = len(scalars) / len(some)
+    share = len(scalars) / len(written)
     ledger.part(
         f"log: TensorBoard, {len(scalars)} scalars",
         write,
-        note=lambda size: f"{size * share / 1e6:.0f} MB a step; computed from {len(some)} scalars",
+        note=lambda size: f"{size * share / 1e6:.0f} MB a step; computed from {len(written)} scalars",
         times=share,
     )
 

@@ -127,7 +127,7 @@ def compare(value) -> dict[str, float]:
 
 
 def without_tags(value):
-    """`value` with plain strings in the place of tagged prompts.
+    """`value` with plain strings instead of tagged prompts.
 
     Each is a separate string, because an engine returns one copy of a plain prompt for each sample.
     """
@@ -162,7 +162,7 @@ def _in_event_loop() -> bool:
     return ray._private.worker.global_worker.core_worker.current_actor_is_asyncio()
 
 
-# ---- seconds of our own code, and of the host's code in its place ---------------------------------------------------
+# ---- seconds of our own code, and of the host's code instead of it --------------------------------------------------
 
 
 def clock(module, path: str, part: str) -> None:

@@ -5,7 +5,7 @@
 Scales and offsets differ on purpose, from 0.3 to 6 and from -8 to +5, because people also rate on different scales.
 They carry no information about the answer, and mislead an estimator that mixes personas.
 
-The host calls `reward_func` with lists of length 1, from many threads of each vLLM engine, and swallows its
+The host calls `reward_func` with lists of length 1, from many threads of each vLLM engine, and hides its
 exceptions. So everything that can be missing is looked up on import, where a failure still stops the run.
 """
 

@@ -12,15 +12,15 @@ s = y/8 + 1
 so what one theta can do for both preference groups is limited. Of the two actions of a pair the one with the higher
 reward is chosen. "Uneven" pairs are neighbouring actions for preference group 0, which is hard, and actions four apart
 for preference group 1, which is easy; "even" pairs are any two actions. With h the difference of the log-ratios of a
-pair, which is <phi(chosen) - phi(rejected), theta> here, the loss is -log sigmoid(beta h) for DPO, descended on by
-gradients, and (h - 1/(2 beta))^2 for IPO, minimised in closed form for given weights.
+pair, which is <phi(chosen) - phi(rejected), theta> here, the loss is -log sigmoid(beta h) for DPO, minimised by
+gradient descent, and (h - 1/(2 beta))^2 for IPO, minimised in closed form for given weights.
 
     plain   every pair counts the same: fixed weights N_g / N on the preference groups' mean losses
     IS      fixed weights 1 / G, importance sampling
     GR      weights by mirror ascent, from `openrlhf_pgrpo.core.group_weights`: first the weights, then the policy
 
-Reported, as in the paper: the larger of the two preference groups' validation losses and reward errors (the part of
-the best action's reward that the policy's best action misses), taken per seed and then averaged; ± standard error.
+As in the paper, the script reports the larger of the two preference groups' validation losses and reward errors (the
+part of the best action's reward that the policy's best action misses), per seed and then averaged; ± standard error.
 
 Axes: C scenarios, S seeds, R = C S runs, B pairs, F = 4 features, M methods, G = 2 preference groups.
 """
@@ -173,8 +173,8 @@ def minimise(theta: np.ndarray, h: np.ndarray, pairs: np.ndarray, weights: np.nd
 def learn(world: World, kind: str, iterations: int, keep=()) -> tuple[np.ndarray, np.ndarray, dict]:
     """theta (R, F, M) and alpha (R, M, G) at the end, and a dictionary with theta after the iterations in `keep`.
 
-    Every method sees the same data, so all of them are one array. `member` carries 1 / N_g, hence the losses that
-    move the weights are means over a preference group and need no N / N_g, as in the paper's Algorithm 2.
+    Every method sees the same data, so all of them are one array. `member` carries 1 / N_g, so the losses that move
+    the weights are means over a preference group and need no N / N_g, as in the paper's Algorithm 2.
     """
     step = descend if kind == "DPO" else minimise
     options = [RobustOptions(eta=ETA[kind], **weights) for weights in WEIGHTS.values()]

@@ -311,7 +311,7 @@ def draw(results: dict[str, dict], countries: tuple[str, ...], path: Path) -> No
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help=f"the folder with {FILE}; also $OPINIONS_DATA")
-    parser.add_argument("--countries", nargs="+", help="others than the five with the most cells that share questions")
+    parser.add_argument("--countries", nargs="+", help="instead of the five with the most cells that share questions")
     parser.add_argument("--cache", type=Path, default=CACHE, help="a folder for the features of the frozen model")
     parser.add_argument("--seeds", type=int, default=20, help="splits of the questions; default 20")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")

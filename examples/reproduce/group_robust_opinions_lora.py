@@ -72,7 +72,7 @@ def evaluations(run: Path) -> list[dict]:
 
 
 def train(name: str, folder: Path, policy: Path, steps: int, epochs: int, seed: int) -> list[dict]:
-    """Its evaluations, one an epoch.
+    """Trains the method `name`, unless that is done already. Returns its evaluations, one per epoch.
 
     Raises:
         SystemExit: the run failed; the message holds the end of its log.

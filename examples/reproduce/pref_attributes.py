@@ -112,8 +112,8 @@ def scores(texts: list[str]) -> np.ndarray:
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
-    """Texts, and for each the number of its instruction; of equal answers to one instruction only the first, and no
-    empty ones."""
+    """Texts, and for each the number of its instruction. Repeated answers to one instruction and empty ones are left
+    out."""
     texts, owners = [], []
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for row, record in enumerate(map(json.loads, file)):

@@ -305,7 +305,7 @@ def measure(world: World, table: np.ndarray, estimate, score, seed: int, answers
 
 
 def factorize(world: World, items: np.ndarray, factors: int, l2: float) -> Factorization:
-    """With that many base rewards, or as many as the data carry with this penalty."""
+    """Our fit with this many base rewards, or with as many as the data carry with this penalty."""
     X = differences(items, world.distinct)
     while True:
         try:

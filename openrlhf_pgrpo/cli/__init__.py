@@ -1,1 +1,1 @@
-"""Thin doors: each module runs one train script of the host with this add-on active."""
+"""The command line: `openrlhf-pgrpo`, and a module for each script of the host that is run through our doors."""

@@ -28,14 +28,14 @@ def command_line() -> argparse.ArgumentParser:
     doctor.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto", help="as --pgrpo.device")
     doctor.add_argument(
         "--model",
-        help="Folder or hub name of the policy to train. Default on a CPU: the one of make demo.",
+        help="Folder or hub name of the policy to train. Default on a CPU: the policy of make demo.",
     )
     doctor.add_argument(
         "--cluster",
         action="store_true",
-        help="check every node of the Ray cluster at RAY_ADDRESS, or of a Ray cluster on this machine, instead",
+        help="instead of this machine, check every node of the Ray cluster at RAY_ADDRESS, or of the one running here",
     )
-    doctor.add_argument("--nodes", help="With --cluster: nodes that must be there, names or hosts, with commas.")
+    doctor.add_argument("--nodes", help="With --cluster: nodes that must be there, as names or hosts with commas.")
     doctor.add_argument("--wait", type=float, help="With --cluster: seconds to wait for it and --nodes. Default: 0")
     doctor.add_argument("--gpus", type=int, help="With --cluster: GPUs that must be free on every node.")
     doctor.add_argument(

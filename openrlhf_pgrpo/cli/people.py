@@ -1,5 +1,6 @@
 """`openrlhf-pgrpo elicit`, `rerank` and `groups`: a factorized reward model used for people."""
 
+import argparse
 from pathlib import Path
 
 
@@ -40,7 +41,9 @@ def add_rerank(parser) -> None:
     parser.add_argument("--population", action="store_true", help="Use the average user if the user is unknown.")
     parser.add_argument("--candidates", type=Path, required=True, help="JSONL: prompt, and responses, a list of texts")
     parser.add_argument("--output", type=Path, required=True, help="JSONL: the same with rewards, order and best")
-    parser.add_argument("--generate", metavar="POLICY", help="Sample the responses with vLLM from this model instead.")
+    parser.add_argument(
+        "--generate", dest="policy", metavar="POLICY", help="Sample the responses with vLLM from this model instead."
+    )
     parser.add_argument("--n", type=int, default=8, help="Responses to each prompt with --generate. Default: 8")
     parser.add_argument("--temperature", type=float, default=1.0, help="Temperature with --generate. Default: 1")
     parser.add_argument("--max_tokens", type=int, default=512, help="Longest response with --generate. Default: 512")
@@ -55,18 +58,37 @@ def add_groups(parser) -> None:
     parser.add_argument("--user_key", default="user", help="Column of users in the data. Default: user")
     parser.add_argument("--pref_group_key", default="pref_group", help="Column to write. Default: pref_group")
     parser.add_argument(
-        "--profile", type=Path, nargs="+", default=[], help="Profiles of new users in the data: files, or folders."
+        "--group_key", action=OldName, dest="pref_group_key", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        "--profile",
+        dest="profiles",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="Profiles of new users in the data: files, or folders.",
     )
     parser.add_argument("--output", type=Path, required=True, help="JSONL: the data with the preference group")
     parser.set_defaults(run=run_groups)
+
+
+class OldName(argparse.Action):
+    """A flag that has a new name: it is refused with that."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is now called --{self.dest}, got the old name: type the new one")
+
+
+def arguments(args) -> dict:
+    """The arguments of a command, as its function takes them."""
+    return {name: value for name, value in vars(args).items() if name not in ("command", "run")}
 
 
 def run_elicit(args) -> int | str:
     from openrlhf_pgrpo.people.elicit import elicit
 
     try:
-        elicit(args.model, args.pool, args.user, args.profile, args.scores, args.questions, args.entropy,
-               args.batch_size, args.web, args.host, args.port)  # fmt: skip
+        elicit(**arguments(args))
     except KeyboardInterrupt:
         return 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -78,8 +100,7 @@ def run_rerank(args) -> int | str:
     from openrlhf_pgrpo.people.rerank import rerank
 
     try:
-        line = rerank(args.model, args.candidates, args.output, args.user, args.profile, args.population,
-                      args.generate, args.n, args.temperature, args.max_tokens, args.batch_size)  # fmt: skip
+        line = rerank(**arguments(args))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo rerank: {error}"
     print(line)
@@ -90,8 +111,7 @@ def run_groups(args) -> int | str:
     from openrlhf_pgrpo.people.groups import group_users
 
     try:
-        lines = group_users(args.model, args.data, args.output, args.groups, args.user_key, args.pref_group_key,
-                            args.profile)  # fmt: skip
+        lines = group_users(**arguments(args))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo groups: {error}"
     print(*lines, sep="\n")

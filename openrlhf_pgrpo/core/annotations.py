@@ -62,7 +62,7 @@ class Annotations:
 
     @classmethod
     def of(cls, names: Sequence[str], pair: np.ndarray, preference: np.ndarray) -> "Annotations":
-        """Annotations from the user's name of each (N,). The rows of users are in alphabetical order."""
+        """Annotations from the name of the user who gave each (N,). The rows of users are in alphabetical order."""
         users = Names(sorted(set(names)))
         return cls(users.rows(names), pair, preference, list(users))
 

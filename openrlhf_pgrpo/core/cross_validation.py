@@ -13,8 +13,13 @@ from openrlhf_pgrpo.core.factorization import check_overlap, cross_entropy, logi
 
 
 class Choice(NamedTuple):
-    """A cross-validated curve: for factors (F,), held-out log loss per annotation (F,) with its standard error over
-    folds (F,) at the l2 (F,) that is best for each; the recommended D and its l2."""
+    """A cross-validated curve over numbers of base rewards, and the number that it recommends.
+
+    Attributes:
+        factors: (F,) numbers of base rewards. loss, error: (F,) held-out log loss per annotation, and its standard
+            error over folds. l2s: (F,) the best penalty for each number.
+        recommended: D. l2: its penalty.
+    """
 
     factors: np.ndarray
     loss: np.ndarray
@@ -41,14 +46,14 @@ def choose_factors(
 ) -> Choice:
     """How many base rewards predict held-out annotations best, each number with its own best penalty.
 
-    A user's annotations are dealt evenly to the folds, those of one pair together; the only pair of a user is never
-    held out. The seed decides the dealing alone. Recommended is the smallest D whose loss is within one standard error
-    of the least.
+    Each user's annotations are dealt evenly to the folds, and those of one pair go to the same fold. The only pair of
+    a user is never held out. The seed decides how they are dealt, and nothing else. The recommended D is the smallest
+    one whose loss is within one standard error of the least.
 
     Args:
-        together: (P,) what pairs share and new texts will not, such as their prompt. Pairs that share it go to the
-            same fold, and a user whose pairs are all in one fold keeps them for training. Without it, texts of
-            held-out pairs are known from others, and the penalty is too low for texts that are new.
+        together: (P,) what some pairs have in common, such as their prompt. Such pairs go to the same fold. A user
+            whose pairs are all in one fold keeps them for training. Without `together`, training pairs contain texts
+            of the held-out pairs, and the chosen penalty is too low for new texts.
 
     Raises:
         ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.
@@ -87,7 +92,7 @@ def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.n
     order = np.lexsort((rng.random(len(cells)), cells[:, 0]))
     counts = np.bincount(cells[:, 0])
     starts = np.cumsum(counts) - counts
-    first = rng.integers(folds, size=len(counts))  # or users with few pairs would fill the first folds only
+    first = rng.integers(folds, size=len(counts))  # else users with few pairs would fill only the first folds
     fold = np.empty(len(cells), np.int64)
     fold[order] = (np.arange(len(cells)) - np.repeat(starts, counts) + np.repeat(first, counts)) % folds
     fold[np.repeat(counts == 1, counts)] = -1

@@ -10,7 +10,7 @@ A new estimator is one class in one file, with options of its own if it needs so
 
     @dataclass(frozen=True)
     class QuantileOptions:
-        level: float = option(0.5, float, "Quantile of the batch that is the baseline. Default 0.5: the median.")
+        level: float = option(0.5, "Quantile of the batch that is the baseline. Default 0.5: the median.")
 
     @register_advantage_estimator("quantile_baseline", options=QuantileOptions)
     class QuantileBaseline(AdvantageEstimator):
@@ -48,7 +48,7 @@ class RewardBatch:
         pref_group_codes: (B,) int64, the position of each sample's preference group in `pref_group_names`.
 
     Raises:
-        ValueError: unequal lengths, a reward that is not finite, or a prompt group of two preference groups.
+        ValueError: unequal lengths, a reward that is not finite, or a prompt group in two preference groups.
     """
 
     rewards: np.ndarray
@@ -133,6 +133,7 @@ class AdvantageEstimator:
 
 
 _estimators: dict[str, type[AdvantageEstimator]] = {}
+_options_of: dict[str, type] = {}  # by the estimator's name: one class may have two names with other options
 _option_classes: dict[str, type] = {}  # by namespace
 Estimator = TypeVar("Estimator", bound=type[AdvantageEstimator])
 
@@ -165,8 +166,9 @@ def register_advantage_estimator(name: str, options: type | None = None) -> Call
                 f"advantage estimator {name!r} has options, so it needs a name of letters, digits and underscores: "
                 "rename it"
             )
-        estimator.options_class = chosen
-        _estimators[name] = estimator
+        if "options_class" not in vars(estimator):  # for subclasses; another name must not change it
+            estimator.options_class = chosen
+        _estimators[name], _options_of[name] = estimator, chosen
         if chosen is not NoOptions:
             _option_classes[namespace] = chosen
         return estimator
@@ -181,6 +183,11 @@ def _source(owner: type) -> str:
 def advantage_estimators() -> dict[str, type[AdvantageEstimator]]:
     """Name -> class of every registered estimator."""
     return dict(_estimators)
+
+
+def options_of(name: str) -> type:
+    """The options class of a registered estimator."""
+    return _options_of[name]
 
 
 def option_classes() -> dict[str, type]:
@@ -205,11 +212,11 @@ def make_advantage_estimator(name: str, options: Any = None) -> AdvantageEstimat
     if name not in _estimators:
         raise ValueError(f"advantage estimator needs one of {sorted(_estimators)}, got {name!r}")
     estimator = _estimators[name]
-    return estimator(estimator.options_class() if options is None else options)
+    return estimator(_options_of[name]() if options is None else options)
 
 
 def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np.ndarray:
-    """The estimator's advantages (B,) float64 of a batch, checked.
+    """The estimator's advantages (B,) float64 for a batch, checked.
 
     Raises:
         ValueError: it did not return one finite number per sample. The message names estimator, sample and shape.
@@ -217,13 +224,16 @@ def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np
     returned, size = estimator(batch), len(batch.rewards)
     need = f"advantage estimator {name!r} needs to return one finite number per sample, shape ({size},), got"
     try:
-        advantages = np.asarray(returned, np.float64)
-    except (TypeError, ValueError) as error:
+        advantages = np.asarray(returned)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor that needs a gradient
         raise ValueError(f"{need} {type(returned).__name__}: {error}") from error
+    if returned is not None and advantages.dtype.kind not in "biuf":
+        raise ValueError(f"{need} {type(returned).__name__} of {advantages.dtype}")
     if advantages.shape != (size,):
         short = advantages.ndim == 1 and len(advantages) < size
         none = f", none for {_sample(batch, len(advantages))}" if short else ""
         raise ValueError(f"{need} {'None' if returned is None else f'shape {advantages.shape}'}{none}")
+    advantages = advantages.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(advantages))
     if len(bad):
         raise ValueError(f"{need} {advantages[bad[0]]} for {_sample(batch, bad[0])} ({len(bad)} of {size} samples)")

@@ -7,8 +7,8 @@
 x is the difference of the two answers' embeddings: frozen ones, or one-hot item numbers. The paper penalises Lambda
 alone, which leaves the scale undetermined: head/c and c Lambda predict the same, and cost less for c < 1. With both
 factors penalised, the cheapest form of the same predictions costs l2 times the nuclear norm of Lambda head, and in
-practice the fit is the same from any start. x is scaled to a mean square length of 1 beforehand, so that l2 = 1 means
-the prior N(0, 1) of every number in both factors for any embedding.
+practice the fit is the same from any start. First, x is scaled to a mean square length of 1. Then l2 = 1 means the
+prior N(0, 1) for every number in both factors, whatever the embedding.
 
 Predictions do not change under head -> R head, Lambda -> Lambda R^-1, so the result is brought to a canonical form.
 
@@ -34,7 +34,7 @@ ITERATIONS = 5000
 
 
 class NotCarried(ValueError):
-    """More base rewards than the data carry; `carried` says how many they do, with this penalty."""
+    """More base rewards than the data carry; `carried` is the number that they carry with this penalty."""
 
     def __init__(self, asked: int, carried: int):
         fewer = f"ask for at most {carried} (choose_factors tells how many help), or " if carried else ""
@@ -61,7 +61,7 @@ class Factorization:
 
 
 def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factorization:
-    """Head and coefficients together, by L-BFGS-B from the signed SVD; no chance is involved.
+    """Fits head and coefficients together, by L-BFGS-B from the signed SVD. Nothing in it is random.
 
     Args:
         X: (P, H), embedding of a pair's first answer minus that of its second; dense, or sparse one-hot differences
@@ -82,12 +82,13 @@ def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factoriza
 
 
 def canonical(head: np.ndarray, coefficients: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The head (D, H) and coefficients (U, D) that predict the same and are the same for all equivalent ones.
+    """A head (D, H) and coefficients (U, D) in canonical form: the same predictions, one result for all equivalents.
 
     1. The second moment of the pair features (P, D) on these pairs becomes the identity. It is taken about 0, because
        the order of the two answers of a pair means nothing.
-    2. That of the coefficients becomes diagonal, largest first: the mean square of the logits a base reward adds.
-    3. The number of largest size in each row of the head is positive.
+    2. That of the coefficients becomes diagonal, with the mean square of the logits that each base reward adds,
+       largest first.
+    3. In each row of the head, the number of largest size becomes positive.
 
     Base rewards that add equally much are tied: any rotation among them would do.
 
@@ -112,7 +113,7 @@ def canonical(head: np.ndarray, coefficients: np.ndarray, features: np.ndarray) 
 
 
 def minimum(X, annotations: Annotations, factors: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """The head (D, H) and coefficients (U, D) that minimise the loss, in whatever form the search ends."""
+    """The head (D, H) and coefficients (U, D) that minimise the loss, not yet in canonical form."""
     problem = Problem.of(X, annotations)
     pairs, dimensions = problem.X.shape
     sizes = {"users": len(annotations.users), "pairs": pairs, "independent embedding dimensions": dimensions}
@@ -130,8 +131,8 @@ class Problem(NamedTuple):
         X: (P, r) differences of embeddings with a mean square length of 1. A dense X has orthogonal columns: a
             penalised head never leaves the span of the embeddings, and where H is above P or there are few items, the
             search inside that span is much faster. A sparse X keeps its columns.
-        basis: (r, H) from a head for X to one for the embeddings.
-        user, pair, preference: (N,) those of the annotations. starts: (U + 1,) where the annotations of each user
+        basis: (r, H), turns a head for X into one for the embeddings.
+        user, pair, preference: (N,), as in the annotations. starts: (U + 1,) where the annotations of each user
             begin, and the end.
     """
 
@@ -171,14 +172,14 @@ def search(
     table: np.ndarray,
     l2: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The head and table, from these first ones, at the minimum of a loss plus l2/2 (|head|^2 + |table|^2).
+    """Searches from this head and table for those that minimise a loss plus l2/2 (|head|^2 + |table|^2).
 
     Raises:
         ValueError: l2 is not a finite number above 0.
         RuntimeError: no convergence.
     """
     if not 0 < l2 < np.inf:
-        raise ValueError(f"l2 needs a finite number above 0, or the scale of the factors is undetermined, got {l2}")
+        raise ValueError(f"l2 needs a finite number above 0, got {l2}: without it the factors have no definite scale")
     size = head.size
 
     def parts(numbers):
@@ -192,7 +193,7 @@ def search(
     first = np.concatenate([head.ravel(), table.ravel()])
     found = minimize(penalised, first, jac=True, method="L-BFGS-B", options=options)
     if found.status == 1:
-        raise RuntimeError(f"the fit needs fewer than {ITERATIONS} iterations, got no end: raise l2, now {l2:g}")
+        raise RuntimeError(f"the fit needs to converge in {ITERATIONS} iterations, got no end: raise l2, now {l2:g}")
     return parts(found.x)
 
 
@@ -217,8 +218,8 @@ def impute(
     the known labels plus the low rank.
 
     Args:
-        basis: (P, r), orthonormal. With it only features in its span are sought and returned by their (r, D)
-            coordinates, so users need not share pairs.
+        basis: (P, r), orthonormal. If given, only features in its span are searched, and their (r, D) coordinates
+            are returned. Then users need not share pairs.
 
     Raises:
         ValueError: ties only.
@@ -239,19 +240,19 @@ def impute(
         if basis is not None:
             sparse = sparse @ aslinearoperator(basis)
         filled = sparse + aslinearoperator(coefficients) @ aslinearoperator(inside.T)
-        left, strengths, right = _leading(filled, factors)
+        left, strengths, right = _leading_triplets(filled, factors)
         coefficients, inside = left * np.sqrt(strengths), right.T * np.sqrt(strengths)
         features = inside if basis is None else basis @ inside
         residual.data = known.data - logits(features, coefficients, known.indices, user)
     return coefficients, inside
 
 
-def _leading(matrix: LinearOperator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _leading_triplets(matrix: LinearOperator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The leading singular triplets, largest first."""
     if count < min(matrix.shape):
-        first = np.random.default_rng(0).normal(size=min(matrix.shape))  # any that is not orthogonal to them would do
+        first = np.random.default_rng(0).normal(size=min(matrix.shape))  # any start not orthogonal to them would do
         left, strengths, right = svds(matrix, count, v0=first)
-    else:  # the sparse solver finds at most all but one
+    else:  # the sparse solver cannot find all of them
         left, strengths, right = np.linalg.svd(matrix @ np.eye(matrix.shape[1]), full_matrices=False)
     order = np.argsort(-strengths)
     return left[:, order], strengths[order], right[order]

@@ -5,7 +5,7 @@
 A signal, see `signals.py`, says how badly off a preference group is; the weights follow by mirror ascent, see
 `group_weights.py`. A preference group without a signal yet (new, or its rewards never varied) counts as average.
 Losses enter the weights as differences from their mean over preference groups. In expectation this changes no ratio of
-weights, and it stops weights drifting because groups vary in batch size.
+weights. Without this, weights would drift, because the samples of a group vary in number from batch to batch.
 
 Axes: B samples, G preference groups.
 """
@@ -33,14 +33,14 @@ def check_names(names: Sequence[str], robust: RobustOptions, signal: SignalOptio
 
 
 class GroupRobust:
-    """Weights of the samples of each step, to multiply the advantages of any estimator with.
+    """Weights of the samples of each step, which multiply the advantages of any estimator.
 
-    As in Algorithm 1 of the paper, a step's losses move the weights before these scale the step's own update.
+    As in Algorithm 1 of the paper, a step's losses move the weights first, and then the weights scale the same step.
 
     Args:
         options: how the weights move. signal: how badly off each preference group is.
 
-    State: the `GroupWeights`, the signal's, and `latest`, the last loss (G,) of each preference group, NaN before.
+    State: that of the `GroupWeights` and of the signal, and `latest`, the last loss (G,) of each group or NaN.
     """
 
     def __init__(self, options: RobustOptions, signal: Signal):
@@ -70,8 +70,8 @@ class GroupRobust:
         return weights
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
-        """For each of `pref_groups` of the last step: the weight of its samples, its alpha, and its loss less the
-        average loss. Above 0, its weight grows."""
+        """For each of `pref_groups` of the last step: the weight of its samples, its alpha, and its loss minus the
+        average loss. If that is above 0, its weight grows."""
         rows, w = self.weights.rows(pref_groups), self.weights
         return {
             name: {"weight": self.applied[name], "robust_alpha": alpha, "robust_loss": loss}

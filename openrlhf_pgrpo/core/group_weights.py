@@ -2,11 +2,11 @@
 
     min over the policy, max over alpha in the simplex, of  sum_g alpha_g L_g
 
-The paper's Algorithm 1 draws a sample of preference group g with loss l and then updates the weights,
+The paper's Algorithm 1 draws a sample of preference group g with loss l and first updates the weights,
 
     alpha_g <- alpha_g exp(eta (N / N_g) l),    alpha <- alpha / sum(alpha)
 
-before its gradient, of N alpha_g / N_g times l, is taken. For a batch of B samples, B_g of them of g with mean loss
+and then takes the gradient of N alpha_g / N_g times l. For a batch of B samples, B_g of them of g with mean loss
 L_g, the exponent is eta (N / N_g) (B_g / B) L_g: one sample gives Algorithm 1, all samples give eta L_g (Algorithms 2
 and 3), and the size of the batch does not change the pace. Everything is kept as log alpha, so no step size or loss
 overflows.
@@ -38,36 +38,30 @@ class RobustOptions:
 
     eta: float = option(
         0.1,
-        float,
         "Step size of the mirror ascent (arXiv 2405.20304, Algorithm 1). Default 0.1: a preference group whose loss "
-        "stays 0.1 above another's doubles its weight against it in 70 steps. Losses of IPO are large: the paper's "
-        "language model takes 5e-7 there.",
+        "stays 0.1 above another's doubles its weight relative to the other in 70 steps. Losses of IPO are large: for "
+        "them the paper's language model uses 5e-7.",
     )
     sampling: str = option(
         "natural",
-        str,
         "natural (default): batches are drawn from all data, and exponents carry N / N_g (arXiv 2405.20304, "
-        "Algorithm 1). balanced: every preference group is drawn equally often, and they do not (Algorithm 3).",
+        "Algorithm 1). balanced: every preference group is drawn equally often, and exponents do not carry it "
+        "(Algorithm 3).",
         ("natural", "balanced"),
     )
     chi: float = option(
         1.0,
-        float,
         "Trade-off (1 - chi) mu + chi alpha between fixed weights and the adversary (arXiv 2405.20304, appendix B.4). "
         "Default 1: the adversary alone. 0: static importance weights, the baseline.",
     )
     mu: str = option(
         "uniform",
-        str,
-        "The fixed weights: uniform (default; with chi 0 importance sampling), share (that of the data; with chi 0 "
-        'ordinary training), or a JSON object of numbers that add up to 1, {"ana": 0.7, "ben": 0.3}.',
+        "The fixed weights. uniform (default): the same for all; with chi 0, importance sampling. share: each group's "
+        "share of the data; with chi 0, ordinary training. Or a JSON object of numbers that add up to 1, "
+        '{"ana": 0.7, "ben": 0.3}.',
     )
-    weight_min: float = option(
-        0.1, float, "Least weight of a sample; the mean over a batch is 1 all the same. Default 0.1 (ours)."
-    )
-    weight_max: float = option(
-        10.0, float, "Largest weight of a sample; the mean over a batch is 1 all the same. Default 10 (ours)."
-    )
+    weight_min: float = option(0.1, "Least weight of a sample; the mean over a batch stays 1. Default 0.1 (ours).")
+    weight_max: float = option(10.0, "Largest weight of a sample; the mean over a batch stays 1. Default 10 (ours).")
 
     def __post_init__(self):
         check_options(
@@ -151,8 +145,8 @@ class GroupWeights(NamedColumns):
     Args:
         options: how the weights move.
         counts: N_g of every preference group in the data. None: preference groups (unless `options.mu` names them) and
-            their samples are counted as they appear. A new one gets the average weight, which is the 1 / G that all
-            begin with, and the others keep their ratios.
+            their samples are counted as they appear. A new preference group gets the average weight, the 1 / G that
+            all begin with. The others keep their ratios.
 
     Attributes, all (G,) float64, one row per name in `names`:
         log_alpha: of the adversary, before the trade-off.
@@ -210,7 +204,7 @@ class GroupWeights(NamedColumns):
         """Row numbers (k,) int64 of preference groups `names` (k,).
 
         Raises:
-            ValueError: all preference groups were given at the start, and a name is none of them.
+            ValueError: all preference groups were given at the start, and a name is not among them.
         """
         unknown = [name for name in dict.fromkeys(names) if name not in self.names] if self._complete else []
         if unknown:
@@ -226,7 +220,7 @@ class GroupWeights(NamedColumns):
         """One step of ascent on the losses of a batch. A preference group that is not in it keeps its loss.
 
         Args:
-            rows: (k,) those in the batch, each once. losses: (k,) mean loss of each. samples: (k,) of each.
+            rows: (k,) preference groups in the batch, each once. losses: (k,) means. samples: (k,) numbers of them.
 
         Raises:
             ValueError: a loss that is not finite, a preference group without samples, or a row that appears twice.
@@ -263,7 +257,7 @@ class GroupWeights(NamedColumns):
         seen[rows] = True
         if seen.sum() < len(rows):
             twice = self.names[int(np.bincount(rows).argmax())]
-            raise ValueError(f"weights need each row once, got preference group {twice!r} more often")
+            raise ValueError(f"weights need each row once, got preference group {twice!r} more than once")
 
     def sample_weights(self, rows: np.ndarray) -> np.ndarray:
         """w = alpha_g / p_g (B,) of samples of the preference groups `rows` (B,), brought to mean 1 inside the range
@@ -295,6 +289,6 @@ class GroupWeights(NamedColumns):
         if len(differ):
             row = differ[0]
             raise ValueError(
-                f"resuming needs the data under which the weights were made, {count[row]:.0f} samples of "
+                f"resuming needs the data on which the weights were made, {count[row]:.0f} samples of "
                 f"preference group {names[row]!r}, got {here[row]:.0f}"
             )

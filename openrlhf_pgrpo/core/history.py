@@ -53,7 +53,7 @@ def segment_moments(rows: np.ndarray, values: np.ndarray, size: int) -> Moments:
 
 
 def segment_owners(segments: np.ndarray, owners: np.ndarray, size: int) -> np.ndarray:
-    """The owner of each of `size` segments, from the owner of each sample (B,). In a mixed one the last wins."""
+    """The owner of each of `size` segments, from the owner of each sample (B,). Of several owners, the last wins."""
     of_segment = np.zeros(size, owners.dtype)
     of_segment[segments] = owners
     return of_segment

@@ -23,7 +23,7 @@ class Names(Sequence[str]):
 
     def __init__(self, names: Iterable[str] = ()):
         self._rows = _Rows()
-        self._in_order: list[str] = []  # the same names, up to the last look-up by row
+        self._in_order: list[str] = []  # a copy of the names, made for look-ups by row
         for name in names:
             self._rows[name]
 
@@ -51,8 +51,8 @@ class Names(Sequence[str]):
     def pack(self) -> dict[str, Any]:
         """The state to save: one UTF-8 text of all names, and the number of characters of each (G,) int32.
 
-        Millions of single strings would take most of the time of a checkpoint. A lone surrogate, which JSON allows,
-        is kept.
+        Saving millions of single strings would take most of the time of a checkpoint. A lone surrogate, which JSON
+        allows, is kept.
         """
         text = "".join(self).encode("utf-8", "surrogatepass")
         return {"names": text, "name_lengths": np.fromiter(map(len, self), np.int32, len(self))}
@@ -62,12 +62,12 @@ class Names(Sequence[str]):
         """The names that `pack` gave.
 
         Raises:
-            ValueError: the lengths do not add up to the text, or a name comes twice.
+            ValueError: the lengths do not add up to the text, or a name appears twice.
         """
         text, lengths = state["names"].decode("utf-8", "surrogatepass"), np.asarray(state["name_lengths"])
         ends = [0, *np.cumsum(lengths).tolist()]
         if len(text) != ends[-1]:
-            raise ValueError(f"names need as many characters as their lengths add up to, {ends[-1]}, got {len(text)}")
+            raise ValueError(f"names need the {ends[-1]} characters that their lengths add up to, got {len(text)}")
         names = cls(text[start:end] for start, end in zip(ends, ends[1:]))
         if len(names) != len(lengths):
             raise ValueError(f"saved names need to be distinct, got {len(names)} distinct ones of {len(lengths)}")
@@ -77,7 +77,7 @@ class Names(Sequence[str]):
 class NamedColumns:
     """float64 columns (G,), each an attribute, with one row per name in `names`.
 
-    A subclass lists its columns, and the value of each for a name that is new.
+    A subclass lists its columns, and the value of each for a new name.
     """
 
     columns: dict[str, float] = {}

@@ -5,19 +5,19 @@ from dataclasses import field, fields
 from typing import Any
 
 
-def option(default: Any, type: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field of `type`. `text` explains it to users: what it does, its default and the reason for it."""
-    return field(default=default, metadata={"type": type, "help": text, "choices": choices})
+def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field whose type is its type hint. `text` tells users what it does, its default and the reason."""
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 def check_options(options: Any, needs: dict[str, tuple[str, bool]]) -> None:
-    """Checks the values of a dataclass, of which fields made by `option` may have choices.
+    """Checks the values of a dataclass. Fields made by `option` may have choices.
 
     Args:
-        needs: for a field, what it needs in words, and whether its value has it.
+        needs: field -> what it needs, in words, and whether its value is right.
 
     Raises:
-        ValueError: a value that is none of its choices, or that lacks what it needs. The message begins with the name
+        ValueError: a value that is none of the choices, or not what the field needs. The message begins with the name
             of the field.
     """
     for spec in fields(options):

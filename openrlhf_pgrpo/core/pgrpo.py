@@ -5,7 +5,7 @@ mean and standard deviation of all rewards of p; mean_q the mean of the prompt g
 
     A = (R - mu_p) / (sigma_p + eps)
 
-The estimators beside it, and what each isolates:
+The other estimators, and what each isolates:
 
     name                        advantage                                 what it isolates
     pgrpo, center="prompt"      (R - mean_q) / (sigma_p + eps)            the history's scale alone
@@ -36,7 +36,6 @@ class PGRPOOptions:
 
     update: str = option(
         "before",
-        str,
         "Update the history before or after it normalises the current batch. before (default): the batch is part of "
         "its own history, which bounds advantages by about sqrt(count); costs a self-reference bias of order 1/count. "
         "after: the past alone is the baseline, unbiased but unbounded.",
@@ -44,27 +43,23 @@ class PGRPOOptions:
     )
     half_life: float | None = option(
         None,
-        float,
         "Half-life of the history in samples of a preference group. Default: none, every reward counts for ever, as "
         "in the paper. Set it when rewards drift: an undecayed history lags behind, and all advantages become "
         "positive.",
     )
     eps: float = option(
         1e-6,
-        float,
         "Added to the standard deviation; a history whose standard deviation is not above eps has no scale and is "
         "not used. Default 1e-6: small enough to leave a preference group with tiny rewards its own scale.",
     )
     min_count: float = option(
         16,
-        float,
-        "Samples (with a half-life: their weight) that a history needs before it is used. Below it the statistics of "
-        "that preference group in the batch are used if they have as many samples, else those of the prompt group. "
-        "Default 16: the standard deviation is then known to about 18 percent.",
+        "Samples (with a half-life: their weight) that a history needs before it is used. Below it the batch "
+        "decides: the statistics of the preference group there if it has this many samples, else those of the prompt "
+        "group. Default 16: the standard deviation is then known to about 18 percent.",
     )
     center: str = option(
         "history",
-        str,
         "Subtract the mean of the history (default, the paper) or that of the prompt group (prompt; needs 2 samples "
         "per prompt).",
         ("history", "prompt"),

@@ -42,7 +42,7 @@ class PGRPOEmpiricalBayes(PGRPO):
     a stable scale; n = 1 is P-GRPO on the history of single samples. `center="prompt"` fixes lam = 1. While answers to
     one prompt have never differed, there is no scale within prompts, and the fallback of `PGRPO` is used.
 
-    State: the `VarianceComponents`; updated and forgotten as in `PGRPO`.
+    State: the `VarianceComponents`. It is updated, and forgets, as in `PGRPO`.
     """
 
     history: VarianceComponents

@@ -154,7 +154,7 @@ def _maximum(design: np.ndarray, offset: np.ndarray, answers: np.ndarray) -> tup
         pull = np.einsum("un,und->ud", wanted - expit(logits), rows) - at
         step = np.linalg.solve(_hessian(rows, logits), pull[..., None])[..., 0]
         turn = (rows @ step[..., None])[..., 0]  # change of the logits
-        z[moving] += _lengths(logits, turn, wanted, at, step, pull)[:, None] * step
+        z[moving] += _step_fractions(logits, turn, wanted, at, step, pull)[:, None] * step
         moving = moving[np.maximum(np.abs(turn).max(1, initial=0), np.abs(step).max(1)) > TOLERANCE]
         if not len(moving):
             return z, np.linalg.inv(_hessian(design, offset + (design @ z[..., None])[..., 0]))
@@ -166,8 +166,8 @@ def _hessian(design: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return np.eye(design.shape[2]) + design.swapaxes(1, 2) @ (design * slope(logits)[..., None])
 
 
-def _lengths(logits, turn, answers, z, step, pull) -> np.ndarray:
-    """What part (U,) of its step each user takes; the arguments are (U, n) and (U, D).
+def _step_fractions(logits, turn, answers, z, step, pull) -> np.ndarray:
+    """The part (U,) of the step that each user takes; the arguments are (U, n) and (U, D).
 
     If a step changes no logit by more than r, the curvature along it grows at most like exp(r t), because |s''| <= s'
     for the slope s' of the sigmoid. So log(1 + r) / r of the step is sure to lower the loss. This is nearly all of a

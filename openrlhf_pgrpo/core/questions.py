@@ -33,7 +33,7 @@ def predictive_entropy(pool: np.ndarray, belief: Prior | Posterior) -> float:
 
 
 def enough(answers: int, entropy: float, questions: int | None = None, level: float | None = None) -> bool:
-    """Whether to stop asking: after so many `questions`, or once the predictive entropy is below a `level` in bits.
+    """Whether to stop asking: after `questions` answers, or once the predictive entropy is below `level` bits.
     None turns a limit off."""
     return (questions is not None and answers >= questions) or (level is not None and entropy < level)
 
@@ -55,7 +55,7 @@ def next_questions(
     Args:
         pool: (P, D), v of each pair. asked: rows not to ask again.
         rule: "information"; "random"; or a function that scores pairs by mean and variance (P,) of their logits, and
-            the pair of the highest score is asked about.
+            the pair with the highest score is next.
         rng: the generator for the rule random, which alone needs it.
 
     Raises:
@@ -92,12 +92,12 @@ def next_questions(
 
 
 def information(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """What the answer to a pair is expected to tell about the user: the mutual information, in nats, of answer and
-    coefficients. It is the entropy of the answer less the entropy that stays if the user is known:
+    """How much the answer to a pair is expected to tell about the user: the mutual information, in nats, of answer and
+    coefficients. It is the entropy of the answer minus the entropy that stays if the user is known:
 
         H(E sigmoid(z)) - E H(sigmoid(z)),    z ~ N(mean, variance), all (P,)
 
-    by the trapezoidal rule with 32 nodes: to 1e-5 for standard deviations of z up to 5, to 2e-3 up to 10.
+    The trapezoidal rule with 32 nodes is accurate to 1e-5 for standard deviations of z up to 5, to 2e-3 up to 10.
     """
     return np.maximum(_entropy(_chance(mean, variance)) - _expect(_answer_entropy, mean, variance), 0)
 

@@ -44,25 +44,22 @@ class SignalOptions:
 
     signal: str = option(
         "quantiles",
-        str,
         "Loss of a preference group. quantiles (default): where its mean reward lies between low and high quantiles "
         "of its own rewards so far, so neither their offset nor their scale counts; needs nothing. bounds: the same "
-        "between given bounds; best where they are known. excess: falls as its mean reward rises above the first ones "
-        "of the run.",
+        "between given bounds; best where they are known. excess: falls as its mean reward rises above that of its "
+        "first samples in the run.",
         ("quantiles", "bounds", "excess"),
     )
     bounds: str | None = option(
         None,
-        str,
         "Worst and best mean reward that a preference group can have, for the signal bounds. JSON: [0, 1] for all "
         'groups, or {"ana": [0, 1], "ben": [-5, 5]}. Default: none.',
     )
     reference_samples: int = option(
         256,
-        int,
         "Samples of each preference group at the start of training that stand for the reference policy, for the "
         "signal excess. Default 256: their mean is known to a sixteenth of their standard deviation, if they answer "
-        "as many prompts.",
+        "256 different prompts.",
     )
 
     def __post_init__(self):
@@ -142,7 +139,7 @@ class Remembering(Signal):
         self.history = RewardHistory()
 
     def known(self, least: float) -> np.ndarray:
-        """Whether each preference group of the history (G,) has had `least` rewards, not all equal."""
+        """Whether each preference group of the history (G,) has had at least `least` rewards, not all equal."""
         h = self.history
         return (h.count >= least) & varies(h.moments.std(), h.mean, 0.0)
 
@@ -164,9 +161,9 @@ class Quantiles(Remembering):
 
     L_g is 1/2 where g does as well as on average so far, less while it learns, more while it unlearns. A group that
     stands still while others learn gets the weight. Once the policy no longer moves, the history catches up, L_g
-    returns to 1/2, and weights stay as they are. Two groups that both stand still look alike, however much they could
-    have: only bounds can tell. L_g does not change under a positive affine change of g's rewards, and an outlier
-    shrinks the signal instead of reversing it.
+    returns to 1/2, and weights stay as they are. Two groups that both stand still look alike, even if one could have
+    much more: only bounds tell them apart. L_g does not change under a positive affine change of g's rewards, and an
+    outlier shrinks the signal instead of reversing it.
 
     State: the history, updated before it is used.
     """
@@ -182,9 +179,9 @@ class Quantiles(Remembering):
 class Excess(Remembering):
     """L_g = 1 / (1 + exp((mean_g - m_g) / s_g)), with mean m_g and standard deviation s_g of g's first rewards.
 
-    They are recorded until g has had as many rewards as the option `reference_samples` says, not all equal, and then
-    stay: the reference policy is the one that the run starts from. 1/2 is where g began; less is better. An error of
-    m_g stays, too, so take many samples.
+    Rewards are recorded until g has had `reference_samples` of them (an option), not all equal. Then m_g and s_g stay
+    as they are, because the reference policy is the one that the run starts from. 1/2 is where g began; less is
+    better. An error of m_g stays too, so take many samples.
 
     State: the history of the first rewards.
     """

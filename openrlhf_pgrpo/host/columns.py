@@ -1,4 +1,4 @@
-"""The dataset columns that name preference groups and users: they are there, and no row leaves them out.
+"""Checks the dataset columns that name preference groups and users: they exist, and every row has a value.
 
 `source` is where the data come from, in words for messages.
 """
@@ -15,7 +15,7 @@ def install(module) -> None:
     def read(wrapped, _instance, args, kwargs):
         try:
             return wrapped(*args, **kwargs)
-        except StopIteration as error:  # all that `datasets` has to say of a file without rows
+        except StopIteration as error:  # `datasets` says no more than this about a file without rows
             source = inspect.signature(wrapped).bind(*args, **kwargs).arguments["datasets"]
             raise ValueError(f"a dataset needs at least one row, got an empty file {source!r}") from error
 

@@ -1,4 +1,4 @@
-"""On which device a run trains: chosen once, by the driver, and told to every process through the environment."""
+"""The device that a run trains on. The driver chooses it once, and every process gets it through the environment."""
 
 import os
 
@@ -8,14 +8,14 @@ from openrlhf_pgrpo.host.versions import SeamError
 
 
 def choose(asked: str) -> str:
-    """`gpu` or `cpu` for what `--pgrpo.device` says.
+    """The device, `gpu` or `cpu`, for a value of `--pgrpo.device`.
 
     Raises:
-        SeamError: a GPU was asked for and there is neither one here nor a cluster to ask.
+        SeamError: a GPU was asked for, but this machine has none and no cluster is named.
     """
     import torch
 
-    # A driver without a GPU may well steer a cluster with GPUs.
+    # A driver without a GPU can control a cluster with GPUs.
     reachable = torch.cuda.is_available() or "RAY_ADDRESS" in os.environ
     if asked == "gpu" and not reachable:
         raise SeamError(

@@ -30,8 +30,8 @@ class Door:
         own_flag: a flag that tells the script's own parser from parsers of libraries.
         seams: what is replaced, by the host's module.
         extend: puts our flags on the host's parser.
-        check: refuses values, in the flat namespace of that parser, by a ValueError.
-        start: what happens after parsing and before the script's own work, with nested arguments.
+        check: raises ValueError for a wrong value in the flat namespace of that parser.
+        start: runs after parsing and before the script's own work, on nested arguments.
     """
 
     script: str
@@ -59,7 +59,7 @@ class Door:
     def parse_args(self, parser: argparse.ArgumentParser, argv=None, parse=argparse.ArgumentParser.parse_args):
         """`parser.parse_args(argv)` for the script's own parser, with our flags.
 
-        Exits with a usage message, as argparse does, where a value is refused.
+        Exits with a usage message, as argparse does, if a value is refused.
         """
         of_host = set(parser._option_string_actions)
         try:
@@ -79,9 +79,10 @@ class Door:
         return args
 
     def prepare(self, args: argparse.Namespace) -> None:
-        """Makes everything ready for the script's own work; the arguments are those of `parse_args`.
+        """Does what comes between parsing and the script's own work; the arguments are those of `parse_args`.
 
-        Exits with a message where that cannot be.
+        For the reward server that is all of the work: it serves a factorized model, and the script's own work never
+        begins. Exits with a message if something is refused.
 
         Raises:
             SeamError: a function of the host has another shape than the one we replace.
@@ -90,7 +91,7 @@ class Door:
             importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM started
         try:
             self.start(nest(args))
-        except ValueError as refusal:
+        except (ValueError, OSError) as refusal:
             print(f"{self.script}: error: {refusal}", file=sys.stderr)
             sys.exit(2)
 

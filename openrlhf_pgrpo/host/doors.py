@@ -3,7 +3,7 @@
 A script that may be changed makes three calls:
 
     doors.PPO.activate()                      before anything of the host is imported
-    args = doors.PPO.parse_args(parser)       in the place of parser.parse_args()
+    args = doors.PPO.parse_args(parser)       instead of parser.parse_args()
     doors.PPO.prepare(args)                   before the script's own work
 
 A script that is left as it is needs one: `doors.PPO.run()`.

@@ -1,9 +1,9 @@
-"""Our flags on the parsers of the host: how options become flags and back, and those that several doors have."""
+"""Our flags on the parsers of the host: how options become flags and back, and the flags that several doors share."""
 
 import argparse
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -11,7 +11,7 @@ PREF_GROUP_KEY, USER_KEY, PREFERENCE_KEY = "data.pref_group_key", "data.user_key
 METRICS_PATH = "logger.metrics_path"
 DEVICE, PLUGIN = "pgrpo.device", "pgrpo.plugin"
 
-# What a flag was called before it had one name in all trainers.
+# Old spelling -> the one name that the flag now has in all trainers.
 OLD_SPELLINGS = {
     "--pgrpo.group_key": PREF_GROUP_KEY,
     "--robust.group_key": PREF_GROUP_KEY,
@@ -21,6 +21,8 @@ OLD_SPELLINGS = {
     "--robust.metrics_path": METRICS_PATH,
     "--reward.metrics_path": METRICS_PATH,
 }
+# They are gone, because no experiment supported them.
+GONE = ("--pgrpo.variance", "--robust.update", "--robust.smoothing", "--robust.adjustment", "--robust.floor")
 
 
 # ---- options of a dataclass ----
@@ -35,13 +37,14 @@ def add_options(group, namespace: str, options: type, only: Collection[str] | No
     Raises:
         ValueError: a field without a default or of another type.
     """
-    hints = get_type_hints(options)
-    for spec in fields(options):
-        if only is not None and spec.name not in only:
-            continue
+    try:
+        hints = get_type_hints(options)
+    except NameError as error:
+        raise ValueError(f"flags need type hints that can be read, got {error} in {options.__name__}") from error
+    for spec in _fields(options, only):
         name = f"{options.__name__}.{spec.name}"
         if spec.default is MISSING:
-            raise ValueError(f"a flag needs an option with a default, got none for {name}: give it one")
+            raise ValueError(f"a flag needs an option with a plain default, got none or a factory: {name}")
         kind, choices = _kind(hints[spec.name], name)
         text = spec.metadata.get("help", "").replace("%", "%%")
         if kind is bool:
@@ -51,13 +54,20 @@ def add_options(group, namespace: str, options: type, only: Collection[str] | No
         group.add_argument(f"--{namespace}.{spec.name}", default=spec.default, help=text or None, **how)
 
 
+def _fields(options: type, only: Collection[str] | None) -> list[Field]:
+    """The fields that are options: those of __init__, or of them those named by `only`."""
+    return [spec for spec in fields(options) if spec.init and (only is None or spec.name in only)]
+
+
 def _kind(hint, name: str) -> tuple[type, tuple | None]:
-    """The type that a command line is read as, and the choices if there are."""
+    """The type of the values on a command line, and the choices if there are any."""
     if get_origin(hint) in (Union, UnionType):
         inner = [part for part in get_args(hint) if part is not NoneType]
         hint = inner[0] if len(inner) == 1 else hint
     if get_origin(hint) is Literal:
         choices = get_args(hint)
+        if len({*map(type, choices)}) > 1:
+            raise ValueError(f"a flag needs a Literal of one type, got {hint}: {name}")
         return type(choices[0]), choices
     if hint not in (int, float, str, bool):
         raise ValueError(f"a flag needs an option that is int, float, str, bool or Literal, got {hint}: {name}")
@@ -70,11 +80,12 @@ def read_options(options: type, namespace: str, flat: Mapping[str, Any], only: C
     Raises:
         ValueError: the dataclass refuses a value; the message begins with the flag.
     """
-    names = [spec.name for spec in fields(options) if only is None or spec.name in only]
+    names = [spec.name for spec in _fields(options, only)]
     try:
         return options(**{name: flat[f"{namespace}.{name}"] for name in names})
     except ValueError as error:
-        raise ValueError(f"--{namespace}.{error}") from error
+        flag = str(error).split()[0] in names if str(error) else False
+        raise ValueError(f"--{namespace}.{error}" if flag else f"options of {namespace}: {error}") from error
 
 
 def flatten(args, prefix: str = "") -> dict[str, Any]:
@@ -86,7 +97,7 @@ def flatten(args, prefix: str = "") -> dict[str, Any]:
 
 
 def set_flags(add: Callable[[argparse.ArgumentParser], None], flat: Mapping[str, Any]) -> list[str]:
-    """Those of the flags that `add` puts on a parser whose value is not the default."""
+    """Which flags, of those that `add` puts on a parser, do not have their default value."""
     defaults = argparse.ArgumentParser(allow_abbrev=False)
     add(defaults)
     return [name for name, default in vars(defaults.parse_args([])).items() if flat[name] != default]
@@ -141,7 +152,7 @@ def metrics_path(args) -> str:
 
 
 def refuse_other_spellings(words: Iterable[str], ours: Collection[str], known: Collection[str]) -> None:
-    """Refuses old names of our flags, and abbreviations, which argparse would take without a word.
+    """Refuses old names of our flags, and abbreviations, which argparse would accept silently.
 
     Args:
         words: of the command line. ours: our flags. known: all flags of the parser.
@@ -150,10 +161,14 @@ def refuse_other_spellings(words: Iterable[str], ours: Collection[str], known: C
         ValueError: names the flag to type instead.
     """
     for word in words:
-        flag = word.split("=")[0]
+        flag, _, value = word.partition("=")
+        if "pgrpo_centered" in (flag, value) and "--advantage_estimator" in known:
+            raise ValueError("pgrpo_centered is now --advantage_estimator pgrpo --pgrpo.center prompt: type that")
         if not flag.startswith("--") or flag == "--" or flag in known:
             continue
-        if flag in OLD_SPELLINGS:
-            raise ValueError(f"{flag} is now called --{OLD_SPELLINGS[flag]}, got the old name: type the new one")
+        if (new := OLD_SPELLINGS.get(flag)) and f"--{new}" in known:
+            raise ValueError(f"{flag} is now called --{new}, got the old name: type the new one")
+        if flag in GONE:
+            raise ValueError(f"{flag} is gone, because no experiment supported it: leave it out")
         if meant := sorted(name for name in ours if name.startswith(flag)):
             raise ValueError(f"{flag} needs its whole name, got an abbreviation of {', '.join(meant)}: type it out")

@@ -21,33 +21,35 @@ DEVICE = "OPENRLHF_PGRPO_DEVICE"  # environment variable: gpu or cpu, chosen onc
 
 
 class Seam(NamedTuple):
-    """One place of the host that we replace: the functions it must have, with parameters, and who replaces them."""
+    """A place of the host that we replace: the functions it must have, with parameters, and what replaces them."""
 
     contract: dict[str, tuple[str, ...]]
     install: str  # "package.module:function", called with the host's module
 
 
 def register(seams: dict[str, Seam]) -> None:
-    """Registers the hooks of this process; `seams` are by the host's module. A second call changes nothing.
+    """Registers the hooks of this process; `seams` maps modules of the host to seams. A second call changes nothing.
 
     Raises:
-        SeamError: one of these modules was imported before.
+        SeamError: one of these modules was imported before, or hooks for others were registered.
     """
     if register.done:
+        if not seams.keys() <= register.done.keys():
+            raise SeamError("openrlhf_pgrpo opens one door a process, got a second one: start another process for it")
         return
     hooks = [(name, _hook(seam)) for name, seam in seams.items()]
     if os.environ[DEVICE] == "cpu":
         hooks += patches.PATCHES.items()
     for name, _ in hooks:
-        # The package itself may be there: `python -m` imports the parents of the host's script before it runs it.
+        # The package itself may be imported: `python -m` imports the parents of the host's script before it runs it.
         if name.startswith("openrlhf.") and name in sys.modules:
             raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
     for name, hook in hooks:
         wrapt.register_post_import_hook(hook, name)
-    register.done = True
+    register.done = seams
 
 
-register.done = False
+register.done = {}  # what was registered, by the host's module
 
 
 def _hook(seam: Seam):

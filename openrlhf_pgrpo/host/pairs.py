@@ -39,7 +39,7 @@ class Tally:
         columns = torch.stack([torch.ones_like(losses), losses, right.to(losses.dtype)])
         self.sums.index_add_(1, rows, columns.detach().double())
 
-    def take(self) -> Seen:
+    def sum_and_reset(self) -> Seen:
         """Sums over all ranks, then starts from zero. Every rank calls it and gets the same."""
         distributed.all_reduce(self.sums, group=self.ranks)
         pairs, *sums = self.sums.cpu().numpy().copy()
@@ -61,27 +61,29 @@ class Evaluation(Tally):
     def over(self, loader):
         """Runs an evaluation on the pairs of `loader`."""
         sampler = loader.sampler
-        # Only the pairs of this rank: the sampler repeats first pairs, so that all ranks have equally many.
+        # Only the pairs of this rank. The sampler repeats the first pairs, to give all ranks equally many.
         self.left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
         self.running = True
-        yield
-        self.running = False
+        try:
+            yield
+        finally:
+            self.running = False
 
     def add(self, rows, losses, right) -> None:
         own = slice(self.left)
         super().add(rows[own], losses[own], right[own])
         self.left -= len(losses[own])
 
-    def take_finite(self, names, what: str, step: int) -> tuple[Seen, int]:
-        """What was seen, and the place (of k) of the highest loss.
+    def sum_finite(self, names, what: str, step: int) -> tuple[Seen, int]:
+        """What was seen, and which of the k has the highest loss.
 
         Args:
-            names: (G,) of the preference groups. what: what they are, for the error.
+            names: (G,) by row. what: the kind of thing that they name, for the error.
 
         Raises:
             ValueError: a loss is not finite.
         """
-        seen = self.take()
+        seen = self.sum_and_reset()
         worst = int(np.argmax(seen.loss))  # the first that is not a number, if there is one
         if not np.isfinite(seen.loss[worst]):
             raise ValueError(
@@ -94,8 +96,8 @@ class Evaluation(Tally):
 class WholeSteps:
     """A loader of the host that yields the micro batches of whole optimizer steps only, and ends when `ended()`.
 
-    The host would carry the rest of an epoch over to the next one, where its resume does not find it, and the size of
-    that rest depends on the size of a micro batch.
+    The host would carry the rest of an epoch over to the next epoch. Its resume does not find that rest, and the size
+    of the rest depends on the size of a micro batch.
 
     Args:
         before_step: called with all micro batches of a step before the first of them is yielded.

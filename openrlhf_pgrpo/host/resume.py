@@ -1,22 +1,22 @@
-"""Our part of a checkpoint: one key of the host's client states, and the refusal of one that does not fit.
+"""Our part of a checkpoint: one key of the host's client states, and the refusal of a checkpoint that does not fit.
 
 The state of a method means something only under the settings it was made with, so these are saved beside it.
 """
 
 KEY = "openrlhf_pgrpo"
-SCHEMA = 1
+SCHEMA = 2
 
 
-def check_schema(state: dict | None, holder: str, otherwise: str) -> None:
+def check_schema(state: dict | None, content: str, otherwise: str) -> None:
     """Raises ValueError unless `state`, what a checkpoint holds under KEY, is one that this version can read.
 
     Args:
-        holder: what such a checkpoint holds. otherwise: what to do if this one does not.
+        content: what the checkpoint must hold, in words. otherwise: what to do if it does not.
     """
     if state is None or state.get("schema") != SCHEMA:
         found = "one without" if state is None else f"schema {state.get('schema')!r}"
         raise ValueError(
-            f"resuming needs a checkpoint that holds {holder} in schema {SCHEMA}, got {found}: resume it with the "
+            f"resuming needs a checkpoint that holds {content} in schema {SCHEMA}, got {found}: resume it with the "
             f"flags and the version that wrote it, or {otherwise}"
         )
 

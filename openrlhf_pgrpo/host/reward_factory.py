@@ -1,7 +1,7 @@
 """The factorized reward model in the host's own factory, which training, serving and PPO all go through.
 
-A folder whose config says so becomes our class, and so does a plain backbone that a training of ours starts from. For
-everything else the host builds its own class, by its own code.
+A folder with the config of a factorized model becomes our class, and so does a plain backbone that a training of ours
+starts from. For everything else the host builds its own class, by its own code.
 """
 
 from functools import wraps
@@ -13,15 +13,15 @@ from openrlhf_pgrpo.models.network import factorized_reward_model
 
 
 class NewModel(NamedTuple):
-    """What a training makes of a plain backbone: D base rewards, and how a text becomes one state."""
+    """What training turns a plain backbone into: D base rewards, and how a text becomes one state."""
 
     factors: int
     pooling: str
 
 
 class Factory:
-    """Stands where the host expects the class of a reward model, and chooses it in `from_pretrained`: only there is a
-    config to go by."""
+    """Replaces the class of a reward model in the host. It chooses the class in `from_pretrained`, where the config is
+    known."""
 
     def __init__(self, host_factory, new: NewModel | None, *classes):
         self.host_factory, self.new, self.classes = host_factory, new, classes
@@ -29,7 +29,7 @@ class Factory:
     def from_pretrained(self, name, *, config, **kwargs):
         starts = self.new is not None and not is_factorized(config)
         if starts:
-            # One row holds the place of the table of users: the host has not read its data yet.
+            # The table of users has one row for now, because the host has not read its data yet.
             describe(config, self.new.factors, 1, self.new.pooling)
         if not is_factorized(config):
             return self.host_factory(*self.classes).from_pretrained(name, config=config, **kwargs)
@@ -43,7 +43,7 @@ class Factory:
 
 
 def install(module, new: NewModel | None = None) -> None:
-    """Puts `Factory` in the place of `_get_reward_model`, also in the place of an earlier one.
+    """Replaces `_get_reward_model`, or an earlier factory of ours, with a `Factory`.
 
     Args:
         new: what a plain backbone becomes. None: it stays the host's.

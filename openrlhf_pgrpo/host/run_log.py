@@ -2,7 +2,7 @@
 
 A row of the file: step, time (Unix seconds), estimator, `train` (the host's own numbers), `pref_groups` (numbers per
 preference group), `samples` (an answer per preference group). The first row that a process writes, also after a
-resume, has `run` beside them: versions, device and all settings.
+resume, also has `run`: versions, device and all settings.
 """
 
 import json
@@ -22,8 +22,8 @@ MOST_REWARDS = 8
 class JSONLines:
     """A metrics file: one JSON object a training step, on disk before the next step begins.
 
-    At the first row an older file is cleaned: rows of earlier steps stay. Later rows are dropped, because the resumed
-    run writes them again, and so is half a line of a killed run.
+    At the first row an older file is cleaned. Rows of earlier steps stay. Later rows go, because the resumed run
+    writes them again. Half a line of a killed run goes too.
     """
 
     def __init__(self, path: str):
@@ -47,23 +47,23 @@ class JSONLines:
 
 
 def description(args) -> dict:
-    """When, with which versions and under which settings a process trains; `args` are nested host arguments."""
+    """The start time, versions and settings of a training process; `args` are nested host arguments."""
     return {
         "started": time.time(),
         "versions": versions.stack(),
         "device": os.environ[hooks.DEVICE],
-        "settings": {name: _presentable(name, value) for name, value in flags.flatten(args).items()},
+        "settings": {name: _json_value(name, value) for name, value in flags.flatten(args).items()},
     }
 
 
-def _presentable(flag: str, value):
+def _json_value(flag: str, value):
     """`value` in a form that JSON can hold, without secrets, because people share this file."""
     if flag == "logger.wandb.key" and value:
         return HIDDEN
     if isinstance(value, str):
         return re.sub(r"://[^/\s]*@", f"://{HIDDEN}@", value)
     if isinstance(value, (list, tuple)):
-        return [_presentable(flag, entry) for entry in value]
+        return [_json_value(flag, entry) for entry in value]
     return value if value is None or isinstance(value, (bool, int)) or _finite(value) else str(value)
 
 

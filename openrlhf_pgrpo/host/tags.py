@@ -1,8 +1,8 @@
 """Values of the host's data that also say whose they are.
 
-The host drops every dataset column but a few, and hands these on unchanged: a prompt in PPO, a pair's number of prompt
-tokens in DPO, a pair's margin in reward training. So each is replaced by an equal value that carries more. It is
-compared, hashed, printed and used as the plain value, and pickled with what it carries.
+The host drops every dataset column except a few, and hands these on unchanged: a prompt in PPO, a pair's number of
+prompt tokens in DPO, a pair's margin in reward training. So each is replaced by an equal value that carries more. It
+is compared, hashed, printed and used as the plain value, and pickled with what it carries.
 """
 
 

@@ -1,4 +1,4 @@
-"""The flags of users in PPO and in the reward server: whom a factorized reward model serves, and how."""
+"""The flags about users in PPO and in the reward server: which users a factorized model serves, and how."""
 
 from collections.abc import Mapping
 
@@ -24,5 +24,5 @@ def add_user_flags(group) -> None:
 
 
 def set_user_flags(flat: Mapping) -> list[str]:
-    """Those of them that are not at their defaults."""
+    """Which of these flags are not at their defaults."""
     return flags.set_flags(add_user_flags, flat)

@@ -3,7 +3,8 @@
 The host deletes old checkpoints before it writes the next one, even the one that a resume would load. DeepSpeed then
 names the next one in `latest` while other ranks may still be writing. A full disk or a killed rank at that moment
 leaves nothing to resume from. Here the host writes into the folder `unfinished` beside its checkpoints. When all ranks
-are done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes what the host would have.
+are done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes what the host would have
+deleted.
 
 It runs in every DeepSpeed rank, in PPO too. Remove it once the host saves before it deletes, and DeepSpeed updates
 `latest` only after all ranks are done.
@@ -28,7 +29,7 @@ def install(module) -> None:
 
 
 def save_whole(save, strategy, args, kwargs) -> None:
-    """The host's `save_ckpt`, on every rank; its arguments mean what they mean there.
+    """The host's `save_ckpt`, on every rank, with the same arguments.
 
     Raises:
         RuntimeError: this rank could not write. Earlier checkpoints are still whole.
@@ -57,7 +58,7 @@ def save_whole(save, strategy, args, kwargs) -> None:
             "before it is still whole: make room, then resume with --ckpt.load_enable"
         ) from error
     if strategy.is_rank_0():
-        for old in _superfluous(folder, tag, asked["max_num"], asked["max_mem"], strategy._read_ckpt_metric):
+        for old in _to_delete(folder, tag, asked["max_num"], asked["max_mem"], strategy._read_ckpt_metric):
             shutil.rmtree(old)
             strategy.print(f"Deleted checkpoint {old}")
 
@@ -73,12 +74,12 @@ def _put_in_place(new: Path, place: Path) -> None:
     os.rename(new, place)
 
 
-def _superfluous(folder: Path, newest: str, most: int, most_gib: float, metric) -> list[Path]:
+def _to_delete(folder: Path, newest: str, most: int, most_gib: float, metric) -> list[Path]:
     """What the host would delete, by its rules, but never `newest`, which a resume would load.
 
-    A new best checkpoint takes the place of all older best ones. Of the regular ones, so many go that they are at most
-    `most` in number and, with the best ones, `most_gib` in size: first those without a metric, then those with the
-    lowest, then the oldest.
+    A new best checkpoint replaces all older best ones. Regular ones are deleted until at most `most` are left and,
+    with the best ones, they take at most `most_gib`. Those without a metric go first, then those with the lowest
+    metric, then the oldest.
     """
     found = [path for path in folder.iterdir() if path.is_dir() and path.name != newest]
     best = [path for path in found if path.name.startswith("best")]

@@ -22,7 +22,7 @@ FEWEST_PROMPTS = 20  # with fewer prompts, pairs are held out instead: a fold wo
 
 
 class Columns(NamedTuple):
-    """Column names of a dataset. It may lack `preference`: then 1, the chosen answer was preferred."""
+    """Column names of a dataset. Without `preference` it is 1: the chosen answer was preferred."""
 
     user: str = "user"
     prompt: str = "prompt"
@@ -55,7 +55,7 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, st
 
 
 def annotate(rows: list[tuple[str, str, str, str, float]]) -> tuple[list[tuple[str, str, str]], Annotations]:
-    """The P distinct pairs (prompt, first answer, second answer) in rows of `read`, and the annotations of them.
+    """The P distinct pairs (prompt, first answer, second answer) in rows of `read`, and their annotations.
 
     Answers are put in alphabetical order, so that a pair that some users saw the other way round is the same pair.
     """

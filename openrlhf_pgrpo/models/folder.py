@@ -104,7 +104,7 @@ def write(
         head: (D, H), fitted on `scoring.embed(backbone, ...)`. coefficients: (U, D). users: (U,) ids by row.
 
     Raises:
-        ValueError: shapes that do not fit, ids that are empty or double, numbers that are not finite.
+        ValueError: shapes that do not fit, ids that are empty or appear twice, numbers that are not finite.
     """
     head, coefficients = np.asarray(head, np.float32), np.asarray(coefficients, np.float32)
     config: Any = AutoConfig.from_pretrained(backbone, trust_remote_code=True)
@@ -136,7 +136,7 @@ def save(
     """Writes a complete folder. Each file is replaced as a whole or keeps its content; config.json comes last.
 
     Raises:
-        ValueError: ids of users that are not strings, empty or double.
+        ValueError: ids of users that are not strings, are empty or appear twice.
     """
     users = list(users)
     wrong = [user for user, count in Counter(users).items() if count > 1 or not isinstance(user, str) or not user]

@@ -20,7 +20,7 @@ HEAD = "score"  # the name of the head, unless the config has another
 class Head(nn.Module):
     """H -> D without bias, computed in float32.
 
-    Not an `nn.Linear`: an adapter on "all-linear" would freeze it and train beside it.
+    Not an `nn.Linear`: an adapter on "all-linear" would freeze it and train an adapter instead.
     """
 
     def __init__(self, hidden_size: int, base_rewards: int):

@@ -26,10 +26,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that is kept of a user who was asked. `load` gives back what `save` wrote, bit for bit.
+    """Everything that is kept about a user who was asked. `load` gives back what `save` wrote, bit for bit.
 
-    fingerprint belongs to the model whose base rewards the features are made of; coefficients mean nothing under
-    another model. Features are saved so that the user can be fitted again under a better prior, without the pairs.
+    The fingerprint is that of the model that made the features. Coefficients mean nothing under another model.
+    Features are saved so that the user can be fitted again under a better prior, without the pairs.
     """
 
     user: str

@@ -58,7 +58,7 @@ def embed(
     batch_size: int = 16,
     max_length: int = 2048,
 ) -> np.ndarray:
-    """h (N, H) float64 of each response, from a frozen backbone: the states that a head put on it by `write` sees."""
+    """h (N, H) float64 of each response, from a frozen backbone: what a head sees once `write` has put it there."""
     check_pooling(pooling)
     tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=True)
     device = _device()

@@ -27,7 +27,7 @@ def end_of_text(tokenizer: Any) -> str:
 
 
 def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` (B, S), padded on the left. A text that is cut still ends with its token."""
+    """`input_ids` and `attention_mask` (B, S), padded on the left. A cut text still ends with the end token."""
     end = tokenizer.convert_tokens_to_ids(end_of_text(tokenizer))
     rows = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
     length = max(map(len, rows))

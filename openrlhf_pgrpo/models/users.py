@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from openrlhf_pgrpo.core.names import Names
 from openrlhf_pgrpo.models.profiles import Profile
 
 if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
@@ -37,26 +38,21 @@ class Users:
     def __init__(self, model: "Folder", profiles: Iterable[Path] = (), remedies: str = ASK):
         self.model, self.remedies = model, remedies
         self.profiles: list[Profile] = []
-        rows = {user: row for row, user in enumerate(model.users)}
+        self.names = Names(model.users)
         for path in (file for given in profiles for file in _files(given)):
             profile = Profile.load(path, model.fingerprint)
-            if profile.user in rows:
+            if profile.user in self.names:
                 raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
-            rows[profile.user] = len(rows)
+            self.names.rows([profile.user])
             self.profiles.append(profile)
-        self._rows = rows
         self.coefficients = np.vstack([model.coefficients, *(profile.coefficients for profile in self.profiles)])
         self.average = model.coefficients.mean(0)
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._rows)
-
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.names)
 
     def __contains__(self, user: object) -> bool:
-        return user in self._rows
+        return user in self.names
 
     def of(self, users: Sequence[str | None], unknown: str = ERROR, subject: str = "every sample") -> np.ndarray:
         """The coefficients (B, D) of users (B,). None is an unknown user.
@@ -66,8 +62,12 @@ class Users:
         """
         if unknown == ERROR:
             self.check(users, subject)
-        rows = [None if user is None else self._rows.get(user) for user in users]
-        return np.array([self.average if row is None else self.coefficients[row] for row in rows])
+        known = np.array([user in self for user in users], bool)
+        found = np.tile(self.average, (len(users), 1))
+        found[known] = self.coefficients[
+            self.names.rows([user for user in users if user is not None and user in self])
+        ]
+        return found
 
     def check(self, users: Sequence[str | None], subject: str) -> None:
         """Raises the ValueError of `of` if one of the users is unknown."""
@@ -95,4 +95,9 @@ def coefficients_for(
 
 def _files(path: Path) -> list[Path]:
     path = Path(path)
-    return sorted(path.glob("*.json")) if path.is_dir() else [path]
+    found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not found or not path.exists():
+        raise ValueError(
+            f"profiles need a file, or a folder with *.json files, got {path}: correct it or leave it out"
+        )
+    return found

@@ -1,6 +1,6 @@
-"""Could a training run start on this Ray cluster? Asks every node what it has, and whether that fits the others.
+"""Could a training run start on this Ray cluster? Asks every node what it has, and compares the nodes.
 
-A separate process asks, and reports line by line. It is ended when it hangs, and what Ray prints stays with it.
+A separate process asks and reports line by line. It is ended if it hangs, and the output of Ray stays inside it.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def diagnose(questions: Questions) -> Iterator[Finding]:
     Each node is compared with what most nodes have; in a tie, with the head.
     """
     code = f"from {__name__} import print_findings; print_findings()"
-    # Ray lets workers import from the driver's folder. An empty one keeps them from finding there what they lack.
+    # Ray lets workers import from the driver's folder. In an empty one they find nothing that their node lacks.
     with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(questions)],
@@ -82,7 +82,7 @@ def _relay(process: subprocess.Popen, errors, questions: Questions) -> Iterator[
             break
         if line.startswith(ANSWER):
             yield Finding(*json.loads(line.removeprefix(ANSWER)))
-            limit = questions.wait + 4 * questions.patience  # nodes may be late with several answers before a line
+            limit = questions.wait + 4 * questions.patience  # several late answers may come before a line
     if process.wait() != 0:
         errors.seek(0)
         last = [line.strip() for line in errors if line.strip()] or [f"ended with code {process.returncode}"]

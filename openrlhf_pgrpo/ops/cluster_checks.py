@@ -84,7 +84,7 @@ def check_patches(found: dict[str, dict[str, str] | str]) -> Iterator[Finding]:
             broken = state in (patching.HALF_PATCHED, patching.MISSING)
             if name in others or broken:
                 difference = f"{path} is {state} on {name}" + (f", {usual} on {like}" if name in others else "")
-                remedy = f"openrlhf-pgrpo patch on {name}, or with --revert; it says where it cannot"
+                remedy = f"openrlhf-pgrpo patch on {name}, or with --revert; it names a file that it cannot change"
                 faults.append(Finding(FAULT, "patches", difference, remedy))
     yield from faults
     if known and not faults:
@@ -96,7 +96,7 @@ def check_patches(found: dict[str, dict[str, str] | str]) -> Iterator[Finding]:
 def check_gpus(
     nodes: list[Node], free: dict[str, float], cuda: dict[str, int | None] | None, needed: int | None
 ) -> Iterator[Finding]:
-    """`free`: by the id of a node; `cuda`: devices that torch sees, by its name, or None where GPUs are logical."""
+    """`free`: GPUs by id of a node. `cuda`: devices that torch sees by name of a node; None if GPUs are logical."""
     for node in nodes:
         found = f"{node.name}: {free.get(node.id, 0):g} of {node.gpus:g} free" + (", logical" if cuda is None else "")
         if cuda is not None and cuda[node.name] != node.gpus:
@@ -106,7 +106,7 @@ def check_gpus(
             )
             yield Finding(FAULT, "gpus", found, remedy)
         elif needed is not None and free.get(node.id, 0) < needed:
-            remedy = "end what holds them, which ray status lists, or ask for fewer"
+            remedy = "end the jobs that hold them, see ray status, or ask for fewer"
             yield Finding(FAULT, "gpus", f"{found}, {needed} needed", remedy)
         else:
             yield Finding(OK, "gpus", found)

@@ -224,7 +224,7 @@ def try_ray() -> str:
     resources = {"num_cpus": 1, "num_gpus": 1} if own else {}
     ray.init(runtime_env=ray_start.worker_environment(), log_to_driver=False, **own, **resources)
     nodes, gpus = len(ray.nodes()), int(ray.cluster_resources().get("GPU", 0))
-    ran_hook = ray.get(ray.remote(num_cpus=1)(lambda: hooks.register.done).remote())
+    ran_hook = ray.get(ray.remote(num_cpus=1)(lambda: bool(hooks.register.done)).remote())
     ray.shutdown()
     if not ran_hook:
         raise RuntimeError("a Ray worker needs to run our setup hook, got one that did not")

@@ -70,7 +70,7 @@ def cuda_devices() -> int | None:
 
 
 def ran_setup_hook() -> bool:
-    return importlib.import_module("openrlhf_pgrpo.host.hooks").register.done
+    return bool(importlib.import_module("openrlhf_pgrpo.host.hooks").register.done)
 
 
 def write_file(folder: str, name: str) -> str | None:

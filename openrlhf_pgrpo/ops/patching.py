@@ -1,4 +1,4 @@
-"""Puts the patches of `patches/` on the installed host, all or none, and takes them back to the byte.
+"""Puts the patches of `patches/` on the installed host, all or none, and reverts them to the byte.
 
 A patch made by `git diff --full-index` names the git blob of each file before and after it. So the state of a file is
 known exactly: as released, patched, or something else. A file in another state is left alone.
@@ -100,15 +100,15 @@ def set_state(state: str) -> list[Target]:
                 f"{target.state}: {remedy(target)}"
             )
     changing = [target for target in found if target.state != state]
-    beside = {target.path: target.path.with_name(target.path.name + ".openrlhf_pgrpo") for target in changing}
+    temporary = {target.path: target.path.with_name(target.path.name + ".openrlhf_pgrpo") for target in changing}
     try:
         for target in changing:
-            with open(beside[target.path], "wb") as file:
+            with open(temporary[target.path], "wb") as file:
                 file.write(target.contents[state])
                 file.flush()
                 os.fsync(file.fileno())
-            shutil.copymode(target.path, beside[target.path])
-        for path, new in beside.items():
+            shutil.copymode(target.path, temporary[target.path])
+        for path, new in temporary.items():
             os.replace(new, path)
     except OSError as error:
         raise PatchError(
@@ -116,7 +116,7 @@ def set_state(state: str) -> list[Target]:
             "installation"
         ) from error
     finally:
-        for new in beside.values():
+        for new in temporary.values():
             new.unlink(missing_ok=True)
     return changing
 

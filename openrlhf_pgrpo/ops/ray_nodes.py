@@ -84,7 +84,7 @@ def ask_nodes(nodes: list[Node], patience: float, question, *arguments) -> tuple
         arguments: of `question`. A dict holds a value for each node, by its name.
 
     Returns:
-        The answers, and why there is none; both by the name of the node.
+        The answers, and the reasons why there is none; both by the name of the node.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -1,4 +1,4 @@
-"""Learns a new user's coefficients from about ten questions, from the pool and the model to the profile.
+"""Learns a new user's coefficients from about ten questions: pool and model go in, the profile comes out.
 
 Axes: P pairs, D base rewards.
 """
@@ -38,8 +38,8 @@ def elicit(
 
     Raises:
         ValueError: arguments or files that do not fit; nothing has been asked yet.
-        OSError: a file cannot be read, or the profile not be written.
-        ModuleNotFoundError: something for the page is not installed.
+        OSError: a file cannot be read, or the profile cannot be written.
+        ModuleNotFoundError: a package that the page needs is not installed.
     """
     check_user(user)
     if questions < 1:

@@ -25,7 +25,7 @@ from openrlhf_pgrpo.models.profiles import Answer
 from openrlhf_pgrpo.models.users import Users
 
 MOST_GROUPS = 10
-USERS_PER_GROUP = 5  # at least, on average, where BIC chooses the number
+USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
 STARTS = 10
 
 

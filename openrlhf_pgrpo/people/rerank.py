@@ -42,7 +42,7 @@ def rerank(
     """
     check_folder(output, "--output")
     if user is None and profile is None and not population:
-        raise ValueError("rerank needs --user, --profile or --population, got none of them: say for whom")
+        raise ValueError("rerank needs --user, --profile or --population, got none of them: name the user")
     remedies = f"{ASK}, or take the average user with --population"
     coefficients = coefficients_for(Folder(model), user, profile, MEAN if population else ERROR, remedies)
     if policy is None:
@@ -102,7 +102,7 @@ def rank_responses(model: RewardModel, rows: list[dict], coefficients: np.ndarra
     rewards = model.base_rewards(prompts, responses, batch_size) @ coefficients
     if not np.isfinite(rewards).all():
         text = responses[np.argmin(np.isfinite(rewards))]
-        raise ValueError(f"ranking needs finite rewards, got another for {text[:80]!r}: the model is broken")
+        raise ValueError(f"ranking needs finite rewards, got nan or inf for {text[:80]!r}: the model is broken")
     ranked = []
     ends = np.cumsum([len(row["responses"]) for row in rows])[:-1]
     for row, row_rewards in zip(rows, np.split(rewards, ends)):

@@ -1,4 +1,4 @@
-"""One person being asked: the next question, the answers, and what the model believes. Terminal and page show it.
+"""A session with one person: the next question, the answers, and what the model believes. Terminal and page show it.
 
 Axes: P pairs, D base rewards.
 """
@@ -16,7 +16,7 @@ from openrlhf_pgrpo.people.pool import Pair
 
 LEFT, TIE, RIGHT = "left", "tie", "right"
 PREFERENCES = {LEFT: 1.0, TIE: 0.5, RIGHT: 0.0}  # for the answer on the left
-DEVIATIONS = 1.645  # 90 % of a normal distribution lie within so many standard deviations
+DEVIATIONS = 1.645  # 90 % of a normal distribution lie within this many standard deviations
 NAME = re.compile(r"\w[\w.@+-]{0,63}")
 MOST_PROMPTS, MOST_ANSWERS = 3, 5  # of the ranking at the end
 
@@ -114,7 +114,7 @@ class Session:
         self.profile, self.entropy, self.question = profile, entropy, question
 
     def _swapped(self, name: str) -> bool:
-        """Whether answer b is on the left. Sides are mixed: people favour one, and all good answers may be in a."""
+        """Whether answer b is on the left. Sides are mixed: people favour a side, and all good answers may be in a."""
         return int(name, 16) % 2 == 1
 
     def _shown(self, row: int) -> Question:
@@ -133,7 +133,7 @@ class Session:
             OSError: the profile cannot be written, or was changed by another session. The question stays open.
         """
         if self.question is None or name != self.question.name:
-            raise NotNow("an answer needs the question that is open, got one to another: it was answered already")
+            raise NotNow("an answer needs to be to the open question, got one to another, which was answered already")
         preference = PREFERENCES[choice]
         features = tuple(self.features[self.rows[name]].tolist())
         said = Answer(name, features, 1 - preference if self._swapped(name) else preference)

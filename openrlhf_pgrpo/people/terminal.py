@@ -86,14 +86,14 @@ def summary(session: Session) -> str:
     low = min(min(one.low, one.usual_low) for one in coefficients)
     high = max(max(one.high, one.usual_high) for one in coefficients)
 
-    def place(value: float) -> int:
+    def column(value: float) -> int:
         return round((value - low) / (high - low) * (BAR - 1))
 
     for number, one in enumerate(coefficients, 1):
         bar = [" "] * BAR
         for mark, start, end in (("~", one.usual_low, one.usual_high), ("=", one.low, one.high)):
-            bar[place(start) : place(end) + 1] = mark * (place(end) + 1 - place(start))
-        bar[place(one.mean)] = "o"
+            bar[column(start) : column(end) + 1] = mark * (column(end) + 1 - column(start))
+        bar[column(one.mean)] = "o"
         lines.append(f"  {number:2}  {''.join(bar)}  {one.mean:+.2f}  [{one.low:+.2f}, {one.high:+.2f}]")
     lines.append("")
     for prompt, ranked in session.ranking():

@@ -60,7 +60,8 @@ def create_app(session: Session, host: str, token: str) -> FastAPI:
     """The page and its three requests.
 
     Every request needs the token, so other pages and other people on the machine get nothing. Requests must be
-    addressed to `host` (written as a browser does) or localhost: a foreign page could make its own name point here.
+    addressed to `host` (written as a browser does) or localhost, since a foreign page could make its own name point
+    here.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"], www_redirect=False)

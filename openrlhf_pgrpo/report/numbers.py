@@ -10,7 +10,7 @@ import numpy as np
 from openrlhf_pgrpo.core.history import Moments, ratio
 from openrlhf_pgrpo.report.runs import Run
 
-MIN_SAMPLES = 8  # in both quarters; preference groups with fewer are the worst only if no group has as many
+MIN_SAMPLES = 8  # in both quarters; preference groups with fewer are the worst only if no group has this many
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -175,8 +175,8 @@ def differing(tables: list[dict]) -> list[tuple[str, list]]:
     """Keys whose values differ between tables, with the value in each table. A missing value is None."""
     keys = {key: None for table in tables for key in table}
     rows = [(key, [table.get(key) for table in tables]) for key in keys]
-    return [(key, values) for key, values in rows if any(_unlike(value, values[0]) for value in values)]
+    return [(key, values) for key, values in rows if any(_differ(value, values[0]) for value in values)]
 
 
-def _unlike(a, b) -> bool:
+def _differ(a, b) -> bool:
     return repr(a) != repr(b)  # by repr, NaN equals itself and True differs from 1

@@ -214,7 +214,7 @@ class _Reader:
         self.starts: list[tuple[int, dict]] = []
 
     def add(self, row: dict, offset: int) -> None:
-        """Adds one step; raises one of the errors of a wrong type or key where `row` is no step."""
+        """Adds one step. If `row` is no step, raises one of the errors for a wrong type or key."""
         index = len(self.steps)
         for name, metrics in row.get("pref_groups", {}).items():
             self.groups.append(metrics)

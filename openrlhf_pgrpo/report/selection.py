@@ -98,7 +98,7 @@ def make_view(runs: list[Run]) -> View:
     limit = max(POINTS // len(runs), POINTS // 5)
     pairs = enumerate(zip(runs, summaries))
     return View(
-        runs=[_run_view(run, summary, place, drawn, limit) for place, (run, summary) in pairs],
+        runs=[_run_view(run, summary, number, drawn, limit) for number, (run, summary) in pairs],
         drawn=drawn,
         listed=listed if len(share) <= DRAWN else sorted(listed, key=gain.get),
         total=len(share),
@@ -111,14 +111,14 @@ def _first(count: int, names: Iterable[str]) -> list[str]:
     return sorted(islice(dict.fromkeys(names), count))
 
 
-def _run_view(run: Run, summary: Summary, place: int, drawn: list[str], limit: int) -> RunView:
-    row = {name: place for place, name in enumerate(run.pref_groups)}
-    groups = np.array([row.get(name, -1) for name in drawn], np.int64)
+def _run_view(run: Run, summary: Summary, number: int, drawn: list[str], limit: int) -> RunView:
+    row_of = {name: row for row, name in enumerate(run.pref_groups)}
+    groups = np.array([row_of.get(name, -1) for name in drawn], np.int64)
     others = np.ones(len(run.pref_groups), bool)
     others[groups[groups >= 0]] = False
     bin_of, x = bin_steps(run.steps, limit)
     window = max(7, len(x) // 10) | 1
-    cycle = place // len(DASHES)
+    cycle = number // len(DASHES)
     return RunView(
         run=run,
         summary=summary,
@@ -127,7 +127,7 @@ def _run_view(run: Run, summary: Summary, place: int, drawn: list[str], limit: i
         bin_of=bin_of,
         x=x,
         window=window,
-        colour=RUN_COLOURS[place % len(RUN_COLOURS)],
-        dash=DASHES[place % len(DASHES)],
+        colour=RUN_COLOURS[number % len(RUN_COLOURS)],
+        dash=DASHES[number % len(DASHES)],
         opacity=1 / (1 + 0.5 * cycle),
     )

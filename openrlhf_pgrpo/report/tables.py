@@ -1,4 +1,4 @@
-"""The words and tables of a page beside its figures: facts, remarks, answers, settings; and how numbers look."""
+"""The words and tables of a page, besides its figures: facts, remarks, answers, settings; and how numbers look."""
 
 import json
 import math
@@ -41,20 +41,20 @@ def facts(view: View) -> list[dict]:
 def remarks(view: View) -> Iterator[str]:
     """What a reader must know about how the files were read."""
     for run in (shown.run for shown in view.runs):
-        who = f"{run.name}: " if view.several else ""
+        prefix = f"{run.name}: " if view.several else ""
         if run.half_line:
-            yield f"{who}the last line of the file is incomplete and left out: the run is alive or was killed."
+            yield f"{prefix}the last line of the file is incomplete and left out: the run is alive or was killed."
         for step, record in run.starts[1:]:
             mark = "" if view.several else "; a dotted line marks the step"
-            yield f"{who}resumed at step {step}, {moment(record.get('started'))}{mark}."
+            yield f"{prefix}resumed at step {step}, {moment(record.get('started'))}{mark}."
         if run.replaced_steps:
-            yield f"{who}{run.replaced_steps:,} steps were written again after a resume; the later ones are shown."
+            yield f"{prefix}{run.replaced_steps:,} steps were written again after a resume; the later ones are shown."
         if run.not_finite:
-            yield f"{who}{run.not_finite:,} recorded numbers are not finite (NaN or infinity) and are left out."
+            yield f"{prefix}{run.not_finite:,} recorded numbers are not finite (NaN or infinity) and are left out."
         if not run.starts:
-            yield f"{who}the file has no settings and versions: an older version wrote it."
+            yield f"{prefix}the file has no settings and versions: an older version wrote it."
         if not run.pref_groups:
-            yield f"{who}no preference groups were recorded: the run had no --data.pref_group_key."
+            yield f"{prefix}no preference groups were recorded: the run had no --data.pref_group_key."
 
 
 def cuts(view: View) -> Iterator[str]:
@@ -67,8 +67,8 @@ def cuts(view: View) -> Iterator[str]:
         )
     for run in view.runs:
         if len(run.x) < len(run.run.steps):
-            who = f"{run.run.name}: " if view.several else ""
-            yield f"{who}{len(run.run.steps):,} steps are drawn as {len(run.x):,} points, each a mean over samples."
+            prefix = f"{run.run.name}: " if view.several else ""
+            yield f"{prefix}{len(run.run.steps):,} steps are drawn as {len(run.x):,} points, each a mean over samples."
 
 
 def summary_rows(view: View, number: int) -> list[dict]:

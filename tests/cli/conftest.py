@@ -9,7 +9,7 @@ from openrlhf_pgrpo.cli.main import main
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Runs a command in `tmp_path` with what is typed, a key to a line: exit code or message, and output."""
+    """Runs a command in `tmp_path` and types `typed`, one key per line. Returns exit code or message, and output."""
 
     def run(*words, typed=""):
         monkeypatch.chdir(tmp_path)

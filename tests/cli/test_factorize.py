@@ -34,6 +34,6 @@ def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, t
         (("--factors", 2, "--l2", 1, "--curve", "c.png"), "--curve needs something to choose"),
     ],
 )
-def test_nothing_is_written_where_nothing_was_fitted(run, annotations, tiny, tmp_path, flags, message):
+def test_wrong_flags_are_refused_and_nothing_is_written(run, annotations, tiny, tmp_path, flags, message):
     code, _ = run("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", *flags)
     assert message in code and not (tmp_path / "m").exists()

@@ -71,9 +71,8 @@ def test_a_pool_is_scored_once_for_all_users(run, folder, pool, tmp_path):
     ana, ben = (Profile.load(tmp_path / f"{name}.json", load(folder).fingerprint) for name in ("ana", "ben"))
     assert ana.answers == ben.answers and len(ana.answers) == 2
     code, shown = run(*elicit, "zoe", "--entropy", 1)
-    assert (
-        code == 0 and "\n0 answers. What the model believes" in shown
-    )  # not even now it is a whole bit for each pair
+    # before the first answer, the entropy is already below one bit per pair
+    assert code == 0 and "\n0 answers. What the model believes" in shown
     code, _ = run(*elicit[:-2], tmp_path / "nowhere" / "pool.scores", "--user", "eve")
     assert "--scores needs a folder that exists" in code
 
@@ -99,7 +98,7 @@ def test_rerank_for_a_trained_a_new_and_an_unknown_user(run, folder, jsonl, tmp_
     assert "--user needs one of the 30 users of " in code and "and its profiles, got 'ana': ask them with" in code
     assert code.endswith("or take the average user with --population") and not out.exists()
     code, _ = run(*rerank, out)
-    assert code.endswith("needs --user, --profile or --population, got none of them: say for whom")
+    assert code.endswith("needs --user, --profile or --population, got none of them: name the user")
     code, _ = run(*rerank, tmp_path / "nowhere" / "out.jsonl", "--user", "user3")
     assert "--output needs a folder that exists" in code
 
@@ -122,7 +121,7 @@ def test_rerank_what_vllm_samples(folder, tiny, jsonl, tmp_path):
 
 def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_path):
     model = load(folder)
-    never = [Answer("x", (2.0, 0.0, 0.0), 0.0)] * 4  # to more of the first base reward, which group-1 likes
+    never = [Answer("x", (2.0, 0.0, 0.0), 0.0)] * 4  # no to the first base reward, which group-1 likes
     Profile.of("ana", model.fingerprint, never, Prior.of(model.coefficients)).save(tmp_path / "ana.json")
     rows = [{"input": "hi", "user": user} for user in (*model.users, "ana")]
     groups = ("groups", "--model", folder, "--data", jsonl("data.jsonl", rows), "--output", tmp_path / "out.jsonl")

@@ -38,7 +38,7 @@ def test_pref_group_norm_by_hand_and_without_memory():
         np.testing.assert_allclose(norm(new), [-0.8, 0.8, -0.8, 0.8, 0, 0, 0])
 
 
-def test_random_labels_bring_nothing_and_true_ones_do():
+def test_true_labels_matter_and_random_ones_do_not():
     # 64 preference groups of 100 samples each; a random one has the mean of everybody, up to chance
     rng = np.random.default_rng(0)
     offset = 3 * rng.standard_normal(64)

@@ -82,8 +82,8 @@ def test_what_belongs_together_is_held_out_together():
     assert (fold != cross_validation.deal_together(known, prompt, 5, np.random.default_rng(0))).any()
 
 
-def test_texts_that_are_known_from_other_pairs_flatter():
-    """Labels are noise of the prompt: whoever has seen the prompt knows them, nobody else can."""
+def test_texts_that_training_has_seen_lower_the_held_out_loss():
+    """Labels are noise of the prompt. A fit that has seen the prompt knows them, and no other can."""
     rng = np.random.default_rng(0)
     prompt, user = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
     X = np.eye(60)[prompt]

@@ -216,9 +216,9 @@ def test_one_finite_number_per_sample_is_fine_in_any_form(value):
         ([0, np.nan, np.inf], "got nan for sample 1 of preference group 'a' (2 of 3 samples)"),
         ([0, 1, -np.inf], "got -inf for sample 2 of preference group 'b' (1 of 3 samples)"),
         (None, "got None"),  # an estimator without `return`
-        (["a", "b", "c"], "got list: could not convert string to float: 'a'"),
+        (["a", "b", "c"], "got list of <U1"),
         ([[0], [1, 2], 3], "got list: setting an array element with a sequence"),
-        ({"a": 1}, "got dict: "),
+        ({"a": 1}, "got dict of object"),
     ],
 )
 def test_anything_else_is_refused_with_estimator_sample_and_shape(value, got):
@@ -397,3 +397,28 @@ def test_the_test_above_would_see_a_heavy_import(tmp_path):
 def test_core_names_no_flag(name):
     text = (Path(estimator.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     assert re.findall(r"--\w+[.\w]*", text) == []
+
+
+def test_options_belong_to_a_name_and_not_to_a_class():
+    @dataclass(frozen=True)
+    class One:
+        a: int = 1
+
+    @dataclass(frozen=True)
+    class Other:
+        b: int = 2
+
+    class Mine(AdvantageEstimator):
+        pass
+
+    register_advantage_estimator("mine", options=One)(Mine)
+    register_advantage_estimator("other", options=Other)(Mine)
+    assert make_advantage_estimator("mine").options == One()
+    assert make_advantage_estimator("other").options == Other()
+
+
+@pytest.mark.parametrize("returned", [["1", "2"], None])
+def test_an_estimator_returns_numbers(returned):
+    batch = RewardBatch(np.zeros(2), np.zeros(2), ["a", "a"], [None, None], ["", ""])
+    with pytest.raises(ValueError, match="advantage estimator 'mine' needs to return one finite number per sample"):
+        estimate("mine", lambda batch: returned, batch)

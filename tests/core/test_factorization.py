@@ -129,7 +129,7 @@ def test_soft_labels_of_certain_strength_give_that_strength_back():
 # --- the canonical form ----------------------------------------------------------------------------------------------
 
 
-def test_canonical_form_keeps_predictions_and_does_not_depend_on_the_form_it_came_from():
+def test_canonical_form_keeps_predictions_and_is_the_same_for_all_equivalent_forms():
     rng = np.random.default_rng(0)
     X, head = rng.normal(size=(50, 7)), rng.normal(size=(4, 7))
     coefficients = rng.normal(size=(30, 4)) * [1, 2, 3, 4]
@@ -273,4 +273,4 @@ def test_more_base_rewards_than_the_data_carry_are_refused():
 def test_a_search_without_an_end_is_an_error(monkeypatch):
     X, known, _ = world()
     monkeypatch.setattr(factorization, "ITERATIONS", 2)
-    refused("the fit needs fewer than 2 iterations, got no end: raise l2, now 3", X, known, 2, error=RuntimeError)
+    refused("the fit needs to converge in 2 iterations, got no end: raise l2, now 3", X, known, 2, error=RuntimeError)

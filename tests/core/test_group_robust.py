@@ -105,7 +105,7 @@ def test_the_weights_move_before_they_are_applied():
     np.testing.assert_allclose(weights(batch(a=[-5, -5], b=[5, 5])), (2 * alpha).repeat(2))
 
 
-def test_a_common_level_of_losses_is_no_random_walk():
+def test_equal_losses_do_not_move_the_weights():
     # The sizes of groups in a batch are random. Equal losses must not turn that into weights.
     weights, rng = robust("bounds", eta=0.5), np.random.default_rng(0)
     for _ in range(300):

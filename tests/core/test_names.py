@@ -50,7 +50,7 @@ def test_packed_names_are_one_text_and_lengths():
     state = Names(["ana", "ß"]).pack()
     assert state["names"] == "anaß".encode() and state["name_lengths"].tolist() == [3, 1]
     state["name_lengths"][0] = 2
-    with pytest.raises(ValueError, match="as many characters as their lengths add up to, 3, got 4"):
+    with pytest.raises(ValueError, match="the 3 characters that their lengths add up to, got 4"):
         Names.unpack(state)
     with pytest.raises(ValueError, match="saved names need to be distinct, got 1 distinct ones of 2"):
         Names.unpack({"names": b"aa", "name_lengths": [1, 1]})

@@ -116,7 +116,7 @@ def test_the_unit_of_one_preference_group_changes_no_advantage(name, update, cen
         np.testing.assert_array_equal(got[~there], expected[~there])
 
 
-def test_eps_is_all_that_sees_the_unit():
+def test_only_eps_depends_on_the_unit():
     # rewards times 1/100: (R - mu)/100 / (sigma/100 + eps) = (R - mu) / (sigma + 100 eps)
     small = estimator("pgrpo", update="after", eps=0.01)
     small(changed(PAST, "a", 0.01, 0)[0])

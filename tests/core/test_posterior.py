@@ -60,7 +60,7 @@ def test_many_users_outweigh_the_floor():
         (np.zeros((4, 2)), "other than 0"),
     ],
 )
-def test_no_prior_of_nothing(coefficients, message):
+def test_a_prior_needs_users_and_finite_numbers(coefficients, message):
     with pytest.raises(ValueError, match=message):
         Prior.of(coefficients)
 
@@ -135,7 +135,7 @@ def test_contradictions_and_far_priors_converge_at_any_scale(scale):
 
 @pytest.mark.parametrize("far", [0, 300, 5000])
 @pytest.mark.parametrize("wide", [1e-3, 1, 30, 3000])
-def test_a_step_of_newton_from_the_map_goes_nowhere(wide, far):
+def test_a_newton_step_from_the_map_is_zero(wide, far):
     """200 users with logits up to `wide`. The prior expects logits up to `far`, and half the answers contradict it."""
     rng = np.random.default_rng(9)
     features = rng.normal(0, 1, (200, 6, 3))
@@ -207,7 +207,7 @@ GOOD_PRIOR = Prior(np.zeros(2), np.eye(2))
         ([[1e200, 0.0]], [0.0], Prior(np.ones(2), np.eye(2)), "logits up to 10000, got 1e"),
     ],
 )
-def test_no_posterior_of_bad_numbers(features, answers, prior, message):
+def test_bad_numbers_are_refused(features, answers, prior, message):
     with pytest.raises(ValueError, match=message):
         posterior(features, answers, prior)
 

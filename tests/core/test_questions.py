@@ -118,7 +118,7 @@ def test_random_is_uniform_over_what_is_left_and_needs_a_generator():
         (dict(pool=np.array([[1.0, 1.0], [1.0, np.nan]])), "finite features, got .* in row 1"),
     ],
 )
-def test_no_question_from_bad_input(change, message):
+def test_bad_input_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         next_questions(**{"pool": np.ones((3, 2)), "belief": Posterior(np.zeros(2), np.eye(2)), **change})
 

@@ -31,7 +31,7 @@ def square(X):
 
 
 def gradient(X, known, theta):
-    """Of the sum of cross-entropies by theta (U, H), where the logit is theta[user] . X[pair]; by a loop."""
+    """Gradient of the sum of cross-entropies by theta (U, H), where the logit is theta[user] . X[pair]; by a loop."""
     found = np.zeros_like(theta)
     for user, pair, preference in zip(known.user, known.pair, known.preference):
         found[user] += (sigmoid(theta[user] @ X[pair]) - preference) * X[pair]

@@ -92,7 +92,7 @@ def test_every_command_is_one_that_works(page, command, host_parser, tiny, plugi
         door.check(parser.parse_args(words[3:]))
 
 
-def test_make_demo_and_make_test_stand_in_the_readme():
+def test_the_readme_has_make_demo_and_make_test():
     assert {"make demo", "make test"} <= {*commands("README.md")}
 
 
@@ -220,7 +220,7 @@ def test_the_versions_are_those_that_are_installed_together():
 
 
 def anchors(text):
-    """Of the headings, as the common code hosts make them."""
+    """The anchors of the headings, as the common code hosts make them."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

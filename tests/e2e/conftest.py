@@ -68,7 +68,7 @@ class Run:
         return self.started.tail()
 
     def checkpoint(self, tag: str) -> dict:
-        """What the checkpoint `tag` holds for us."""
+        """Our state in the checkpoint `tag`."""
         first_rank = min((self.folder / "ckpt" / "_actor" / tag).glob("*model_states.pt"))
         return torch.load(first_rank, weights_only=False, map_location="cpu")["openrlhf_pgrpo"]
 
@@ -133,7 +133,7 @@ def start_training(tmp_path):
         if launcher is None:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
             launcher = torchrun if ranks > 1 else []
-        # One thread a process: they do not wait for each other where other work is on the machine.
+        # One thread per process, because threads would wait for each other on a busy machine.
         ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launcher, *program, *words]
         runs.append(Training(folder, command, {**os.environ, **ours, **environment}))

@@ -1,6 +1,6 @@
 """`openrlhf_pgrpo.cli.train_dpo` in float32, which the host's command line does not offer.
 
-bf16 rounds away what the tests of independence ask for: gradients of micro batches and of ranks are added in it.
+bf16 would round away what the tests of independence check: it adds gradients of micro batches and of ranks.
 """
 
 import torch

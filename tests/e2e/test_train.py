@@ -77,7 +77,7 @@ def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, new_recording,
     assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
     assert run.steps[-1]["train"]["kl"] > 0.1
 
-    # Logged is the raw reward, not the advantage; the same numbers stand in JSONL and TensorBoard.
+    # The raw reward is logged, not the advantage; the same numbers are in JSONL and TensorBoard.
     last, batch = run.steps[-1], run.batches[-1]
     assert last["train"]["reward"] == pytest.approx(batch.rewards.mean())
     assert last["train"]["reward"] == pytest.approx(last["train"]["vowels"])

@@ -91,7 +91,7 @@ def test_neither_micro_batches_nor_ranks_matter(train):
     assert close(previous, run("previous-two-ranks", 2, "--robust.weights", "previous", ranks=2))
     assert not close(exact, previous)
 
-    # The weight of a loss is N alpha_g / N_g, of the alpha that this step has made, or that the one before has left.
+    # The weight of a loss is N alpha_g / N_g, with the alpha of this step (exact) or of the step before (previous).
     left = 0.5
     for of_exact, of_previous in zip(exact.steps, previous.steps):
         for group in of_exact["pref_groups"].values():
@@ -149,8 +149,8 @@ def test_a_loss_that_is_not_finite_ends_all_ranks(train):
     assert not run.files
 
 
-def test_a_patched_host_trains_as_ever_and_robust_weights_help_the_worst(train, host_copy):
-    """Fixed weights as large as the data's shares are weights of 1, so training is the host's to the bit."""
+def test_a_patched_host_trains_as_usual_and_robust_weights_help_the_worst(train, host_copy):
+    """Fixed weights equal to the data's shares weigh every pair by 1, so training equals the host's to the bit."""
     assert host_copy.command("patch").returncode == 0
     patched = ("-m", "openrlhf.cli.train_dpo")
     flags = ("--data.max_samples", 48, "--train.micro_batch_size", 2, "--train.max_epochs", 4)

@@ -18,7 +18,7 @@ FACTORS = ("--reward.factors", 2, "--data.user_key", "user")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Six users, every other one of whom prefers yes to no; the others prefer no."""
+    """Six users: every second one prefers yes to no, the others prefer no."""
     folder = tmp_path_factory.mktemp("pairs")
     for name, count in {"train": 120, "eval": 36}.items():
         rows = []

@@ -16,7 +16,7 @@ import torch
 pytestmark = pytest.mark.e2e
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "launch" / "ray_job.sh"
-BOUND = 120  # seconds within which a run has ended when a part of it died, on a busy machine
+BOUND = 120  # seconds until a run ends after a part of it died, on a busy machine
 
 
 class Job:

@@ -155,7 +155,7 @@ def test_the_rival_is_the_best_of_the_hosts_or_the_same_estimator_without_option
     assert lab.rival("pgrpo:eps=0.1", variants) is variants["pgrpo"]
 
 
-def test_samples_are_told_as_a_ratio_to_the_fastest_of_the_hosts():
+def test_samples_are_reported_as_a_ratio_to_the_fastest_of_the_hosts():
     outcomes = {"dr_grpo": outcome([0.4, 0.4], 80.0), "group_norm": outcome([0.5, 0.5]), "pgrpo": outcome([0.6, 0.6])}
     assert lab.ratio("pgrpo", outcomes) == "1.25" and lab.ratio("dr_grpo", outcomes) == "1.00"
     never = {"dr_grpo": outcome([0.4, 0.4], np.inf), "pgrpo": outcome([0.6, 0.6])}

@@ -122,7 +122,7 @@ class Accepted(Exception):
 
 
 class Cluster:
-    """Takes the place of Ray where the host asks for GPUs, and counts them. `ranks` are those of the policy."""
+    """Replaces Ray when the host asks for GPUs, and counts them. `ranks` are those of the policy."""
 
     def __init__(self):
         self.gpus, self.ranks, self.models = 0, None, []
@@ -194,7 +194,7 @@ def accepted(module, argv):
 
 
 def fits(args, ranks, samples):
-    """Whether every rank gets as many samples, in whole micro batches; DeepSpeed refuses the rest, or waits."""
+    """Whether every rank gets equally many samples, in whole micro batches; else DeepSpeed refuses, or waits."""
     whole = args.train.batch_size % (ranks * args.train.micro_batch_size) == 0
     return whole and samples % args.train.batch_size == 0
 
@@ -234,7 +234,7 @@ def test_a_run_on_pairs_is_accepted_and_takes_all_gpus(use, trainer):
     assert args.robust.save_best == (use == "group_robust") and args.ds.packing_samples
     assert (args.ds.lora.rank > 0) == (use == "lora") and not args.ds.load_in_4bit
     if use == "lora":
-        assert args.ds.lora.target_modules == "all-linear"  # PEFT takes it for a name where it stands in a list
+        assert args.ds.lora.target_modules == "all-linear"  # PEFT takes it for a name if it is in a list
         module, argv, _ = trainer(use, LOAD_IN_4BIT="yes")
         assert accepted(module, argv)[0].ds.load_in_4bit
 
@@ -368,7 +368,7 @@ def test_files_of_a_job_are_named_in_full(use, trainer, here):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_stands_on_a_line_of_its_own(script):
+def test_every_flag_is_on_a_line_of_its_own(script):
     lines = (FOLDER / script).read_text().splitlines()
     code = [line.split(" # ")[0] for line in lines if not line.lstrip().startswith("#")]
     flags = [re.findall(r"(?<!\S)\(?(--\w[\w.]*)", line) for line in code]

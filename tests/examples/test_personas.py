@@ -101,7 +101,7 @@ def test_no_question_is_another_one_with_a_word_swapped():
         assert len(a & b) / max(len(a | b), 1) < 0.5, (one, other)
 
 
-def test_no_opening_is_worked_to_death():
+def test_no_opening_is_used_too_often():
     openings = Counter(" ".join(question.split()[:3]) for question in QUESTIONS)
     assert max(openings.values()) <= 0.05 * len(QUESTIONS), openings.most_common(3)
 

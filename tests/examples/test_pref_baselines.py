@@ -52,7 +52,7 @@ def test_simplex_coefficients_are_weights_and_an_optimum():
         return entropy.sum() + (np.square(head).sum() * square(X) + np.square(table).sum()) / 2
 
     table = np.log(found.coefficients)
-    table -= table.mean(1, keepdims=True)  # what a penalty makes of a level that changes nothing
+    table -= table.mean(1, keepdims=True)  # the penalty removes a level that changes nothing
     best, rng = loss(found.head, table), np.random.default_rng(0)
     for size in (1e-3, 1e-1):
         for _ in range(20):
@@ -68,7 +68,7 @@ def test_one_reward_for_all_compares_no_users():
         simplex(X, apart, 1, l2=0.1)
 
 
-def test_users_of_two_camps_are_beyond_one_reward_for_all():
+def test_one_reward_for_all_fails_for_users_of_two_camps():
     rng = np.random.default_rng(0)
     X, camp = rng.normal(size=(200, 5)), np.repeat([1, -1], 15)
     user, pair = np.nonzero(rng.random((30, 200)) < 0.15)

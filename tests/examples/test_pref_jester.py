@@ -1,4 +1,4 @@
-"""Reward factorization on ratings: pairs, interviews and the methods beside ours by hand, on made-up ratings; and the
+"""Reward factorization on ratings: pairs, interviews and the other methods by hand, on made-up ratings; and the
 real file where there is one."""
 
 import gzip
@@ -88,7 +88,7 @@ def test_what_is_tested_was_neither_trained_nor_asked_about(ratings, small):
     assert len(pools) == 4
 
 
-def test_the_new_users_of_all_seeds_are_none_of_the_seen_of_any(small):
+def test_no_new_user_of_any_seed_is_a_seen_user_of_another(small):
     """Who is seen likes jokes with low numbers, the others those with high ones."""
     ratings = np.tile(np.arange(40.0), (120, 1))
     ratings[np.random.default_rng(0).permutation(120)[:70]] *= -1
@@ -196,7 +196,7 @@ def test_penalties_are_those_of_least_validation_loss(ratings, small, monkeypatc
     training, validation = jester.tuning_pairs(ratings, True)
     assert not set(training.first.ravel()) & set(validation.first[~np.isnan(validation.preference)])
     assert len(set(training.first.ravel())) == 20  # 5/7 of 28
-    # of jokes that are new to it, one-hot numbers know nothing, and the more penalty the less is lost by chance
+    # one-hot numbers know nothing of new jokes, so a larger penalty only lowers the loss by chance
     noise = jester.Pairs(validation.first, validation.second, np.where(np.isnan(validation.preference), np.nan, 0.5))
     assert jester.tune(np.random.default_rng(0).normal(size=(40, 5)), training, noise, 2) == (1, 1e5, 1e5, 1e5)
 
@@ -208,7 +208,7 @@ def test_as_many_base_rewards_as_are_carried(ratings, small):
     assert len(jester.factorize(world, np.eye(40), 2, 0.1).head) == 2
 
 
-def test_our_method_beats_those_that_know_nobody(ratings, small):
+def test_our_method_beats_those_that_do_not_know_the_user(ratings, small):
     world = jester.World.draw(ratings, 0)
     found = jester.compare(world, np.eye(40), 2, jester.Penalties(0.3, 0.3, 0.3, 0.3), 0)
     users = len(world.pool.first)

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def load():
-    """Modules of the benchmarks, which lie beside each other in their folder."""
+    """Modules of the benchmarks, which are in one folder."""
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module
     sys.path.remove(str(FOLDER))

@@ -35,13 +35,13 @@ class Tokenizer:
 
 @pytest.fixture
 def stand_ins():
-    """What takes the place of Ray's actors and of a tokenizer, for tests that build a trainer of the host."""
+    """Stand-ins for Ray's actors and a tokenizer, for tests that build a trainer of the host."""
     return SimpleNamespace(ActorGroup=ActorGroup, Tokenizer=Tokenizer)
 
 
 @pytest.fixture
 def make_maker(monkeypatch):
-    """An experience maker of the host's class, or of the one that stands in its place, for nested arguments."""
+    """An experience maker of the host's class, or of the class that replaces it, for nested arguments."""
     monkeypatch.setattr("ray.get", lambda refs: refs)
     monkeypatch.setattr("ray.put", lambda content: content)
 

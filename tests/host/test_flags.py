@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -41,6 +42,22 @@ def test_a_refusal_begins_with_the_flag():
         flags.read_options(Options, "mine", parsed("--mine.count", "-1"))
 
 
+def test_a_refusal_that_names_no_option_names_the_namespace():
+    @dataclass
+    class Pair:
+        low: int = 0
+        made: int = field(init=False, default=0)
+
+        def __post_init__(self):
+            raise ValueError("low and high are the wrong way round" if self.low > 1 else "too little of both")
+
+    assert parsed(options=Pair) == {"mine.low": 0}
+    with pytest.raises(ValueError, match="^options of mine: too little of both"):
+        flags.read_options(Pair, "mine", {"mine.low": 1})
+    with pytest.raises(ValueError, match="^--mine.low and high"):
+        flags.read_options(Pair, "mine", {"mine.low": 2})
+
+
 def test_what_is_left_out_keeps_its_default():
     assert parsed(only=("count",)) == {"mine.count": 3}
     assert flags.read_options(Options, "mine", {"mine.count": 4}, ("count",)) == Options(4)
@@ -55,7 +72,16 @@ def test_a_field_that_cannot_be_a_flag_is_refused():
     class Listed:
         many: list = None
 
-    refusals = ((NoDefault, "option with a default, .* NoDefault.count"), (Listed, "got .*list.*: Listed.many"))
+    @dataclass
+    class Mixed:
+        one: Literal[1, "a"] = 1
+
+    @dataclass
+    class Unknown:
+        what: "Nobody" = None  # noqa: F821
+
+    refusals = ((NoDefault, "a plain default, got .*: NoDefault.count"), (Listed, "got .*list.*: Listed.many"))
+    refusals += ((Mixed, "one type, got .*: Mixed.one"), (Unknown, "'Nobody' is not defined in Unknown"))
     for options, message in refusals:
         with pytest.raises(ValueError, match=message):
             parsed(options=options)
@@ -82,11 +108,32 @@ def refusal(host_parser, capsys):
     return refusal
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("old", flags.OLD_SPELLINGS)
+@pytest.mark.parametrize(
+    ("door", "old"),
+    [
+        *(("PPO", old) for old in flags.OLD_SPELLINGS),
+        *(("DPO", old) for old in ("--robust.group_key", "--robust.metrics_path")),
+        *(("RM", old) for old in ("--reward.metrics_path", "--reward.user_key")),
+        ("SERVE", "--reward.user_key"),
+    ],
+)
 def test_an_old_spelling_is_refused_with_the_new_one(door, old, refusal):
     for words in ((old, "x"), (f"{old}=x",)):
         assert f"{old} is now called --{flags.OLD_SPELLINGS[old]}" in refusal(door, *words)
+
+
+def test_no_flag_is_named_that_a_door_does_not_have(refusal):
+    assert "unrecognized arguments: --pgrpo.user_key x" in refusal("DPO", "--pgrpo.user_key", "x")
+
+
+@pytest.mark.parametrize("flag", flags.GONE)
+def test_a_flag_that_is_gone_is_named(flag, refusal):
+    assert f"{flag} is gone" in refusal("PPO", flag, "x")
+
+
+@pytest.mark.parametrize("words", [("--advantage_estimator", "pgrpo_centered"), ("--robust.base=pgrpo_centered",)])
+def test_the_old_name_of_an_estimator_is_refused_with_the_new_one(words, refusal):
+    assert "is now --advantage_estimator pgrpo --pgrpo.center prompt" in refusal("PPO", *words)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from openrlhf_pgrpo.host import hooks, versions
 pytestmark = pytest.mark.host
 
 
-def test_our_classes_stand_in_the_hosts_modules():
+def test_our_classes_are_in_the_hosts_modules():
     from openrlhf.trainer import ppo_trainer
     from openrlhf.trainer.ppo_utils import experience_maker
 

@@ -66,7 +66,7 @@ def test_a_folder_without_its_head_is_refused(factorized, tmp_path, monkeypatch)
         build(tmp_path, monkeypatch)
 
 
-def test_a_later_training_takes_the_place_of_an_earlier_one():
+def test_a_later_training_replaces_an_earlier_one():
     def host_factory(base_pretrained_model, base_llm_model, value_head_prefix="score", packing_samples=False):
         pass
 

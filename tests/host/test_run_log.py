@@ -78,7 +78,7 @@ def test_one_answer_of_each_preference_group_is_kept():
         {"pref_group": "a", "prompt": "one?", "response": "yes", "reward": 1.0},
         {"pref_group": "b", "prompt": "six?", "response": "ah", "reward": 3.0},
     ]
-    # Later the prompt that was asked before is chosen again, wherever it stands.
+    # Later the prompt that was asked before is chosen again, at any position.
     batch = [Spoken("a", "ten?", "x", 0.0), Spoken("a", "one?", "YES", 4.0), Spoken("a", "one?", "z", 5.0)]
     (again,) = picker.pick(batch)
     assert (again["prompt"], again["response"]) == ("one?", "YES")
@@ -95,7 +95,7 @@ def groups(**means):
     return {name: {"reward_mean": mean} for name, mean in means.items()}
 
 
-def test_the_line_tells_step_part_time_left_and_rewards():
+def test_the_line_shows_step_part_time_left_and_rewards():
     progress = Progress(total_prompts=100, prompts_per_step=10)
     line = progress.line(1, 10, 30.0, groups(b=2.0, a=-1.25), now=1000.0)
     assert line == "[pgrpo] step 1  10%  ETA 4:30  reward: a -1.25  b +2.00"  # 90 prompts left, 3 s each

@@ -31,7 +31,7 @@ def test_a_reward_is_that_of_the_samples_user(factorized):
         rewards(BASE, [None, None])
 
 
-def test_the_average_user_stands_in_only_where_that_is_asked_for(factorized):
+def test_the_average_user_is_used_only_if_asked_for(factorized):
     folder = Folder(factorized)
     average = UserRewards(folder, options("mean"))
     expected = [BASE[0] @ folder.coefficients.mean(0), BASE[1] @ folder.coefficients[1]]

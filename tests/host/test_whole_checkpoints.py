@@ -127,7 +127,7 @@ def test_the_newest_stays_however_low_its_metric(save):
 @pytest.mark.parametrize("most", [1, 2, 3])
 @pytest.mark.parametrize("metrics", [(None,) * 6, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (None, 0.2, None, 0.4, 0.5, 0.6)])
 def test_what_remains_is_what_the_host_keeps(save, most, metrics, tmp_path):
-    """Where the metric never makes the host delete the newest."""
+    """With metrics that never make the host delete the newest."""
     hosts = tmp_path / "host" / "_actor"
     for step, metric in enumerate(metrics):
         for best in (True, False) if step in (1, 4) else (False,):

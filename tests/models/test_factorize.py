@@ -1,4 +1,4 @@
-"""The fast road from a file of annotations to a reward model's folder, on a tiny causal model that stays as it is."""
+"""The fast path from a file of annotations to a reward model's folder, on a tiny causal model that stays as it is."""
 
 import numpy as np
 import pytest

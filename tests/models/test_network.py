@@ -22,7 +22,7 @@ def test_forward_gives_the_users_of_rows_too(made):
     assert torch.equal(outputs.last_hidden_state, same.last_hidden_state)
 
 
-def test_padding_may_stand_on_either_side(made):
+def test_padding_may_be_on_either_side(made):
     model = load(made[0])
     batch = encode(["abc <eos>", "d <eos>"], model.tokenizer, 9)
     pad = int(batch["attention_mask"][1].eq(0).sum())

@@ -39,13 +39,13 @@ def test_trained_and_new_users_have_their_own_coefficients(model, profile, tmp_p
     profile("dora", (6.0, 6.0), folder=folder)
     (folder / "notes.txt").write_text("not a profile")
     users = Users(model, [folder, profile("eve")])
-    assert users.names == ["ana", "bob", "cid", "dora", "eve"] and len(users) == 5
+    assert list(users.names) == ["ana", "bob", "cid", "dora", "eve"] and len(users) == 5
     assert "eve" in users and "zoe" not in users and None not in users
     assert users.of(["eve", "ana", "dora"]).tolist() == [[5, 7], ANA, [6, 6]]
     assert [one.user for one in users.profiles] == ["cid", "dora", "eve"]
 
 
-def test_the_average_user_is_the_mean_of_the_trained_ones_and_stands_in_only_on_demand(model, profile):
+def test_the_average_user_is_the_mean_of_the_trained_ones_and_used_only_on_demand(model, profile):
     users = Users(model, [profile("eve")])
     assert users.of(["zoe", "bob", None], MEAN).tolist() == [[0.5, 1], BOB, [0.5, 1]]
     with pytest.raises(ValueError, match="every sample needs one of the 3 users of rm and its profiles, got 'zoe' "):
@@ -74,8 +74,10 @@ def test_a_new_user_is_new(model, profile):
 def test_profiles_that_do_not_fit_are_refused(model, profile, tmp_path):
     with pytest.raises(ValueError, match="profile for the model f00d, got one for beef"):
         Users(model, [profile("eve", fingerprint="beef")])
-    with pytest.raises(FileNotFoundError):
-        Users(model, [tmp_path / "nobody.json"])
+    (tmp_path / "empty").mkdir()
+    for missing in ("nobody.json", "nowhere", "empty"):
+        with pytest.raises(ValueError, match="profiles need a file, or a folder with .*.json files, got .*" + missing):
+            Users(model, [tmp_path / missing])
 
 
 def test_one_user_by_name_or_by_profile(model, profile):

@@ -222,7 +222,7 @@ def test_a_folder_that_is_not_shared_is_found_and_left_clean(nodes, apart):
 # ---- what does not answer -------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_hangs_is_named_and_the_others_are_told(nodes, monkeypatch):
+def test_a_node_that_hangs_is_named_and_the_others_are_reported(nodes, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     (raylet,) = [pid for pid in nodes.nodes["n2"].pids if command(pid)[0].endswith("/raylet")]
     os.kill(raylet, signal.SIGSTOP)

@@ -31,7 +31,7 @@ def test_a_broken_patch_is_a_fault_on_every_node(state):
     assert found == [f"x.py is {state} on a", f"x.py is {state} on b"]
 
 
-def test_a_node_that_cannot_tell_its_patches_says_why():
+def test_a_node_that_does_not_know_its_patches_says_why():
     (fault,) = cluster_checks.check_patches({"a": {"x.py": patching.RELEASED}, "b": "SeamError: found 0.11.0"})
     assert fault[:3] == (FAULT, "patches", "b: SeamError: found 0.11.0")
 

@@ -47,18 +47,18 @@ def test_a_half_applied_patch_is_named(host_copy):
     assert "do: restore it by pip install --force-reinstall --no-deps openrlhf==0.11.2\n" in done.stdout
 
 
-def test_the_door_is_told(host_copy, monkeypatch):
+def test_the_state_of_a_door_is_reported(host_copy, monkeypatch):
     monkeypatch.setattr(doctor.patching.importlib.util, "find_spec", lambda name: Spec(host_copy))
 
-    def told():
+    def finding_now():
         (finding,) = [finding for finding in doctor.check_door() if "train_ppo_ray.py" in finding.found]
         return finding
 
-    released = told()
+    released = finding_now()
     host_copy.command("patch")
-    patched = told()
+    patched = finding_now()
     host_copy.script.write_text("# mine\n")
-    edited = told()
+    edited = finding_now()
     assert released.level == patched.level == OK and edited.level == NOTE
     assert "as released" in released.found and "which is patched" in patched.found
     assert "edited" in edited.found and "or keep it" in edited.remedy

@@ -237,7 +237,7 @@ def test_the_page_waits_until_the_answer_is_saved(visited, session_of, monkeypat
         assert page.locator(".problem").text_content() == ""
 
 
-def test_what_goes_wrong_is_said(visit, session_of, monkeypatch):
+def test_errors_are_shown(visit, session_of, monkeypatch):
     session = session_of(questions=5)
 
     def full(self, path):
@@ -292,7 +292,7 @@ def test_nothing_is_wider_than_a_telephone(visited, session_of):
 
 
 def test_another_page_cannot_reach_it(visit, session_of):
-    """From a page of another origin, with the token even: the browser asks for a permission that nobody gives."""
+    """From a page of another origin, even with the token: the browser asks for a permission that nobody gives."""
     session = session_of()
     with serving(session) as address, serving(session_of("ben")) as other, visit(other) as seen:
         call = f"""fetch('{address.split("?")[0]}undo', {{method: 'POST', headers: {{'{web.TOKEN}': 's3cret'}}}})

@@ -44,9 +44,9 @@ def test_bad_candidates_are_refused_by_their_line(jsonl, row, message):
         read_candidates(jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"]}, row]))
 
 
-def test_a_broken_model_is_no_ranking(model):
+def test_rewards_that_are_not_finite_are_refused(model):
     model.base_rewards = lambda prompts, responses, batch_size: np.array([[1.0, np.nan]] * len(responses))
-    with pytest.raises(ValueError, match="finite rewards, got another for 'x'"):
+    with pytest.raises(ValueError, match="finite rewards, got nan or inf for 'x'"):
         rank_responses(model, [{"prompt": "p", "responses": ["x"]}], np.ones(2))
 
 

@@ -20,7 +20,7 @@ def loud(text):
 
 
 def louder(session):
-    """The choice of one who always wants it louder, and finds the rest equally good."""
+    """The choice of a person who always wants it louder, and finds the rest equally good."""
     left, right = loud(session.question.left), loud(session.question.right)
     return LEFT if left > right else RIGHT if right > left else TIE
 

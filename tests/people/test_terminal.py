@@ -10,7 +10,7 @@ pytestmark = pytest.mark.core
 
 
 def run(session, *keys):
-    """What is shown to one who types `keys` and then closes the terminal."""
+    """What is shown to a person who types `keys` and then closes the terminal."""
     left, shown = list(keys), []
 
     def read(prompt):

@@ -87,7 +87,7 @@ def test_answers_at_the_same_time_count_once(client, session):
     assert sorted(codes) == [200] + [409] * 7 and len(saved(session)) == 1
 
 
-def test_a_full_disk_is_said_and_nothing_moves(client, session, monkeypatch):
+def test_a_full_disk_is_reported_and_nothing_changes(client, session, monkeypatch):
     question = session.question
 
     def full(self, path):

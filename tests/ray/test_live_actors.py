@@ -1,4 +1,4 @@
-"""What our hooks did, asked of the live actors. A patch that reaches the driver alone looks the same there."""
+"""Asks the live actors what our hooks did. A patch that reaches only the driver would look the same there."""
 
 import json
 import os

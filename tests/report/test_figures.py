@@ -81,7 +81,7 @@ def test_a_resume_is_marked_where_it_happened(make_row, write_run):
     assert [shape.x0 for shape in figure.layout.shapes] == [3]
 
 
-def test_a_train_metric_stands_as_recorded_and_smoothed(view_of):
+def test_a_train_metric_is_drawn_as_recorded_and_smoothed(view_of):
     raw, smooth = figures.train_panel(view_of([{"ann": ANN}] * 3), "rollout/reward_mean").data
     np.testing.assert_allclose(raw.y, [0.1, 0.2, 0.3], rtol=1e-6)
     np.testing.assert_allclose(smooth.y, [0.2, 0.2, 0.2], rtol=1e-6)

@@ -100,7 +100,7 @@ def test_gains_are_measured_from_the_first_quarter_in_own_std(run_of):
     assert shifted.tolist() == [(1 - 1) / 2, (5 - 1) / 2]
 
 
-def test_bins_are_equally_filled_and_stand_at_their_middle_step():
+def test_bins_are_equally_filled_and_drawn_at_their_middle_step():
     bin_of, x = numbers.bin_steps(np.arange(10, 20), 4)
     assert bin_of.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
     assert x.tolist() == [11, 13, 16, 18]

@@ -55,7 +55,7 @@ def test_a_resumed_run_shows_when_and_what_changed(make_row, write_run, text_of)
     assert "Changed when a was resumed from step 1 from step 2 lr 1e-05 2e-05" in text
 
 
-def test_settings_and_versions_stand_as_they_were_given(make_row, write_run, text_of):
+def test_settings_and_versions_are_shown_as_they_were_given(make_row, write_run, text_of):
     settings = {"actor.adam.lr": 5e-05, "flag": True, "none": None, "text": "", "nan": NAN}
     run = {"started": 0, "versions": {"torch": "2.13.0"}, "device": "cpu", "settings": settings}
     text = text_of(write_run("a", [make_row(1, {"ann": ANN}, run=run)]))
@@ -115,7 +115,7 @@ def test_seven_runs_have_one_page(make_row, write_run, text_of):
     assert "7 runs compared" in text and all(f"run {i}" in text for i in range(7))
 
 
-def test_before_and_after_stand_side_by_side(make_row, write_run, text_of):
+def test_before_and_after_are_side_by_side(make_row, write_run, text_of):
     def sample(response, reward):
         return [{"pref_group": "ann", "prompt": "Who?", "response": response, "reward": reward}]
 

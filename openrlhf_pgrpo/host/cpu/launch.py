@@ -6,7 +6,7 @@ import os
 def environment() -> dict[str, str]:
     """Environment variables that the driver and every Ray worker need. Those that the user has set stay."""
     defaults = {
-        # DeepSpeed picks its accelerator by what is installed; say it.
+        # DeepSpeed guesses its accelerator from what is installed, so we name it.
         "DS_ACCELERATOR": "cpu",
         # Two trainer ranks of one thread beat one rank of two threads: 23 against 30 s a step for SmolLM2-135M on two
         # cores, where one rank of one thread takes 32 s. So threads are kept few and ranks use the cores.
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def logical_gpus(args) -> int:
-    """The number of GPUs Ray has to believe in: one for every model process and vLLM engine.
+    """The number of logical GPUs that Ray needs: one for every model process and vLLM engine.
 
     Colocated models need fewer; spare ones cost nothing.
     """
@@ -44,7 +44,7 @@ def logical_gpus(args) -> int:
 
 
 def logical_cpus(args) -> int:
-    """The number of CPUs Ray has to believe in: one for every logical GPU, and one for each actor that has none.
+    """The number of logical CPUs that Ray needs: one for every logical GPU, and one for each actor that has none.
 
     Actors without a GPU are the trainer and, in async mode, the sampler, the training actor and two queues.
     """
@@ -78,7 +78,7 @@ def replace_gpu_defaults(args) -> None:
         print(f"[pgrpo] no GPU: instead of the host's defaults, {', '.join(changed)}")
 
 
-# Flag: which values are refused, and what these need.
+# Flag: which values are refused, and what they need.
 REFUSED = {
     "ds.packing_samples": (bool, "flash-attn"),
     "train.dynamic_batch_enable": (bool, "packed samples, and they need flash-attn"),
@@ -99,9 +99,9 @@ REFUSED = {
 
 
 def refuse_unsupported(args) -> None:
-    """Raises ValueError for the first flag that cannot work without a GPU. Call `replace_gpu_defaults` before."""
+    """Raises ValueError for the first flag that cannot work without a GPU. Call `replace_gpu_defaults` first."""
     for flag, (refused, need) in REFUSED.items():
-        if flag == "ds.lora.rank" and not hasattr(args, "vllm"):  # the preference trainers send weights to nobody
+        if flag == "ds.lora.rank" and not hasattr(args, "vllm"):  # the preference trainers do not send weights
             continue
         value = args
         for name in flag.split("."):

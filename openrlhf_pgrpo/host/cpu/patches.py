@@ -1,7 +1,7 @@
 """What the hooks of this folder replace in every process, right after a module of the host was imported.
 
-OpenRLHF is written for CUDA. Nothing of it is rewritten here: each patch replaces, in place, a function that cannot
-work without a GPU. It names what the host assumes and when the patch can go. At the end, `PATCHES` lists them.
+OpenRLHF is written for CUDA. Each patch here replaces, in place, a function that cannot work without a GPU. It names
+what the host assumes and when the patch can go. At the end, `PATCHES` lists them.
 
 Light: it runs in every Ray worker and every DeepSpeed rank, so every patch imports what it needs.
 """
@@ -45,8 +45,8 @@ def stand_in_for_cuda() -> None:
 def stand_in_for_flash_attn() -> None:
     """Host: models/ring_attn_utils.py imports five functions of flash-attn, for packed samples, at its top.
 
-    We make the two modules that it names, without their parent. So `import` finds them, and whoever asks whether
-    flash_attn is installed (transformers, vLLM, the host's faster cross entropy) still hears no.
+    We make the two modules that it names, without their parent. So `import` finds them, and code that asks whether
+    flash_attn is installed (transformers, vLLM, the host's faster cross entropy) still finds that it is not.
     Remove once the host imports flash-attn where it uses it.
     """
     if importlib.util.find_spec("flash_attn"):
@@ -108,7 +108,7 @@ def patch_optimizer(module) -> None:
     """Host: get_train_ds_config asks for AdamW, which DeepSpeed turns into its FusedAdam, compiled when first used.
 
     PyTorch's AdamW is the same update, and its fused kernel needs no compiler. ZeRO keeps fp32 master weights for bf16
-    either way. Goes when DeepSpeed ships its CPU Adam compiled.
+    either way. Remove once DeepSpeed ships its CPU Adam compiled.
     """
 
     def torch_adam(get_config, _, args, kwargs):
@@ -122,7 +122,7 @@ def patch_optimizer(module) -> None:
 
 
 def patch_collectives(module) -> None:
-    """DeepSpeed: comm/torch.py compiles a shared-memory all-reduce when it meets a CPU and a compiler. gloo will do.
+    """DeepSpeed: comm/torch.py compiles a shared-memory all-reduce if it finds a CPU and a compiler. gloo is enough.
 
     Remove once DeepSpeed ships it compiled, or asks first.
     """

@@ -1,7 +1,7 @@
 """The state of group-robust training in the checkpoints of the host's preference trainer: exact, under one key.
 
-The host saves whatever its trainer hands over. Of what it finds on loading, its script keeps the number of consumed
-samples alone, before there is a trainer. So the rest is remembered on the strategy, for the trainer to take.
+The host saves whatever its trainer hands over. When it loads, there is no trainer yet, and its script keeps only the
+number of consumed samples. So we keep the rest on the strategy until the trainer takes it.
 """
 
 import wrapt
@@ -25,7 +25,7 @@ def install(module) -> None:
 
 
 def saved_state(strategy, settings: dict) -> dict | None:
-    """What the checkpoint that this run resumed holds for us; None if none was resumed.
+    """Our state in the checkpoint that this run resumed; None if it resumed none.
 
     Raises:
         ValueError: it holds nothing for us, or a state of another schema or made under other settings.

@@ -1,8 +1,8 @@
-"""From a dataset column, on the length of a pair's prompt, to the loss: how a pair's preference group travels.
+"""How a pair's preference group travels: from a dataset column, on the length of its prompt, to the loss.
 
-The host drops every dataset column but prompt, chosen and rejected, and gives each pair one number more, `extra`: how
-many tokens its prompt has. That number travels unchanged through collating to `concatenated_forward`, so it becomes a
-`TaggedLength`.
+The host drops every dataset column but prompt, chosen and rejected, and gives each pair one more number, `extra`: the
+length of its prompt in tokens. That number travels unchanged through collating to `concatenated_forward`, so it
+becomes a `TaggedLength`.
 """
 
 import inspect
@@ -42,7 +42,7 @@ def install(module) -> None:
 
 
 def _check_left(dataset, names: list[str]) -> None:
-    """The host drops pairs whose prompt leaves no room for an answer; a preference group may not vanish with them."""
+    """The host drops pairs whose prompt leaves no room for an answer; no preference group may vanish with them."""
     lost = [name for name in dict.fromkeys(names) if name not in dataset.pref_groups]
     if lost:
         raise ValueError(

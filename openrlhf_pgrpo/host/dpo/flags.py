@@ -5,7 +5,7 @@ import argparse
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.host import flags
 
-# The others are for samples drawn online: pairs are drawn from all data, and the paper clips no weight.
+# The other options are for samples drawn online. Here pairs are drawn from all data, and the paper clips no weight.
 USED = ("eta", "chi", "mu")
 
 
@@ -21,7 +21,7 @@ def _add_robust_flags(group) -> None:
     group.add_argument(
         f"--{flags.PREF_GROUP_KEY}",
         default=None,
-        help="Dataset column that names the preference group of a pair. Without it the host trains as ever.",
+        help="Dataset column that names the preference group of a pair. Without it the host trains as usual.",
     )
     flags.add_options(group, "robust", RobustOptions, USED)
     group.add_argument(
@@ -29,28 +29,29 @@ def _add_robust_flags(group) -> None:
         choices=("exact", "previous"),
         default="exact",
         help="Which weights a step uses. exact (default): those updated by its own losses, as in Algorithm 1; with "
-        "several micro batches a step, all of them are first seen without gradient, which costs about one forward "
+        "several micro batches a step, all of them first run without gradient, which costs about one forward "
         "pass. previous: those of the step before, at no cost.",
     )
     group.add_argument(
         "--robust.save_best",
         action="store_true",
-        help="Keep a checkpoint, best_global_stepN in --ckpt.path, of the lowest loss that the worst preference group "
-        "had in an evaluation.",
+        help="Keep a checkpoint, best_global_stepN in --ckpt.path, of the evaluation in which the worst preference "
+        "group had its lowest loss.",
     )
     group.add_argument(
         "--robust.patience",
         type=int,
         default=0,
-        help="Evaluations without a lower loss of the worst preference group until --robust.plateau happens. "
-        "Default 0: never. The paper's code takes 4.",
+        help="After so many evaluations in which the loss of the worst preference group reached no new low, do what "
+        "--robust.plateau says. Default 0: never. The paper's code uses 4.",
     )
     group.add_argument(
         "--robust.plateau",
         choices=("stop", "reduce_lr"),
         default="stop",
-        help="What happens then. stop (default): training ends. reduce_lr: the learning rate falls to a tenth and eta "
-        "to a half, as in the paper's code, and training ends once the rate is below 1e-8.",
+        help="What to do after --robust.patience evaluations. stop (default): training ends. reduce_lr: the learning "
+        "rate falls to a tenth and eta to a half, as in the paper's code, and training ends once the rate is below "
+        "1e-8.",
     )
 
 
@@ -58,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
     """Validates our flags in the flat namespace of the host's parser.
 
     Raises:
-        ValueError: needs, got, do.
+        ValueError: the message says what is needed, what was given and what to do.
     """
     flat = vars(args)
     flags.read_options(RobustOptions, "robust", flat, USED)
@@ -74,7 +75,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def robust_options(args) -> RobustOptions:
-    """How weights move, as the nested host arguments say."""
+    """The options of the weights, from nested host arguments."""
     return flags.read_options(RobustOptions, "robust", flags.flatten(args), USED)
 
 

@@ -1,4 +1,4 @@
-"""What we replace in the host for DPO and IPO. It has no Ray: every rank runs the host's script itself."""
+"""What we replace in the host for DPO and IPO. There is no Ray here: every rank runs the host's script itself."""
 
 from openrlhf_pgrpo.host.hooks import Seam
 from openrlhf_pgrpo.host.shared_seams import LOAD_CHECKPOINT, PAIRS, READING

@@ -6,8 +6,9 @@ means, the new weights alpha; then the gradient of
     1/B  sum_i  (N alpha_g(i) / N_g(i)) l_i
 
 The weights move once a step, by sums over all its micro batches and all ranks, so the size and number of these do not
-matter. All losses must then be known before the first backward pass. With a single micro batch they are. Several are
-first seen without gradient (`--robust.weights exact`), or the step uses the weights of the step before (`previous`).
+matter. But all losses must be known before the first backward pass. With one micro batch they are. If there are
+several, all of them run without gradient first (`--robust.weights exact`), or the step uses the weights of the step
+before (`previous`).
 With fixed weights (`--robust.chi 0`) this is importance sampling: IS-DPO and IS-IPO.
 
 It runs in every DeepSpeed rank.
@@ -62,7 +63,7 @@ class GroupRobustTrainer(DPOTrainer):
     Attributes: weights, the adversary; plateau, what evaluations have shown so far. Both are in every checkpoint.
 
     Raises:
-        ValueError: a single preference group, one that only evaluation has, or a checkpoint that does not fit.
+        ValueError: a single preference group, one that is only in the evaluation, or a checkpoint that does not fit.
     """
 
     def __init__(self, *args, **kwargs):
@@ -80,7 +81,7 @@ class GroupRobustTrainer(DPOTrainer):
         self.train_dataloader = WholeSteps(
             self.train_dataloader,
             micro_batches,
-            self._see_step if self.looks_ahead else lambda step: None,
+            self._move_weights_ahead if self.looks_ahead else lambda step: None,
             lambda: self.plateau.ended,
         )
         self.host_loss, self.loss_fn = self.loss_fn, self._loss
@@ -114,7 +115,7 @@ class GroupRobustTrainer(DPOTrainer):
     # ---- loss ----
 
     def concatenated_forward(self, model, chosen_ids, c_mask, reject_ids, r_mask, prompt_id_lens):
-        """The host's. The preference groups of the pairs are read here, because no later call gets them."""
+        """Calls the host's. The preference groups of the pairs are read here, because no later call gets them."""
         rows = self.weights.rows([length.pref_group for length in prompt_id_lens])
         self.batch_rows = torch.as_tensor(rows, device=self.device)
         return super().concatenated_forward(model, chosen_ids, c_mask, reject_ids, r_mask, prompt_id_lens)
@@ -135,12 +136,12 @@ class GroupRobustTrainer(DPOTrainer):
         return (losses * weights[self.batch_rows]).mean(), chosen, rejected
 
     def _pair_losses(self, *logps):
-        """Loss and both rewards (B,) of each pair. The host's loss ends in a mean, so each pair is a batch."""
+        """Loss and both rewards (B,) of each pair. The host's loss is a mean, so each pair is its own batch."""
         losses, chosen, rejected = torch.vmap(self.host_loss)(*(column.unsqueeze(1) for column in logps))
         return losses, chosen.squeeze(1), rejected.squeeze(1)
 
     @torch.no_grad()
-    def _see_step(self, step) -> None:
+    def _move_weights_ahead(self, step) -> None:
         """Moves the weights by the losses of all micro batches of a step, before the host trains on the first."""
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):  # so that dropout is the same when the host trains on them
@@ -155,13 +156,13 @@ class GroupRobustTrainer(DPOTrainer):
         """Adds a micro batch; the last of a step moves the weights.
 
         Raises:
-            ValueError: a loss of the step is not finite, on whichever rank. Neither weights nor model have moved.
+            ValueError: a loss of the step is not finite, on any rank. Neither weights nor model have moved.
         """
         self.tally.add(self.batch_rows, losses, right)
         self.micro_batches_seen += 1
         if self.micro_batches_seen == self.strategy.accumulated_gradient:
             self.micro_batches_seen = 0
-            self.step_seen = self.tally.take()
+            self.step_seen = self.tally.sum_and_reset()
             try:
                 self.weights.update(self.step_seen.rows, self.step_seen.loss, self.step_seen.pairs)
             except ValueError as error:
@@ -189,8 +190,8 @@ class GroupRobustTrainer(DPOTrainer):
         super().save_logs_and_checkpoints(args, global_step, step_bar, {**logs_dict, **flat}, client_states)
 
     def _step_metrics(self) -> dict[str, dict[str, float]]:
-        """Of each preference group in the step: its pairs (called samples, as everywhere), their mean loss and
-        accuracy, N_g / N, the weight that its losses had, and alpha after the step."""
+        """For each preference group in the step: the number of pairs (called samples, as everywhere), their mean loss
+        and accuracy, N_g / N, the weight of its losses, and alpha after the step."""
         rows, pairs, loss, accuracy = self.step_seen
         seen = {"samples": pairs, "loss": loss, "accuracy": accuracy}
         columns = {"share": self.weights.share, "weight": self.weights_used, "alpha": self.weights.alpha}
@@ -202,10 +203,10 @@ class GroupRobustTrainer(DPOTrainer):
         return {names[row]: {key: float(column[i]) for key, column in columns.items()} for i, row in enumerate(rows)}
 
     def evaluate(self, eval_dataloader, steps=0):
-        """The host's, then loss and accuracy per preference group, the worst of them, the gap, and what follows."""
+        """Runs the host's, then logs loss and accuracy per preference group, worst and gap, and acts on them."""
         with self.evaluation.over(eval_dataloader):
             super().evaluate(eval_dataloader, steps)
-        seen, worst = self.evaluation.take_finite(self.weights.names, "preference group", steps)
+        seen, worst = self.evaluation.sum_finite(self.weights.names, "preference group", steps)
         rows, pairs, loss, accuracy = seen
         names = [self.weights.names[row] for row in rows]
         found = {
@@ -239,7 +240,7 @@ class GroupRobustTrainer(DPOTrainer):
             self.plateau.ended = True
         else:
             self.plateau.waited = 0
-            # DeepSpeed saves base_lrs with the schedule. That of the next step is set already, so it is lowered too.
+            # DeepSpeed saves base_lrs with the schedule. The next step already has its rate, so it is lowered too.
             self.scheduler.base_lrs = [LR_FACTOR * lr for lr in self.scheduler.base_lrs]
             for group in self.optimizer.param_groups:
                 group["lr"] *= LR_FACTOR

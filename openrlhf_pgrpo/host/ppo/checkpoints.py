@@ -2,7 +2,7 @@
 
 The host saves `client_states` with every regular and best checkpoint, on the actor group. The experience maker holds
 that group, so wrapping one method of this one instance reaches sync and async training and both kinds of checkpoint.
-The group calls the methods of its actors by name, so names are what the wrapper goes by.
+The group calls the methods of its actors by name, so the wrapper looks at the name.
 """
 
 from copy import deepcopy
@@ -23,7 +23,7 @@ def attach(actor_group, owner) -> None:
         if method_name == "save_checkpoint":
             # A copy, made now: saving is asynchronous, and the host reuses the dictionary of an earlier save.
             state = {"schema": resume.SCHEMA, **deepcopy(owner.checkpoint_state())}
-            # By reference, so that it is sent once, however many ranks there are.
+            # By reference, so that it is sent once for all ranks.
             kwargs["client_states"] = ray.put({**(kwargs.get("client_states") or {}), resume.KEY: state})
         refs = run(method_name, *args, **kwargs)
         if method_name == "get_checkpoint_states":

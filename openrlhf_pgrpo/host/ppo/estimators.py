@@ -1,4 +1,5 @@
-"""From the host's nested arguments to the estimator, the weights and the user rewards of a run. In the trainer actor.
+"""From the host's nested arguments to the estimator, the weights and the user rewards of a run. It runs in the
+trainer actor; the driver reads names from it.
 
 `--advantage_estimator group_robust` is no estimator: it weighs the advantages of another one, its base.
 """
@@ -11,18 +12,19 @@ from openrlhf_pgrpo.core.estimator import (
     load_plugin,
     make_advantage_estimator,
     namespace_of,
+    options_of,
 )
 from openrlhf_pgrpo.core.group_robust import GroupRobust, check_names
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.host import flags
 
-# What `--advantage_estimator` may say, and the estimator whose advantages are weighted unless --robust.base names one.
+# Value of `--advantage_estimator` -> the estimator whose advantages are weighted, unless --robust.base names another.
 ROBUST_ESTIMATORS = {"group_robust": "group_norm", "pgrpo_robust": "pgrpo"}
 
 
 def estimator_name(args) -> str:
-    """What `--advantage_estimator` said, of which the host sees the base only."""
+    """The given value of `--advantage_estimator`. The host sees only its base."""
     return args.robust.estimator or args.algo.advantage.estimator
 
 
@@ -36,7 +38,7 @@ def make_estimator(args) -> AdvantageEstimator | None:
 
 def _options(name: str, args):
     """The options of a registered estimator; None if it has none."""
-    options = advantage_estimators()[name].options_class
+    options = options_of(name)
     namespace = namespace_of(options)
     return None if namespace is None else flags.read_options(options, namespace, flags.flatten(args))
 
@@ -56,7 +58,7 @@ def _robust_options(args) -> tuple[RobustOptions, SignalOptions]:
 
 
 def make_user_rewards(args):
-    """The `UserRewards` that make rewards of a local model's base rewards; None for any other source of rewards."""
+    """The `UserRewards` that turn base rewards of a local model into rewards; None for any other source of rewards."""
     from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder  # transformers
 
     if args.reward.remote_url or args.train.agent_func_path:
@@ -66,7 +68,7 @@ def make_user_rewards(args):
 
 
 def check_pref_groups(args, names: Sequence[str]) -> None:
-    """Refuses preference groups of the data that a robust estimator was told nothing of."""
+    """Refuses preference groups of the data that the options of a robust estimator leave out."""
     if args.robust.estimator is not None:
         try:
             check_names(names, *_robust_options(args))

@@ -1,4 +1,4 @@
-"""The host's experience maker with our estimators in the place of its reward shaping. In the trainer actor."""
+"""The host's experience maker with our estimators instead of its reward shaping. It runs in the trainer actor."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ logger = init_logger(__name__)
 
 
 def install(module) -> None:
-    """Puts `PreferenceExperienceMaker` in the place from which the host's trainers import theirs."""
+    """Replaces the experience maker that the host's trainers import with `PreferenceExperienceMaker`."""
     module.RemoteExperienceMaker = PreferenceExperienceMaker
 
 
@@ -29,9 +29,12 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
 
     For names that the host does not know, `compute_advantages_and_returns` is ours and a sample without a reward is
     refused; the host's own estimators run its own code. Both get metrics per preference group, and both may be the
-    base of a robust estimator, which multiplies their final advantages by a weight per preference group. Holds the
+    base of a robust estimator, which multiplies their final advantages by a weight per preference group. It holds the
     estimator, the weights and their state for the life of the run.
     """
+
+    # For an instance that was made without __init__, as tests of the host do.
+    estimator = robust = user_rewards = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -41,10 +44,10 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         self.pref_group_metrics, self.pref_group_samples = {}, []
         self.sample_picker = SamplePicker(self.tokenizer)
         checkpoints.attach(self.actor_model_group, self)
-        self._tell()
+        self._log_methods()
 
-    def _tell(self) -> None:
-        """Says what takes part in this run."""
+    def _log_methods(self) -> None:
+        """Logs which estimator, rewards and weights this run uses."""
         if self.estimator is not None:
             logger.info(
                 f"advantages: {self.advantage_estimator} (openrlhf_pgrpo {__version__}) replaces "
@@ -86,7 +89,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         """
         name = estimators.estimator_name(self.args)
         if not self._stateful_parts or self.args.pgrpo.fresh_history:
-            if state is not None and (state["estimator"] or "robust" in state):
+            if state is not None and (state.get("estimator") or "robust" in state):
                 logger.warning("the reward history in the checkpoint is not used and will not be saved again")
             return
         resume.check_schema(state, f"the state of {name}", checkpoints.OTHERWISE)
@@ -99,7 +102,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list):
-        """The host's; where the reward model is a factorized one, what it gives as (B, D) becomes the users' (B,)."""
+        """Calls the host's. Base rewards (B, D) of a factorized reward model become rewards (B,) of the users."""
         experiences = super().make_experience(samples_list)
         if self.user_rewards is not None:
             for experience in experiences:
@@ -117,8 +120,9 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences):
-        """The host's own for its estimators. For ours, its steps (0.11.2) with the estimator for its reward shaping:
-        they are written out because the host would apply length penalties, and log the reward, after shaping."""
+        """For the host's estimators, the host's own code. For ours, its steps (0.11.2) with the estimator instead of
+        reward shaping. They are written out because the host applies length penalties, and logs the reward, only
+        after shaping."""
         if self.estimator is None:
             experiences = super().compute_advantages_and_returns(experiences)
         else:
@@ -134,9 +138,12 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         if self.estimator is not None:
             self._estimate(experiences, batch)
         if self.robust is not None:
-            self._weigh(experiences, batch)
+            self._apply_weights(experiences, batch)
         if prompts and all(getattr(prompt, "pref_group", None) is not None for prompt in prompts):
-            names, rows = _numbered(prompts) if batch is None else (batch.pref_group_names, batch.pref_group_codes)
+            if batch is None:
+                names, rows = _pref_group_rows(prompts)
+            else:
+                names, rows = batch.pref_group_names, batch.pref_group_codes
             self.pref_group_metrics = metrics.by_pref_group(experiences, names, rows, *self._stateful_parts.values())
             self.pref_group_samples = self.sample_picker.pick(experiences)
         return experiences
@@ -151,7 +158,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"every sample needs a finite reward, got {rewards[bad[0]].item()} for {_who(prompts[bad[0]])} "
+                f"every sample needs a finite reward, got {rewards[bad[0]].item()} for {_described(prompts[bad[0]])} "
                 f"({len(bad)} of {len(rewards)} samples): correct the reward function or model"
             )
         return RewardBatch(
@@ -182,10 +189,10 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
             experience.info["return"] = reward.sum(dim=-1)
             experience.kl = None
 
-    def _weigh(self, experiences, batch: RewardBatch) -> None:
+    def _apply_weights(self, experiences, batch: RewardBatch) -> None:
         """Multiplies final advantages, whitened and with KL, by the weights; PPO's minimum and clip commute with them.
 
-        Returns stay: they are what a critic learns.
+        Returns stay as they are, because a critic learns them.
         """
         weights = torch.as_tensor(self.robust(batch), dtype=torch.float32)
         sizes = [len(experience.index) for experience in experiences]
@@ -193,8 +200,8 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
             experience.advantages = experience.advantages * weight[:, None]
 
 
-def _numbered(prompts) -> tuple[list[str], np.ndarray]:
-    """The distinct preference groups (G,) of prompts, and the row (B,) of each prompt's."""
+def _pref_group_rows(prompts) -> tuple[list[str], np.ndarray]:
+    """The distinct preference groups (G,) of prompts, and the row (B,) of each prompt in them."""
     names = Names()
     rows = names.rows([prompt.pref_group for prompt in prompts])
     return list(names), rows
@@ -216,18 +223,18 @@ def _refuse_missing_pref_groups(prompts) -> None:
 
 
 def _refuse_missing_rewards(rollout_samples) -> None:
-    """The host swallows exceptions of reward functions and servers; here they stop the run before state changes."""
+    """The host hides exceptions of reward functions and servers. Here they stop the run before any state changes."""
     missing = [sample for sample in rollout_samples if sample.rewards is None]
     if missing:
         raise ValueError(
-            f"every sample needs a reward, got none for {_who(missing[0].prompts[0])} "
+            f"every sample needs a reward, got none for {_described(missing[0].prompts[0])} "
             f"({len(missing)} of {len(rollout_samples)} samples). The reward function or server raised an exception: "
             "it is in the output of the RolloutRayActor, in the line that begins '[SingleTurnExecutor] Failed to "
             "fetch reward from remote RM'"
         )
 
 
-def _who(prompt: str) -> str:
+def _described(prompt: str) -> str:
     return f"preference group {getattr(prompt, 'pref_group', None)!r}, prompt {_excerpt(prompt)}"
 
 

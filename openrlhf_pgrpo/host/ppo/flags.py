@@ -2,17 +2,24 @@
 
 import argparse
 import os
+from pathlib import Path
 
-from openrlhf_pgrpo.core.estimator import advantage_estimators, make_advantage_estimator, namespace_of, option_classes
+from openrlhf_pgrpo.core.estimator import (
+    advantage_estimators,
+    make_advantage_estimator,
+    namespace_of,
+    option_classes,
+    options_of,
+)
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.signals import SignalOptions
 from openrlhf_pgrpo.host import flags
 from openrlhf_pgrpo.host.ppo.estimators import ROBUST_ESTIMATORS
 from openrlhf_pgrpo.host.user_flags import add_user_flags, set_user_flags
-from openrlhf_pgrpo.models.users import ERROR, MEAN
+from openrlhf_pgrpo.models.users import ERROR, MEAN, Users
 
 ESTIMATOR = "algo.advantage.estimator"
-ROBUST = "robust.estimator"  # no flag: where the name of a robust estimator goes when its base takes its place
+ROBUST = "robust.estimator"  # not a flag: keeps the name of a robust estimator after its base replaced it
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
@@ -86,11 +93,11 @@ def _add_estimator_options(parser, namespace: str) -> None:
 def check(args: argparse.Namespace) -> None:
     """Validates our flags in the flat namespace of the host's parser; makes paths absolute.
 
-    The base of a robust estimator takes its place, so that critic, samples per prompt, discount and whitening are
-    those of the base, by the host's own code.
+    The base replaces a robust estimator in the arguments. So the host's own code chooses critic, samples per prompt,
+    discount and whitening as for the base.
 
     Raises:
-        ValueError: needs, got, do.
+        ValueError: the message says what is needed, what was given and what to do.
     """
     flat = vars(args)
     _check_robust(flat)
@@ -98,7 +105,7 @@ def check(args: argparse.Namespace) -> None:
     _check_reward_model(flat)
     plugin = flat[flags.PLUGIN]
     if plugin is not None and plugin.endswith(".py"):
-        flat[flags.PLUGIN] = os.path.abspath(plugin)
+        flat[flags.PLUGIN] = os.path.abspath(os.path.expanduser(plugin))
 
 
 def _check_robust(flat: dict) -> None:
@@ -122,7 +129,7 @@ def _check_estimator(flat: dict) -> None:
     name = flat[ESTIMATOR]
     chosen = {space: flags.read_options(options, space, flat) for space, options in option_classes().items()}
     if name in advantage_estimators():
-        namespace = namespace_of(advantage_estimators()[name].options_class)
+        namespace = namespace_of(options_of(name))
         estimator = make_advantage_estimator(name, chosen.get(namespace))
         if estimator.uses_pref_groups:
             _need_pref_groups(name, flat)
@@ -153,6 +160,8 @@ def _check_reward_model(flat: dict) -> None:
                 "name one, or give the flags to the server that has it"
             )
         return
+    if flat["reward.profiles"]:
+        Users(folder, [Path(flat["reward.profiles"])])  # refuses what does not fit now, and not in the trainer actor
     if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
         raise ValueError(
             f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "

@@ -1,6 +1,6 @@
 """The last lines of a run that failed: what ended it, and how to go on.
 
-Ray reports a death early; the output of its workers goes on after that and hides it. In the driver.
+Ray reports a death early; the output of its workers goes on after that and hides it. This runs in the driver.
 """
 
 import re
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-# Where a process cannot be reached, its node may have died. Ray takes some 15 seconds to say so.
+# If a process cannot be reached, its node may have died. Ray takes about 15 seconds to say so.
 OUT_OF_REACH = re.compile("is (temporarily )?unavailable|[Cc]onnection (closed|reset|refused)")
 PATIENCE = 30  # seconds
 
@@ -52,7 +52,7 @@ def what_ended_it(error: str, lost: list[str]) -> str:
     if lost:
         return f"node {', '.join(lost)} died"
     if died := re.findall(r"class_name: (\w+)", error):
-        reason = re.findall(r"Worker exit detail: (.*?\.)(?:\s|$)", error) or ["Ray tells above why."]
+        reason = re.findall(r"Worker exit detail: (.*?\.)(?:\s|$)", error) or ["Ray says why above."]
         return f"{ROLES.get(died[-1], died[-1])} died. {reason[-1]}"
     return [line.strip() for line in error.splitlines() if line.strip()][-1]
 

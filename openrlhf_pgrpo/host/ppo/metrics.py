@@ -1,5 +1,5 @@
 """What is logged per preference group and step: TensorBoard and W&B through the host, the metrics file, and a line in
-the terminal. In the trainer actor."""
+the terminal. It runs in the trainer actor."""
 
 import heapq
 import time
@@ -72,7 +72,7 @@ class StepLog:
         return save_logs_and_checkpoints(global_step, {**status, **flat}, client_states)
 
     def _total_prompts(self) -> int:
-        """How many prompts the run draws, without a rest that fills no optimizer step.
+        """How many prompts the run draws, without a remainder that does not fill an optimizer step.
 
         In async training this process has no loader. The policy's actors know the number of optimizer steps in every
         mode.
@@ -87,8 +87,8 @@ def by_pref_group(experiences, names: Sequence[str], rows: np.ndarray, *reporter
 
     samples, share: number and part of the batch. reward_mean, reward_std: raw rewards after length penalties.
     response_length_mean: tokens. advantage_mean, advantage_std: final advantages, KL, clip and weights included,
-    averaged over the action tokens of a sample. Standard deviations are population ones. Beside these stands what the
-    `metrics` of `reporters` say.
+    averaged over the action tokens of a sample. Standard deviations are population ones. The `metrics` of `reporters`
+    are added to these.
 
     Args:
         names: (G,) preference groups of the step. rows: (B,) that of each sample, in the order of `experiences`.
@@ -100,8 +100,8 @@ def by_pref_group(experiences, names: Sequence[str], rows: np.ndarray, *reporter
     reward, advantage, length = (segment_moments(rows, values, size) for values in (rewards, advantages, lengths))
     reward_std, advantage_std = reward.std(), advantage.std()
     shown = range(size)
-    if size > MOST_PREF_GROUPS:  # those of equal size by name, so that they are the same ones step after step
-        _tell_once()
+    if size > MOST_PREF_GROUPS:  # equal sizes in order of name, so that every step has the same ones
+        _log_limit_once()
         shown = heapq.nsmallest(MOST_PREF_GROUPS, shown, key=lambda row: (-reward.count[row], names[row]))
     reports = [reporter.metrics([names[row] for row in shown]) for reporter in reporters]
     return {
@@ -120,8 +120,8 @@ def by_pref_group(experiences, names: Sequence[str], rows: np.ndarray, *reporter
 
 
 @cache
-def _tell_once() -> None:
-    logger.info(f"more than {MOST_PREF_GROUPS} preference groups in a step: logged are those with most samples")
+def _log_limit_once() -> None:
+    logger.info(f"more than {MOST_PREF_GROUPS} preference groups in a step: only those with most samples are logged")
 
 
 def _sample_means(experience) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a dataset column, on the prompt, to the advantage: how preference group and user travel.
+"""How preference group and user travel: from a dataset column, on the prompt, to the advantage.
 
 The host drops every dataset column but prompt, label and image. The prompt travels unchanged through rollout, agents,
 queues, filtering and splitting, in sync and async alike, and is always a string. So it becomes a `TaggedPrompt`.
@@ -6,7 +6,6 @@ Labels, whatever their type, are not touched at all.
 """
 
 import inspect
-from itertools import repeat
 
 import wrapt
 
@@ -16,12 +15,12 @@ from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 
 def install_check(module) -> None:
-    """Makes `blending_datasets` refuse training data that does not say whose each prompt is."""
+    """Makes `blending_datasets` refuse training data in which a prompt lacks its preference group or user."""
 
     def load(wrapped, _instance, args, kwargs):
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         dataset = wrapped(*args, **kwargs)
-        host_args = getattr(call["strategy"], "args", None)
+        host_args = getattr(call.get("strategy"), "args", None)
         # Evaluation sets pass through here too; their rewards never reach an estimator, so they need no groups.
         if hasattr(host_args, "pgrpo") and call["datasets"] == host_args.data.prompt_dataset:
             _check(dataset, call["datasets"], host_args)
@@ -37,7 +36,7 @@ def install_tags(module) -> None:
     def init(wrapped, self, args, kwargs):
         wrapped(*args, **kwargs)
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-        dataset, host_args = call["dataset"], getattr(call["strategy"], "args", None)
+        dataset, host_args = call["dataset"], getattr(call.get("strategy"), "args", None)
         if not hasattr(host_args, "pgrpo"):
             return
         data = host_args.data
@@ -46,7 +45,8 @@ def install_tags(module) -> None:
         )
         if pref_groups is None and users is None:
             return
-        rows = zip(self.prompts, pref_groups or repeat(None), users or repeat(None))
+        nobody = [None] * len(self.prompts)
+        rows = zip(self.prompts, pref_groups or nobody, users or nobody, strict=True)
         self.prompts = [TaggedPrompt(prompt, _name(pref_group), _name(user)) for prompt, pref_group, user in rows]
 
     wrapt.wrap_function_wrapper(module, "PromptDataset.__init__", init)

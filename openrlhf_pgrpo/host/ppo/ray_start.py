@@ -1,4 +1,4 @@
-"""How Ray is started for us: its workers run our hook, and a machine without a GPU has logical ones. In the driver."""
+"""Starts Ray for us: its workers run our hook, and without a GPU it counts logical ones. This runs in the driver."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def worker_environment() -> dict:
 
 
 def own_ray() -> dict:
-    """How `ray.init` starts an instance of our own, which a CPU needs for its logical GPUs; empty where it must not.
+    """Arguments that make `ray.init` start a Ray of our own, for logical GPUs on a CPU; empty if it must not.
 
     Without the address, Ray would join whatever cluster it finds running on this machine.
     """
@@ -30,7 +30,7 @@ def own_ray() -> dict:
 
 
 def prepare(args) -> None:
-    """Adds our hook to the host's own `ray.init`, on a CPU the logical GPUs, and last words; nested host arguments.
+    """Adds our hook and, on a CPU, logical GPUs to the host's own `ray.init`; then installs the last words.
 
     Raises:
         SeamError: Ray runs already; or, from `ray.init`, its worker hook is in use.

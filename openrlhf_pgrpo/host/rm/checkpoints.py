@@ -1,4 +1,4 @@
-"""What DeepSpeed and its checkpoints have to know of a factorized reward model. It runs in every DeepSpeed rank.
+"""What DeepSpeed and its checkpoints have to know about a factorized reward model. It runs in every DeepSpeed rank.
 
 The table of users has a learning rate of its own, a checkpoint is checked before it is loaded, and the saved folder is
 complete, with every ZeRO stage and with adapters.
@@ -48,7 +48,7 @@ def install(module) -> None:
 
 
 def state(strategy, model) -> dict:
-    """What a checkpoint of this run holds for us."""
+    """Our state in a checkpoint of this run."""
     pooling = strategy._unwrap_model(model).config.base_reward_pooling
     users = list(strategy.reward_users)
     return {"schema": resume.SCHEMA, "settings": flags.settings(strategy.args, pooling), "users": users}
@@ -65,7 +65,7 @@ def check_before_loading(path: Path, tag: str | None, current: dict) -> None:
         tag = latest.read_text().strip()
     parts = sorted((path / tag).glob("*model_states.pt")) if tag else []
     if not parts:
-        return  # the host says what it does not find
+        return  # the host itself reports what is missing
     saved = torch.load(parts[0], map_location="cpu", weights_only=False, mmap=True).get(resume.KEY)
     resume.check_schema(saved, "a factorized reward model", OTHERWISE)
     resume.check_settings(saved["settings"], current["settings"], OTHERWISE, *_other_users(saved, current))
@@ -95,7 +95,7 @@ def _save(strategy, engine, tokenizer, path) -> None:
     for name, weight in _weights(model, "", split=strategy.args.ds.zero_stage == 3):
         if strategy.is_rank_0():
             weights[name] = weight
-    weights |= _precise(model)
+    weights |= _float32_parameters(model)
     if strategy.is_rank_0():
         folder.save(path, model.config, weights, list(strategy.reward_users), tokenizer)
     torch_dist_barrier_and_cuda_sync()
@@ -121,7 +121,7 @@ def _weights(module, prefix: str, split: bool):
         yield from _weights(child, f"{prefix}{name}.", split)
 
 
-def _precise(model) -> dict[str, torch.Tensor]:
+def _float32_parameters(model) -> dict[str, torch.Tensor]:
     """Head and table, float32."""
     names = (f"{model.value_head_prefix}.weight", "coefficients")
     found = zip(names, own_parameters(model))

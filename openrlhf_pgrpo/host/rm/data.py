@@ -1,10 +1,10 @@
-"""From a dataset column, on the margin of a pair, to the loss: how users travel. It runs in every DeepSpeed rank.
+"""How users travel: from a dataset column, on the margin of a pair, to the loss. It runs in every DeepSpeed rank.
 
-The host drops every dataset column but prompt, chosen and rejected, and gives each pair one number more, `extra`: a
+The host drops every dataset column but prompt, chosen and rejected, and gives each pair one more number, `extra`: a
 margin. That number travels unchanged through collating, so it becomes a `TaggedMargin`.
 
-One function, `models.texts.text_of`, makes text and tokens of both responses: their form must not tell which one was
-chosen.
+One function, `models.texts.text_of`, makes text and tokens of both responses, because their form must not tell which
+one was chosen.
 """
 
 import inspect
@@ -29,7 +29,7 @@ def install(module) -> None:
         args = self.strategy.args
         if args.reward.factors is not None:
             preference = 1.0 if args.data.preference_key is None else float(data[args.data.preference_key])
-            if preference < 0.5:  # the host counts a pair as right where it scores its chosen side higher
+            if preference < 0.5:  # the host counts a pair as right if its chosen side scores higher
                 row["chosen"], row["reject"], preference = row["reject"], row["chosen"], 1 - preference
             extra = {"margin": float(row["extra"]), "user": str(data[args.data.user_key]), "preference": preference}
             row["extra"] = extra
@@ -62,9 +62,9 @@ def install(module) -> None:
 def _known_users(strategy, users: Sequence[str]) -> Names:
     """The users of the table, by row; `users` are those of the pairs.
 
-    The host makes a dataset of the training data first. They say who has a row, unless training starts from a
-    factorized model. The strategy remembers it, as `reward_users`, because the script hands nothing else to both data
-    and model.
+    The host makes the dataset of the training data first. Its users get the rows, unless training starts from a
+    factorized model. We keep them on the strategy, as `reward_users`, because the script hands nothing else to both
+    data and model.
 
     Raises:
         ValueError: a pair of a user without a row.
@@ -104,11 +104,11 @@ def _check(dataset, data) -> list[str]:
                     f"every row needs a number from 0 to 1 in {data.preference_key!r} (--{flags.PREFERENCE_KEY}), got "
                     f"{preference!r} in row {row} of the pairs: correct it or drop the row"
                 )
-    # A response that is a list on one side and its printed form on the other has ruined a published result.
+    # A published result was wrong because one response was a list and the other its printed form.
     chosen, rejected = (dataset.features.get(key) for key in (data.chosen_key, data.rejected_key))
     if chosen != rejected:
         raise ValueError(
-            f"{data.chosen_key!r} and {data.rejected_key!r} need the same form, got {chosen} and {rejected}: a form "
-            "of its own tells which response was chosen"
+            f"{data.chosen_key!r} and {data.rejected_key!r} need the same form, got {chosen} and {rejected}: give "
+            "both one form, because a difference tells which response was chosen"
         )
     return users

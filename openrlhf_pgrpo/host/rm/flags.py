@@ -8,7 +8,7 @@ from typing import Literal
 from openrlhf_pgrpo.core.options import check_options, option
 from openrlhf_pgrpo.host import flags
 
-# What the host has for a single reward only: which values, and what they need.
+# Flags of the host that work for a single reward only: which values are refused, and what they need.
 REFUSED = {
     "model.margin_loss_enable": (bool, "a margin on one reward"),
     "model.loss_type": (lambda name: name != "sigmoid", "the loss of one reward"),
@@ -22,8 +22,8 @@ REFUSED = {
 class RewardOptions:
     """How a factorized reward model is trained; every field is a flag `--reward.<name>`.
 
-    l2: where all pairs of a user are decided alike, their probability ends at about 1 - l2. There the pull of one more
-    such pair, 1 - p, equals that of the penalty l2/2 (|f|^2 + |lambda|^2) along the logit f . lambda.
+    l2: if a user decides all pairs alike, their probability ends at about 1 - l2. There the pull of one more such
+    pair, 1 - p, equals that of the penalty l2/2 (|f|^2 + |lambda|^2) along the logit f . lambda.
 
     Raises:
         ValueError: a value out of range.
@@ -31,27 +31,23 @@ class RewardOptions:
 
     factors: int | None = option(
         None,
-        int,
         "D: train a reward model with this many base rewards, shared by all users, and D coefficients for each user. "
-        "Without it the host trains its one reward as ever.",
+        "Without it the host trains its one reward as usual.",
     )
     pooling: Literal["last", "mean"] | None = option(
         None,
-        str,
         "Which state of a text the base rewards see: that of its last token, or the mean of all. Default: as in a "
         "factorized --model.model_name_or_path, else last.",
     )
     l2: float = option(
         0.02,
-        float,
         "Weight of the penalty on both factors, l2/2 (|phi_chosen - phi_rejected|^2 + |lambda|^2) of a pair. If only "
-        "one were penalised, the other would grow instead. 0.02 (default): no pair is driven beyond about 98 %.",
+        "one factor were penalised, the other would grow. 0.02 (default): no pair is driven beyond about 98 %.",
     )
     coefficients_lr: float = option(
         1e-2,
-        float,
-        "Learning rate of the users' coefficients, because a user is in few steps; --adam.lr is for everything else. "
-        "Default 0.01.",
+        "Learning rate of the users' coefficients; --adam.lr is for everything else. They need their own rate because "
+        "each user is in few steps. Default 0.01.",
     )
 
     def __post_init__(self):
@@ -87,7 +83,7 @@ def check(args: argparse.Namespace) -> None:
     """Validates our flags in the flat namespace of the host's parser.
 
     Raises:
-        ValueError: needs, got, do.
+        ValueError: the message says what is needed, what was given and what to do.
     """
     flat = vars(args)
     options = flags.read_options(RewardOptions, "reward", flat)

@@ -1,8 +1,8 @@
 """How a plain backbone becomes a factorized reward model in training. It runs in every DeepSpeed rank.
 
-The host builds the model before it reads the data, but the table of users is as large as the data say. So a new model
-begins with a table of one row. It gets its real table when the host asks for the parameters to train, which is after
-`rm.data` has found the users.
+The host builds the model before it reads the data, but the size of the table of users follows from the data. So a new
+model begins with a table of one row. It gets its real table when the host asks for the parameters to train, which is
+after `rm.data` has found the users.
 """
 
 import importlib
@@ -64,7 +64,7 @@ def _check_start(args, folder) -> None:
 
 
 def trained_parameters(strategy, get, model, **kwargs):
-    """What the host's `_get_model_parameters`, `get`, gives, with the users' table in a group of its own.
+    """The result of `get`, the host's `_get_model_parameters`, with the users' table in a group of its own.
 
     Head and table train even where adapters have frozen the rest.
     """
@@ -73,7 +73,7 @@ def trained_parameters(strategy, get, model, **kwargs):
         _add_table(plain, len(strategy.reward_users), strategy.args.train.seed)
     head, table = (parameter.requires_grad_(True) for parameter in own_parameters(plain))
     if strategy.args.ds.zero_stage == 3:
-        # ZeRO-3 needs one dtype for all that trains, and adapters are born in another.
+        # ZeRO-3 needs one dtype for all that trains, and adapters are made in another.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(head.dtype)
@@ -87,8 +87,8 @@ def trained_parameters(strategy, get, model, **kwargs):
 def _add_table(model, users: int, seed: int) -> None:
     """Gives a new model the coefficients (U, D) of its users, the same on every rank.
 
-    They begin short, so that data soon turn every user around: at a length of 1 the head adapts to users as they were
-    drawn, and some stay on the wrong side for epochs.
+    They start short, so that the data soon turn every user the right way. At a length of 1, the head would adapt to
+    the random start, and some users would stay on the wrong side for epochs.
     """
     head, factors = getattr(model, model.value_head_prefix).weight, model.config.base_rewards
     drawn = torch.randn(users, factors, generator=torch.Generator().manual_seed(seed))

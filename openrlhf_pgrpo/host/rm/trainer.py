@@ -6,8 +6,8 @@ chosen response. The loss of a batch of B pairs is (Eq. 4 and 5)
     1/B  sum  BCE(lambda_u . f, y) + l2/2 (|f|^2 + |lambda_u|^2)
 
 The paper penalises one of the factors, its code the other. Penalising one factor leaves the scale of the other
-undetermined, so we penalise both. To the host the reward of a response is lambda_u . phi: what it logs, and what it
-saves as mean and deviation, are rewards as users give them.
+undetermined, so we penalise both. For the host, the reward of a response is lambda_u . phi. So the rewards that it
+logs, and the mean and deviation that it saves, are those of the users.
 
 Axes: B pairs, U users, D base rewards.
 """
@@ -131,14 +131,14 @@ class FactorizedRewardTrainer(RewardModelTrainer):
             self.file.append(self.row)
 
     def evaluate(self, eval_dataloader, steps=0):
-        """The host's, then loss and accuracy of each user: their mean over users, and the worst. A tie is half right.
+        """Runs the host's, then logs loss and accuracy: mean over users, and the worst user. A tie is half right.
 
         Raises:
             ValueError: a loss that is not finite, before the checkpoint of this step is saved.
         """
         with self.evaluation.over(eval_dataloader):
             super().evaluate(eval_dataloader, steps)
-        seen, worst = self.evaluation.take_finite(self.users, "user", steps)
+        seen, worst = self.evaluation.sum_finite(self.users, "user", steps)
         found = {
             "users": len(seen.rows),
             "mean_user_loss": float(seen.loss.mean()),

@@ -10,7 +10,7 @@ from openrlhf_pgrpo.host.user_flags import set_user_flags
 
 
 def start(args) -> None:
-    """Serves a factorized model until it is stopped, then ends the process. Any other is left to the host's script.
+    """Serves a factorized model until it is stopped, then ends the process. The host's script serves any other model.
 
     Raises:
         ValueError: a profile that does not fit, or our flags for a plain model.

@@ -43,8 +43,8 @@ class UserRewardProxy(RewardModelProxy):
         labels = [None] * len(queries) if labels is None and isinstance(queries, list) else labels
         if not (_texts(queries) and isinstance(labels, list) and len(queries) == len(labels)):
             raise ValueError(
-                "a request needs a list `query` of texts, and a list `labels` as long that names their users, got "
-                f"{_form(queries)} and {_form(labels)}"
+                "a request needs a list `query` of texts, and an equally long list `labels` of their users, got "
+                f"{_kind_of(queries)} and {_kind_of(labels)}"
             )
         users = [label.get(self.user_key) if isinstance(label, dict) else label for label in labels]
         users = [None if user is None else str(user) for user in users]
@@ -65,7 +65,7 @@ def application(proxy: UserRewardProxy) -> FastAPI:
         try:
             data = await request.json()
             if not isinstance(data, dict):
-                raise ValueError(f"a request needs to be an object, got {_form(data)}")
+                raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
             rewards, base_rewards = proxy.get_reward(data.get("query"), data.get("labels"))
         except ValueError as error:
             return JSONResponse({"detail": str(error)}, status_code=422)
@@ -80,5 +80,5 @@ def _texts(values) -> bool:
     return isinstance(values, list) and len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
-def _form(values) -> str:
+def _kind_of(values) -> str:
     return f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__

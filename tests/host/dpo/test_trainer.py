@@ -27,7 +27,7 @@ def parse(host_parser, tmp_path, monkeypatch):
     """Nested arguments of the preference trainer from a command line, as its script gets them."""
     from openrlhf.utils.config import hierarchize
 
-    monkeypatch.setenv("RANK", "0")  # or prepare would set all that names the only process
+    monkeypatch.setenv("RANK", "0")  # otherwise prepare would set the variables of a single process
 
     def parse(*argv):
         words = [str(word) for word in (*argv, "--ckpt.output_dir", tmp_path, "--ckpt.path", tmp_path / "ckpt")]
@@ -127,7 +127,7 @@ def test_a_pair_carries_its_preference_group_on_the_length_of_its_prompt(parse):
         ("who", rows_of("a") + rows_of("b", prompt="p" * 40), "a pair that fits --data.max_len 30, got none of 'b'"),
     ],
 )
-def test_data_that_does_not_say_whose_a_pair_is_is_refused(parse, key, rows, message):
+def test_a_pair_without_a_preference_group_is_refused(parse, key, rows, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(parse("--data.pref_group_key", key), rows)
 
@@ -276,7 +276,7 @@ def test_a_step_follows_algorithm_1(make, loss, micro_batches, form):
     assert (row["pref_groups"]["b"]["samples"], row["pref_groups"]["b"]["share"]) == (2, 0.25)
 
 
-def test_dropout_falls_alike_when_looking_ahead(make):
+def test_dropout_is_the_same_when_losses_are_seen_ahead(make):
     trainer = make(micro_batches=4)
     trainer.model.dropout = 0.5
     trainer.fit(trainer.args, 0, 1)
@@ -418,18 +418,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make):
     trainer.client_states = {}
     state = trainer._state()
     for states, flags, message in (
-        ({"consumed_samples": 8}, (), "in schema 1, got one without"),
-        ({"openrlhf_pgrpo": {**state, "schema": 2}}, (), "in schema 1, got schema 2"),
+        ({"consumed_samples": 8}, (), "in schema 2, got one without"),
+        ({"openrlhf_pgrpo": {**state, "schema": 7}}, (), "in schema 2, got schema 7"),
         ({"openrlhf_pgrpo": state}, ("--robust.eta", "0.2"), "--robust.eta 0.1 in the checkpoint, 0.2 now"),
         ({"openrlhf_pgrpo": state}, ("--model.beta", "0.2"), "--model.beta 0.1 in the checkpoint, 0.2 now"),
     ):
         with pytest.raises(ValueError, match=message):
             make(*flags, states=states)
-    with pytest.raises(ValueError, match="resuming needs the data under which the weights were made"):
+    with pytest.raises(ValueError, match="resuming needs the data on which the weights were made"):
         make(names=["a", "b"], states={"openrlhf_pgrpo": state})
 
 
-def test_loading_remembers_what_the_hosts_script_throws_away(hooks):
+def test_loading_keeps_what_the_hosts_script_throws_away(hooks):
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
     deepspeed = importlib.import_module("deepspeed")

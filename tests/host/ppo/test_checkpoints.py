@@ -81,7 +81,7 @@ def test_another_estimator_is_refused(trained, host_args, make_maker):
 def test_an_unknown_schema_is_refused(trained, host_args, make_maker):
     saved = save(trained("--advantage_estimator", "pgrpo"))
     saved[KEY]["schema"] = 99
-    with pytest.raises(ValueError, match="the state of pgrpo in schema 1, got schema 99"):
+    with pytest.raises(ValueError, match="the state of pgrpo in schema 2, got schema 99"):
         resume(make_maker(host_args("--advantage_estimator", "pgrpo", *RUN)), saved)
 
 
@@ -108,7 +108,7 @@ def test_stock_estimators_resume_from_any_checkpoint(trained, host_args, make_ma
     assert save(stock)[KEY]["settings"] == {"advantage_estimator": "group_norm"}
 
 
-def test_from_stock_to_pgrpo_both_names_are_given(trained, host_args, make_maker):
+def test_a_stock_checkpoint_is_refused_for_pgrpo_with_both_names(trained, host_args, make_maker):
     saved = save(trained("--advantage_estimator", "group_norm"))
     with pytest.raises(ValueError, match="'group_norm' in the checkpoint, 'pgrpo' now"):
         resume(make_maker(host_args("--advantage_estimator", "pgrpo", *RUN)), saved)

@@ -1,4 +1,4 @@
-"""The experience maker: the host's own estimators untouched, ours in the place of the reward shaping."""
+"""The experience maker: the host's own estimators untouched, ours instead of the reward shaping."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_our_advantages_reach_every_action_token_whatever_the_order(name, host_a
     torch.testing.assert_close(found[mask], expected[:, None].expand_as(mask)[mask])
 
 
-def test_the_batch_tells_the_estimator_whose_each_sample_is(host_args, make_maker, make_experiences):
+def test_the_batch_names_the_group_and_user_of_each_sample(host_args, make_maker, make_experiences):
     maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
     seen = []
 
@@ -110,7 +110,7 @@ def test_the_reward_clip_acts_on_the_advantage_as_for_group_norm(host_args, make
     )
 
 
-def test_kl_is_taken_off_per_token_and_stays_out_of_the_history(host_args, make_maker, make_experiences):
+def test_kl_is_subtracted_per_token_and_stays_out_of_the_history(host_args, make_maker, make_experiences):
     maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN), kl_coef=0.1)
     experiences = maker.compute_advantages_and_returns(make_experiences(rewards(), kl=0.5))
     first = in_sample_order(experiences, "advantages")[:, 0]

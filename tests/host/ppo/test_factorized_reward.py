@@ -36,7 +36,7 @@ def test_what_cannot_work_is_refused(host_args, factorized, words, message):
 def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
     model = ("--reward.model_name_or_path", str(factorized))
     args = host_args("--advantage_estimator", "reinforce", *KEYS, *model)
-    assert make_user_rewards(args).users.names == ["ana", "bob", "cleo"]
+    assert list(make_user_rewards(args).users.names) == ["ana", "bob", "cleo"]
     plain = host_args(*GROUPS, *KEYS, "--reward.model_name_or_path", str(tiny / "model"))
     assert make_user_rewards(plain) is None
     host_args("--advantage_estimator", "reinforce", *model, "--reward.unknown_user", "mean")

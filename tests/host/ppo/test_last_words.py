@@ -47,7 +47,7 @@ def test_the_dead_are_named_after_all_other_output(ended):
         "code 2."
     )
     assert "training rank of the policy died. " in ended(death_of("PolicyModelActor"))[2]
-    assert "Mine died. Ray tells above why." in ended(death_of("Mine", "Nobody knows."))[2]
+    assert "Mine died. Ray says why above." in ended(death_of("Mine", "Nobody knows."))[2]
 
 
 def test_an_error_inside_an_actor_names_the_one_that_died_for_it(ended):
@@ -62,8 +62,8 @@ def test_a_lost_node_comes_before_what_was_lost_with_it(ended):
     assert ended(death_of("PolicyModelActor"), lost=["n2"])[2] == "[pgrpo] the run has failed: node n2 died"
 
 
-def test_a_node_whose_death_ray_tells_later_is_waited_for(ended, monkeypatch):
-    """It is the third look that sees it."""
+def test_it_waits_until_ray_reports_the_death_of_a_node(ended, monkeypatch):
+    """The third check sees it."""
     looks = []
 
     def sleep(seconds):

@@ -60,7 +60,7 @@ def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(
     trainer.wandb_logger.close()
 
 
-def test_of_very_many_preference_groups_the_largest_are_logged(make_experiences, monkeypatch):
+def test_only_the_largest_of_many_preference_groups_are_logged(make_experiences, monkeypatch):
     from openrlhf_pgrpo.host.ppo import metrics
 
     experiences = make_experiences(np.zeros((7, 2)), pref_groups=("d", "a", "c", "b", "c"))

@@ -1,4 +1,4 @@
-"""The road of preference group and user from a dataset column to the prompt."""
+"""How preference group and user travel from a dataset column to the prompt."""
 
 import json
 import pickle

@@ -23,7 +23,7 @@ def parse(host_parser, tiny):
 
 @pytest.fixture
 def fresh(hooks, monkeypatch):
-    """A copy of a module of the host, untouched, in the place of the one that has been imported."""
+    """A copy of a module of the host, untouched, instead of the one that has been imported."""
 
     def fresh(name):
         importlib.import_module(name)

@@ -13,7 +13,7 @@ USERS = ["ana", "bob", "cleo"]
 
 
 class Host:
-    """What stands in the host's module: here it only says that it was called."""
+    """Replaces the host's module. Its methods only say that they were called."""
 
     class DeepspeedStrategy:
         def _get_model_parameters(self, model, *, optim=None, weight_decay=0.0):
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_other_users_is_refused(new_strategy, folder, users, mes
 @pytest.mark.parametrize("state, found", [(None, "got one without"), ({"schema": 7}, "got schema 7")])
 def test_a_checkpoint_of_something_else_is_refused(new_strategy, folder, state, found):
     write(folder, state)
-    with pytest.raises(ValueError, match=f"that holds a factorized reward model in schema 1, {found}"):
+    with pytest.raises(ValueError, match=f"that holds a factorized reward model in schema 2, {found}"):
         new_strategy().load_ckpt(MODEL, str(folder))
 
 

@@ -65,7 +65,7 @@ def test_a_pair_carries_its_user_and_its_preference_on_its_margin(dataset_of):
     assert [margin.preference for margin in dataset_of(rows).extras] == [1.0, 1.0, 1.0]
 
 
-def test_the_preferred_response_stands_where_the_host_expects_it(dataset_of):
+def test_the_preferred_response_is_where_the_host_expects_it(dataset_of):
     dataset = dataset_of([pair(share=0.25)], preference_key="share")
     assert (dataset.chosens[0], dataset.rejects[0], dataset.extras[0].preference) == ("no", "yes", 0.75)
 
@@ -113,7 +113,7 @@ def test_swapped_responses_are_swapped_tokens(dataset_of):
         ),
         ([pair(share=float("nan"))], dict(preference_key="share"), "got nan in row 0"),
         ([pair(share="1")], dict(preference_key="share"), "got '1' in row 0"),
-        ([pair(rejected=["no"])], {}, "'chosen' and 'rejected' need the same form, got .*: a form of its own tells"),
+        ([pair(rejected=["no"])], {}, "'chosen' and 'rejected' need the same form, got .*: give both one form"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(dataset_of, rows, settings, message):

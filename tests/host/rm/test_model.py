@@ -143,7 +143,7 @@ def test_training_goes_on_from_a_factorized_model(parse, build, factorized):
 def test_a_model_that_does_not_fit_is_a_usage_message(
     host, host_parser, factorized, monkeypatch, capsys, words, message
 ):
-    monkeypatch.setenv("RANK", "0")  # or prepare would set all that names the only process
+    monkeypatch.setenv("RANK", "0")  # otherwise prepare would set the variables of a single process
     words = [str(word) for word in ("--model.model_name_or_path", factorized, *words)]
     args = doors.RM.parse_args(host_parser(doors.RM.script), words)
     with pytest.raises(SystemExit) as refused:

@@ -66,7 +66,7 @@ class Strategy:
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Pair i: texts i and P + i, and whose it is."""
+    """Pair i: texts i and P + i, and its user."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -181,7 +181,7 @@ def test_evaluation_per_user(make):
         "mean_user_accuracy": pytest.approx(np.mean(accuracy)),
         "worst_user_accuracy": pytest.approx(min(accuracy)),
     }
-    # To the host these are the rewards as users give them: what it would normalise by.
+    # For the host these are the users' rewards, by which it would normalise.
     phi, own = trainer.model.phi.detach(), trainer.model.coefficients.detach()[ROWS * 2]
     rewards = (phi * own).sum(1)
     assert trainer.model.config.mean == pytest.approx(float(rewards.mean()), abs=1e-6)
@@ -219,7 +219,7 @@ def test_a_checkpoint_holds_users_and_settings(make):
     ((tag, states),) = trainer.strategy.saved
     assert (tag, states["consumed_samples"]) == ("global_step1", len(ROWS))
     assert states["openrlhf_pgrpo"] == {
-        "schema": 1,
+        "schema": 2,
         "users": USERS,
         "settings": {
             "reward.factors": 2,

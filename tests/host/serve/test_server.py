@@ -71,7 +71,7 @@ def test_the_key_of_the_user_and_numbers_as_labels(serve):
         ([], "a request needs to be an object, got a list of 0"),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong(serve, body, message):
+def test_the_reply_to_a_bad_request_says_what_is_wrong(serve, body, message):
     reply = serve().post("/get_reward", json=body)
     assert reply.status_code == 422 and message in reply.json()["detail"]
 
