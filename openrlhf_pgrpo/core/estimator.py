@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -132,8 +132,14 @@ class AdvantageEstimator:
         return {}
 
 
-_estimators: dict[str, type[AdvantageEstimator]] = {}
-_options_of: dict[str, type] = {}  # by the estimator's name: one class may have two names with other options
+class Registered(NamedTuple):
+    """What a name stands for. One class may have two names with other options."""
+
+    estimator: type[AdvantageEstimator]
+    options: type
+
+
+_estimators: dict[str, Registered] = {}
 _option_classes: dict[str, type] = {}  # by namespace
 Estimator = TypeVar("Estimator", bound=type[AdvantageEstimator])
 
@@ -151,7 +157,7 @@ def register_advantage_estimator(name: str, options: type | None = None) -> Call
     """
 
     def decorate(estimator: Estimator) -> Estimator:
-        known = _estimators.get(name, estimator)
+        known = _estimators[name].estimator if name in _estimators else estimator
         if _source(known) != _source(estimator):
             raise ValueError(
                 f"advantage estimator {name!r} needs one owner, got {_source(known)} and {_source(estimator)}: "
@@ -168,7 +174,7 @@ def register_advantage_estimator(name: str, options: type | None = None) -> Call
             )
         if "options_class" not in vars(estimator):  # for subclasses; another name must not change it
             estimator.options_class = chosen
-        _estimators[name], _options_of[name] = estimator, chosen
+        _estimators[name] = Registered(estimator, chosen)
         if chosen is not NoOptions:
             _option_classes[namespace] = chosen
         return estimator
@@ -182,12 +188,12 @@ def _source(owner: type) -> str:
 
 def advantage_estimators() -> dict[str, type[AdvantageEstimator]]:
     """Name -> class of every registered estimator."""
-    return dict(_estimators)
+    return {name: registered.estimator for name, registered in _estimators.items()}
 
 
 def options_of(name: str) -> type:
     """The options class of a registered estimator."""
-    return _options_of[name]
+    return _estimators[name].options
 
 
 def option_classes() -> dict[str, type]:
@@ -211,8 +217,8 @@ def make_advantage_estimator(name: str, options: Any = None) -> AdvantageEstimat
     """
     if name not in _estimators:
         raise ValueError(f"advantage estimator needs one of {sorted(_estimators)}, got {name!r}")
-    estimator = _estimators[name]
-    return estimator(_options_of[name]() if options is None else options)
+    registered = _estimators[name]
+    return registered.estimator(registered.options() if options is None else options)
 
 
 def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np.ndarray:

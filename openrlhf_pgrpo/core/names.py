@@ -31,6 +31,10 @@ class Names(Sequence[str]):
         """The row numbers (N,) int64 of `names` (N,). A new name gets the next row."""
         return np.fromiter(map(self._rows.__getitem__, names), np.int64, len(names))
 
+    def find(self, names: Sequence[str | None]) -> np.ndarray:
+        """The row numbers (N,) int64 of `names` (N,); -1 for a name that is not there. Adds none."""
+        return np.fromiter((self._rows.get(name, -1) for name in names), np.int64, len(names))
+
     def __getitem__(self, row):
         if len(self._in_order) < len(self._rows):
             self._in_order = list(self._rows)

@@ -60,14 +60,10 @@ class Users:
         Raises:
             ValueError: an unknown user, unless `unknown` is MEAN. The message begins with `subject`.
         """
-        if unknown == ERROR:
+        rows = self.names.find(users)
+        if unknown == ERROR and (rows < 0).any():
             self.check(users, subject)
-        known = np.array([user in self for user in users], bool)
-        found = np.tile(self.average, (len(users), 1))
-        found[known] = self.coefficients[
-            self.names.rows([user for user in users if user is not None and user in self])
-        ]
-        return found
+        return np.vstack([self.coefficients, self.average])[rows]  # row -1 is the last one
 
     def check(self, users: Sequence[str | None], subject: str) -> None:
         """Raises the ValueError of `of` if one of the users is unknown."""

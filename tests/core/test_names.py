@@ -114,3 +114,8 @@ def test_keys_are_those_and_no_others():
     need_keys(Table(), {"a": 1}, {"a"})
     with pytest.raises(ValueError, match=r"Table state needs keys \['a'\], got \[\]"):
         need_keys(Table(), {}, {"a"})
+
+
+def test_finding_adds_nothing():
+    names = Names(["a", "b"])
+    assert names.find(["b", "x", None, "a"]).tolist() == [1, -1, -1, 0] and list(names) == ["a", "b"]

@@ -48,7 +48,7 @@ def commands(page):
 @pytest.fixture
 def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(estimator, "_estimators", estimator.advantage_estimators())
+    monkeypatch.setattr(estimator, "_estimators", dict(estimator._estimators))
     monkeypatch.setattr(estimator, "_option_classes", estimator.option_classes())
 
 

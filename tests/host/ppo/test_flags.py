@@ -79,7 +79,7 @@ def test_a_plugin_brings_its_own_name(host_args, tmp_path, monkeypatch):
         "class Mine(AdvantageEstimator):\n"
         "    uses_pref_groups = False\n"
     )
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     monkeypatch.chdir(tmp_path)
     registry.load_plugin("mine.py")
     args = host_args("--advantage_estimator", "mine", "--pgrpo.plugin", "mine.py")
@@ -89,7 +89,7 @@ def test_a_plugin_brings_its_own_name(host_args, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["rloo", "group_robust"])
 def test_a_name_of_the_host_or_of_a_robust_estimator_cannot_be_taken(name, host_parser, monkeypatch):
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     registry.register_advantage_estimator(name)(registry.AdvantageEstimator)
     with pytest.raises(ValueError, match=f"a name that is not in use, got {name}"):
         flags.extend(host_parser())
@@ -128,7 +128,7 @@ class Clip(AdvantageEstimator):
 @pytest.fixture
 def clip(tmp_path, monkeypatch):
     """An estimator with options of its own, as a user's file registers it."""
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     monkeypatch.setattr(registry, "_option_classes", registry.option_classes())
     (tmp_path / "clip.py").write_text(PLUGIN)
     registry.load_plugin(str(tmp_path / "clip.py"))
@@ -157,7 +157,7 @@ def test_its_options_are_settings_of_a_checkpoint(host_args, clip):
 
 
 def test_the_options_of_an_estimator_need_a_namespace_of_their_own(host_parser, monkeypatch):
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     monkeypatch.setattr(registry, "_option_classes", registry.option_classes())
     options = dataclass(type("Options", (), {"limit": 3.0, "__annotations__": {"limit": float}}))
     registry.register_advantage_estimator("data", options=options)(type("Data", (registry.AdvantageEstimator,), {}))
@@ -166,7 +166,7 @@ def test_the_options_of_an_estimator_need_a_namespace_of_their_own(host_parser, 
 
 
 def test_options_may_extend_ours_with_a_plain_field(host_parser, monkeypatch):
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     monkeypatch.setattr(registry, "_option_classes", registry.option_classes())
 
     @dataclass(frozen=True)

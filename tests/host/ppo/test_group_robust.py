@@ -228,7 +228,7 @@ def test_a_base_is_one_that_exists_and_is_not_robust(base, host_args, capsys):
 
 
 def test_a_plugin_may_be_the_base(host_args, tmp_path, monkeypatch, make_maker):
-    monkeypatch.setattr(registry, "_estimators", registry.advantage_estimators())
+    monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
     (tmp_path / "mine.py").write_text(
         "from openrlhf_pgrpo.core.pgrpo import PGRPO\n"
         "from openrlhf_pgrpo.core.estimator import register_advantage_estimator\n"
