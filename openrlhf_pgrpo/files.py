@@ -1,24 +1,40 @@
-"""Files that are written whole or not at all, and JSONL files of rows, checked line by line."""
+"""Files that are written whole or not at all, locks between writers, and JSONL files of rows, checked line by line."""
 
+import fcntl
 import json
 import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 KINDS: dict[type, str] = {str: "a text", list: "a list of texts"}
 
 
 @contextmanager
-def whole_file(path: Path):
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write to. At the end it replaces `path`, and is on the disk.
 
-    If writing fails, `path` keeps its old content.
+    If writing fails, `path` keeps its old content. A new file has the mode that the umask gives; a file that was there
+    keeps its mode, so that what somebody made private stays private. A link at `path` is replaced by the file, and
+    what it points to stays as it is.
+
+    Raises:
+        ValueError: `path` is a folder, a device or a pipe.
+        OSError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".new")
+    path = Path(path)
+    _check_kind(path)
+    # A name that nobody can foresee, made here and now: no two writers share it, no link that waits there is followed.
+    temporary = path.with_name(f".new-{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
-        with open(temporary, "wb") as file:
+        with open(descriptor, "wb") as file:
             yield file
             file.flush()
+            _keep_mode(path, file.fileno())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -31,10 +47,78 @@ def whole_file(path: Path):
         os.close(folder)
 
 
-def check_folder(path: Path, flag: str) -> None:
-    """Raises ValueError if the folder of a file that is to be written does not exist; `flag` names the file."""
+def _check_kind(path: Path, name: str = "a file that is to be written") -> None:
+    """Raises ValueError if `path` is something that a file must not replace."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{name} needs the name of a file, got {path}, {kind}: name another")
+
+
+def _keep_mode(path: Path, descriptor: int) -> None:
+    """Gives a file the mode of the one that it will replace, if there is one."""
+    try:
+        old = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(old):
+        os.fchmod(descriptor, stat.S_IMODE(old))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until nobody else holds this lock, in any process or thread, and holds it for the block.
+
+        with locked(path):
+            content = change(path.read_text())
+            write_whole(path, content)
+
+    It is for a file that several writers read, change and write again. `path` itself need not exist; the lock is a
+    file beside it, `.NAME.lock`, which is removed at the end. A process that dies gives its lock back.
+
+    Raises:
+        OSError: the lock's file cannot be made, or is a link.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(lock, descriptor):  # else another holder has removed it while we waited
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)  # while it is held, so that nobody else can hold it
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] | None = None) -> None:
+    """Looks before the work begins whether a file can be written.
+
+    Args:
+        flag: names the file in messages. inputs: flag -> a file that the command reads; None is none.
+
+    Raises:
+        ValueError: its folder does not exist or cannot be written; `path` is a folder, a device or a pipe; or it is
+            one of the inputs, by whatever name or link.
+    """
+    path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"{flag} needs a folder that exists, got {path.parent}: make it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag} needs a folder that can be written, got {path.parent}: name another")
+    _check_kind(path, flag)
+    for name, given in (inputs or {}).items():
+        if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+            raise ValueError(f"{flag} needs a file of its own, got {path}, which {name} reads: name another")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -59,7 +143,8 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
             if line.strip():
                 rows.append((number, _row(line, f"line {number} of {path}", columns)))
     if not rows:
-        raise ValueError(f"{path} needs at least one row with {', '.join(columns)}, got an empty file")
+        having = f" with {', '.join(columns)}" if columns else ""
+        raise ValueError(f"{path} needs at least one row{having}, got an empty file")
     return rows
 
 

@@ -2,14 +2,12 @@
 the installed host that may be patched, processes that are ended with all they started, Ray clusters of several nodes,
 and a real headless Chromium."""
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
 import os
 import pickle
 import random
-import runpy
 import shutil
 import signal
 import socket
@@ -372,25 +370,12 @@ def one_environment():
     os.environ = environment  # noqa: B003  this object, and not what is in it
 
 
-class ParserBuilt(Exception):
-    pass
-
-
 @pytest.fixture
 def host_parser(hooks):
     """A fresh parser, exactly as a script of the host builds it."""
+    from openrlhf_pgrpo.host import script
 
-    def build(module="openrlhf.cli.train_ppo_ray"):
-        def stop(parser, *args, **kwargs):
-            raise ParserBuilt(parser)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-            with pytest.raises(ParserBuilt) as built:
-                runpy.run_module(module, run_name="__main__")
-        return built.value.args[0]
-
-    return build
+    return lambda module="openrlhf.cli.train_ppo_ray": script.host_parser(module)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ LIGHT = [
     "host.hooks",
     "host.versions",
     "host.shared_seams",
+    "models.remote_code",
     "host.ppo.seams",
     "host.ppo.worker",
     "host.dpo.seams",

@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from openrlhf_pgrpo.files import check_folder, read_rows, whole_file, write_rows, write_whole
+from openrlhf_pgrpo.files import check_folder, locked, read_rows, whole_file, write_rows, write_whole
 
 pytestmark = pytest.mark.core
 
@@ -70,3 +72,106 @@ def test_a_file_needs_a_folder_before_the_work_begins(tmp_path):
     check_folder(tmp_path / "new.txt", "--output")
     with pytest.raises(ValueError, match="--output needs a folder that exists, got .*nowhere: make it"):
         check_folder(tmp_path / "nowhere" / "new.txt", "--output")
+
+
+def test_e4_a_link_that_lies_in_wait_is_not_followed(tmp_path):
+    """Somebody put links under the names that a writer might use for its temporary file."""
+    path, secret = tmp_path / "a.txt", tmp_path / "secret"
+    secret.write_text("mine")
+    for name in ("a.txt.new", ".new-", "a.txt~"):
+        (tmp_path / name).symlink_to(secret)
+    write_whole(path, "new")
+    assert secret.read_text() == "mine" and path.read_text() == "new"
+
+
+def test_e4_a_temporary_name_that_is_taken_is_never_written_to(tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (tmp_path / ".new-0").symlink_to(secret)
+    monkeypatch.setattr("openrlhf_pgrpo.files.secrets.token_hex", lambda _: "0")
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a.txt", "new")
+    assert secret.read_text() == "mine" and (tmp_path / ".new-0").is_symlink()
+
+
+def test_e4_a_link_at_the_file_itself_is_replaced_and_its_target_stays(tmp_path):
+    path, secret = tmp_path / "report.html", tmp_path / "secret"
+    secret.write_text("mine")
+    path.symlink_to(secret)
+    write_whole(path, "new")
+    assert secret.read_text() == "mine" and path.read_text() == "new" and not path.is_symlink()
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
+def test_e2_a_new_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "a.txt", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+def test_e2_a_file_that_its_owner_made_private_stays_private(tmp_path):
+    path = tmp_path / "ana.json"
+    write_whole(path, "old")
+    path.chmod(0o600)
+    write_whole(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_text() == "new"
+
+
+def test_e4_folders_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null", "."):
+        for refuse in (lambda path: write_whole(path, "x"), lambda path: check_folder(path, "--output")):
+            with pytest.raises(ValueError, match="needs the name of a file, got .*: name another"):
+                refuse(tmp_path / name)
+
+
+def test_e4_an_output_that_is_an_input_is_refused_by_any_name(tmp_path, monkeypatch):
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(data)
+    os.link(data, tmp_path / "hard.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for name in ("data.jsonl", "../" + tmp_path.name + "/data.jsonl", "link.jsonl", "hard.jsonl"):
+        with pytest.raises(ValueError, match="--output needs a file of its own, got .*, which --data reads: name"):
+            check_folder(tmp_path / name, "--output", {"--pool": None, "--data": "data.jsonl"})
+    check_folder(tmp_path / "new.jsonl", "--output", {"--data": data})
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from openrlhf_pgrpo.files import locked, write_whole
+path = Path(sys.argv[1])
+for _ in range(40):
+    with locked(path):
+        write_whole(path, str(int(path.read_text()) + 1))
+"""
+
+
+def test_b4_two_writers_of_one_file_lose_nothing(tmp_path):
+    """Three processes add 1 to a number, 40 times each."""
+    path = tmp_path / "ana.json"
+    write_whole(path, "0")
+    writers = [subprocess.Popen([sys.executable, "-c", COUNT, str(path)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert path.read_text() == "120" and os.listdir(tmp_path) == ["ana.json"]
+
+
+def test_b4_the_lock_of_a_block_that_failed_is_given_back(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), locked(tmp_path / "ana.json"):
+            raise KeyError
+    with locked(tmp_path / "ana.json"):
+        assert os.listdir(tmp_path) == [".ana.json.lock"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_b4_a_lock_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / ".ana.json.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), locked(tmp_path / "ana.json"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

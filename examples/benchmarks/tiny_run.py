@@ -79,7 +79,7 @@ def write_data(folder: Path, prompts: int, characters: int = 11) -> None:
 def flags(policy: Path, folder: Path, run: Path) -> list[str]:
     """The command line of a run into the folder `run`, without estimator, engines and ranks.
 
-    A learning rate of 0 lets all runs sample from the same policy.
+    A learning rate that moves no weight lets all runs sample from the same policy. 0 is refused.
     """
     values = {
         "--actor.model_name_or_path": policy,
@@ -94,7 +94,7 @@ def flags(policy: Path, folder: Path, run: Path) -> list[str]:
         "--rollout.max_new_tokens": TOKENS,
         "--train.batch_size": PROMPTS * SAMPLES,
         "--train.micro_batch_size": 16,
-        "--actor.adam.lr": 0,
+        "--actor.adam.lr": 1e-30,
         "--algo.kl.init_coef": 0,
         "--ckpt.path": run / "checkpoints",
         "--ckpt.output_dir": run / "model",

@@ -38,12 +38,6 @@ if ((TRAIN_GPUS_PER_NODE < 1 || TRAIN_GPUS_PER_NODE >= GPUS_PER_NODE)); then
     exit 2
 fi
 SAMPLES=$((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT))
-AT_ONCE=$((NODES * TRAIN_GPUS_PER_NODE * MICRO_BATCH))
-if ((SAMPLES % AT_ONCE != 0)); then
-    echo "async_partial_rollout.sh: PROMPTS_PER_STEP x SAMPLES_PER_PROMPT needs to be a multiple of" \
-        "NODES x TRAIN_GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE, got $SAMPLES" >&2
-    exit 2
-fi
 # The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then

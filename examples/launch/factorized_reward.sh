@@ -37,12 +37,7 @@ train() {
     : "${MODEL:?the model whose backbone is trained: a folder, or a name on the hub}"
     : "${PAIRS:?a JSONL file whose rows have user, prompt, chosen and rejected}"
     : "${HELD_OUT:?a JSONL file like PAIRS, of the same users, to evaluate on}"
-    local at_once=$((NODES * GPUS_PER_NODE * MICRO_BATCH)) fit
-    if ((BATCH % at_once != 0)); then
-        echo "factorized_reward.sh: BATCH needs to be a multiple of NODES x GPUS_PER_NODE x MICRO_BATCH = $at_once," \
-            "got $BATCH" >&2
-        exit 2
-    fi
+    local fit
     local launcher=(
         --num_gpus "$GPUS_PER_NODE"
         --master_port "$MASTER_PORT"
@@ -106,7 +101,6 @@ train() {
 serve() {
     local flags=(
         --reward.model_name_or_path "$RM"
-        --data.max_len "$MAX_LEN"
         --batch_size "$MICRO_BATCH"
         --host 0.0.0.0 # everybody who reaches this port gets answers
         --port "$PORT"
@@ -121,12 +115,7 @@ use() {
     : "${POLICY:?the policy: a folder, or a name on the hub}"
     : "${PROMPTS:?a JSONL file whose rows have prompt, user and pref_group}"
     : "${OUT:?a folder on a shared file system}"
-    local samples=$((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT)) at_once=$((NODES * GPUS_PER_NODE * MICRO_BATCH)) name
-    if ((samples % at_once != 0)); then
-        echo "factorized_reward.sh: PROMPTS_PER_STEP x SAMPLES_PER_PROMPT needs to be a multiple of" \
-            "NODES x GPUS_PER_NODE x MICRO_BATCH = $at_once, got $samples" >&2
-        exit 2
-    fi
+    local samples=$((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT)) name
     # The job runs in one of Ray's folders, so names of files here become full paths.
     for name in RM POLICY PROMPTS OUT; do
         if [[ -e ${!name} || $name == OUT ]]; then

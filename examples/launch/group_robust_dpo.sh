@@ -31,13 +31,6 @@ EPOCHS=${EPOCHS:-1}
 EVAL_STEPS=${EVAL_STEPS:-25}
 SAVE_STEPS=${SAVE_STEPS:-50}
 
-AT_ONCE=$((NODES * GPUS_PER_NODE * MICRO_BATCH))
-if ((BATCH % AT_ONCE != 0)); then
-    echo "group_robust_dpo.sh: BATCH needs to be a multiple of NODES x GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE," \
-        "got $BATCH" >&2
-    exit 2
-fi
-
 LAUNCHER=(
     --num_gpus "$GPUS_PER_NODE"
     --master_port "$MASTER_PORT"

@@ -33,12 +33,6 @@ MAX_LEN=${MAX_LEN:-2048}         # tokens of prompt and answer together
 EPOCHS=${EPOCHS:-1}
 SAVE_STEPS=${SAVE_STEPS:-50}
 
-AT_ONCE=$((NODES * GPUS_PER_NODE * MICRO_BATCH))
-if ((BATCH % AT_ONCE != 0)); then
-    echo "lora_dpo.sh: BATCH needs to be a multiple of NODES x GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE, got $BATCH" >&2
-    exit 2
-fi
-
 LAUNCHER=(
     --num_gpus "$GPUS_PER_NODE"
     --master_port "$MASTER_PORT"

@@ -34,11 +34,6 @@ if ((GPUS_PER_NODE < 1 || GPUS_PER_NODE % GPUS_PER_ENGINE)); then
         "GPUS_PER_ENGINE=$GPUS_PER_ENGINE" >&2
     exit 2
 fi
-if ((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT % (GPUS * MICRO_BATCH))); then
-    echo "ray_job.sh: the $((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT)) samples of a step need to be a multiple of" \
-        "GPUs x MICRO_BATCH, got $GPUS x $MICRO_BATCH" >&2
-    exit 2
-fi
 # The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then

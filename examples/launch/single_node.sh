@@ -30,11 +30,6 @@ if ((GPUS % GPUS_PER_ENGINE != 0)); then
     echo "single_node.sh: GPUS needs to be a multiple of GPUS_PER_ENGINE=$GPUS_PER_ENGINE, got $GPUS" >&2
     exit 2
 fi
-if ((SAMPLES % (GPUS * MICRO_BATCH) != 0)); then
-    echo "single_node.sh: PROMPTS_PER_STEP x SAMPLES_PER_PROMPT needs to be a multiple of GPUS x MICRO_BATCH =" \
-        "$((GPUS * MICRO_BATCH)), got $SAMPLES" >&2
-    exit 2
-fi
 # Ray would wait for missing GPUs forever.
 HERE=$(python -c 'import torch; print(torch.cuda.device_count())')
 if ((HERE < GPUS)); then

@@ -43,12 +43,6 @@ if ((GPUS_PER_NODE % GPUS_PER_ENGINE != 0)); then
     exit 2
 fi
 SAMPLES=$((PROMPTS_PER_STEP * SAMPLES_PER_PROMPT))
-AT_ONCE=$((TRAIN_NODES * GPUS_PER_NODE * MICRO_BATCH))
-if ((SAMPLES % AT_ONCE != 0)); then
-    echo "zero3_tensor_parallel.sh: PROMPTS_PER_STEP x SAMPLES_PER_PROMPT needs to be a multiple of" \
-        "TRAIN_NODES x GPUS_PER_NODE x MICRO_BATCH = $AT_ONCE, got $SAMPLES" >&2
-    exit 2
-fi
 # The job runs in one of Ray's folders, so names of files here become full paths.
 for name in POLICY PROMPTS REWARD OUT; do
     if [[ -e ${!name} || $name == OUT ]]; then

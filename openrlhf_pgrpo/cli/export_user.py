@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.trust import add_trust, heed_trust
+
 
 def add_to(commands) -> None:
     parser = commands.add_parser("export-user", help="write one user's reward as a plain OpenRLHF reward model")
@@ -10,6 +12,7 @@ def add_to(commands) -> None:
     who.add_argument("--user", help="One of the model's users.")
     who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
     parser.add_argument("--output", type=Path, required=True, help="A new folder.")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -18,6 +21,7 @@ def run(args) -> int | str:
     from openrlhf_pgrpo.models.scalar_reward import export_user
     from openrlhf_pgrpo.models.users import coefficients_for
 
+    heed_trust(args)
     try:
         model = Folder(args.model)
         export_user(model, coefficients_for(model, args.user, args.profile), args.output)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.trust import add_trust, heed_trust
+
 
 def add_to(commands) -> None:
     parser = commands.add_parser("factorize", help="fit a reward model for many users on a frozen backbone")
@@ -19,20 +21,22 @@ def add_to(commands) -> None:
     parser.add_argument("--curve", type=Path, help="Figure to draw of the cross-validated curve: .png, .svg or .pdf")
     for column in ("user", "prompt", "chosen", "rejected", "preference"):
         parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
 def run(args) -> int | str:
     from openrlhf_pgrpo.models.factorize import Columns, factorize
 
+    heed_trust(args)
     columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
     if args.curve and (args.curve.suffix not in (".png", ".svg", ".pdf") or not args.curve.parent.is_dir()):
         return f"--curve needs a .png, .svg or .pdf in a folder that exists, got {args.curve}"
-    if args.curve and args.factors and args.l2:
+    if args.curve and args.factors is not None and args.l2 is not None:
         return "--curve needs something to choose, got both --factors and --l2: leave one of them out"
     try:
         choice = factorize(args.data, args.backbone, args.output, args.factors, args.l2, args.pooling, columns)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return f"openrlhf-pgrpo factorize: {error}"
     if choice is not None:
         print(choice)

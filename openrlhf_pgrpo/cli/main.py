@@ -35,6 +35,12 @@ def command_line() -> argparse.ArgumentParser:
         action="store_true",
         help="instead of this machine, check every node of the Ray cluster at RAY_ADDRESS, or of the one running here",
     )
+    doctor.add_argument(
+        "--like",
+        metavar="COMMAND",
+        help="instead of trying the parts, look at one training command, as one quoted text with all its flags: would "
+        "it start, and how many updates would it make? Takes seconds.",
+    )
     doctor.add_argument("--nodes", help="With --cluster: nodes that must be there, as names or hosts with commas.")
     doctor.add_argument("--wait", type=float, help="With --cluster: seconds to wait for it and --nodes. Default: 0")
     doctor.add_argument("--gpus", type=int, help="With --cluster: GPUs that must be free on every node.")
@@ -84,19 +90,24 @@ def diagnose(args) -> int | str:
         return f"openrlhf-pgrpo doctor: {given[0]} needs --cluster, got a check of this machine alone: add --cluster"
     if args.cluster and args.model is not None:
         return "openrlhf-pgrpo doctor: --model is looked up on this machine, not with --cluster: leave one of them out"
+    if args.like is not None and (args.cluster or args.model is not None):
+        return "openrlhf-pgrpo doctor: --like looks at one command and its own model: leave --cluster and --model out"
     faults = 0
     for finding in findings(args):
         faults += finding.level == FAULT
         print(f"{finding.level:5}  {finding.subject:12}  {finding.found}", flush=True)
         if finding.remedy:
             print(f"{'':21}do: {finding.remedy}")
-    print(f"\nfaults: {faults}; " + ("no training run can start" if faults else "a training run can start"))
+    run = "training run" if args.like is None else "run with this command"
+    print(f"\nfaults: {faults}; {'no' if faults else 'a'} {run} can start")
     return int(faults > 0)
 
 
 def findings(args):
     from openrlhf_pgrpo.ops import cluster, doctor
 
+    if args.like is not None:
+        return doctor.diagnose_like(args.like)
     if not args.cluster:
         return doctor.diagnose(args.device, args.model)
     return cluster.diagnose(

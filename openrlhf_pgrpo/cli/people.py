@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.trust import add_trust, heed_trust
+
 
 def add_to(commands) -> None:
     add_elicit(commands.add_parser("elicit", help="learn a new user from about ten questions"))
@@ -12,14 +14,18 @@ def add_to(commands) -> None:
 
 def add_model(parser) -> None:
     parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
+    add_trust(parser)
 
 
 def add_elicit(parser) -> None:
     add_model(parser)
     parser.add_argument("--pool", type=Path, required=True, help="JSONL of pairs to ask about: prompt, a, b")
-    parser.add_argument("--user", required=True, help="Name of the new user; letters, digits and . _ @ + -")
+    parser.add_argument("--user", required=True, help="Name of the new user.")
     parser.add_argument(
-        "--profile", type=Path, help="File to save the answers in; an existing one is continued. Default: <user>.json"
+        "--profile",
+        type=Path,
+        help="File to save the answers in; an existing one is continued. Default: <user>.json, where characters that "
+        "file names cannot have are written as in a URL.",
     )
     parser.add_argument("--scores", type=Path, help="File to keep the pool's base rewards in. Read if it exists.")
     parser.add_argument("--questions", type=int, default=10, help="Number of questions. Default: 10")
@@ -80,8 +86,9 @@ class OldName(argparse.Action):
 
 
 def arguments(args) -> dict:
-    """The arguments of a command, as its function takes them."""
-    return {name: value for name, value in vars(args).items() if name not in ("command", "run")}
+    """The arguments of a command, as its function takes them. Heeds --trust_remote_code."""
+    heed_trust(args)
+    return {name: value for name, value in vars(args).items() if name not in ("command", "run", "trust_remote_code")}
 
 
 def run_elicit(args) -> int | str:

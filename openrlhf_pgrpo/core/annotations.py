@@ -5,10 +5,24 @@ Axes: U users, P pairs, N annotations.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from openrlhf_pgrpo.core.names import Names, listed
+from openrlhf_pgrpo.core.names import Names, in_words, listed
+
+
+def preference_of(value: Any) -> float:
+    """The preference for the first answer of a pair in a row of data: 1 prefers it, 0 the second, 0.5 is a tie.
+
+    Raises:
+        ValueError: the value is no number from 0 to 1; true and false are none, because they do not say of which
+            answer. The message says in a few words what the value is.
+    """
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ValueError(in_words(value))
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from openrlhf_pgrpo.core.estimator import AdvantageEstimator, RewardBatch, register_advantage_estimator
+from openrlhf_pgrpo.core.history import RewardHistory
+from openrlhf_pgrpo.core.outliers import in_proportion
 from openrlhf_pgrpo.core.pgrpo import PGRPO, PGRPOOptions, segment_advantages
 
 
@@ -14,8 +16,8 @@ class PGRPOGlobal(PGRPO):
 
     uses_pref_groups = False
 
-    def history_rows(self, batch: RewardBatch) -> np.ndarray:
-        return np.repeat(self.history.rows([""]), len(batch.rewards))
+    def histories(self, batch: RewardBatch) -> tuple[Sequence[str], np.ndarray]:
+        return [""], np.zeros(len(batch.rewards), np.int64)
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
         everybody = super().metrics([""])[""]
@@ -28,7 +30,12 @@ class PrefGroupNorm(AdvantageEstimator):
     history.
 
     A preference group with a single sample, or a constant reward, in the batch gets 0. No state.
+
+    Raises:
+        SampleError: when called, a reward out of all proportion to the others of its preference group in the batch.
     """
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
+        names, codes = batch.pref_group_names, batch.pref_group_codes
+        batch = in_proportion(batch, names, codes, RewardHistory(), self.options.outliers)
         return segment_advantages(batch.rewards, batch.pref_group_codes, self.options.eps)

@@ -3,13 +3,16 @@
 Axes: P pairs, N annotations, F numbers of base rewards, K folds.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.factorization import check_overlap, cross_entropy, logits, minimum
+
+SECONDS = 10  # between two lines about progress
 
 
 class Choice(NamedTuple):
@@ -43,6 +46,7 @@ def choose_factors(
     folds: int = 5,
     seed: int = 0,
     together: np.ndarray | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Choice:
     """How many base rewards predict held-out annotations best, each number with its own best penalty.
 
@@ -51,9 +55,10 @@ def choose_factors(
     one whose loss is within one standard error of the least.
 
     Args:
-        together: (P,) what some pairs have in common, such as their prompt. Such pairs go to the same fold. A user
-            whose pairs are all in one fold keeps them for training. Without `together`, training pairs contain texts
-            of the held-out pairs, and the chosen penalty is too low for new texts.
+        together: (P,) what some pairs have in common, such as the number of their prompt. Such pairs go to the same
+            fold. A user whose pairs are all in one fold keeps them for training. Without `together`, training pairs
+            contain texts of the held-out pairs, and the chosen penalty is too low for new texts.
+        say: is told how far the work has come, every ten seconds or so.
 
     Raises:
         ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.
@@ -64,7 +69,12 @@ def choose_factors(
     rng = np.random.default_rng(seed)
     fold = deal(annotations, folds, rng) if together is None else deal_together(annotations, together, folds, rng)
     if len(np.unique(fold[fold >= 0])) < folds:
-        raise ValueError(f"cross-validation needs users with {folds} pairs or fewer folds, got too few pairs")
+        raise ValueError(
+            f"cross-validation in {folds} folds needs something to hold out in each, got too few pairs or users with "
+            f"several ({len(annotations)} answers of {len(annotations.users)} users): ask more, or choose the number "
+            "of base rewards and their penalty l2 yourself"
+        )
+    progress = _Progress(say, folds * len(factors) * len(l2))
     losses = np.empty((len(factors), len(l2), folds))
     for k in range(folds):
         training = annotations.select(fold != k)
@@ -75,6 +85,7 @@ def choose_factors(
                 head, coefficients = minimum(X, training, count, penalty)
                 z = logits(X @ head.T, coefficients, pair, user)
                 losses[i, j, k] = cross_entropy(z, preference) / len(user)
+                progress.step()
     best = losses.mean(2).argmin(1)
     curve = losses[np.arange(len(factors)), best]
     mean, error = curve.mean(1), curve.std(1, ddof=1) / np.sqrt(folds)
@@ -83,6 +94,20 @@ def choose_factors(
     chosen = min(good, key=lambda i: factors[i])
     l2s = np.asarray(l2, np.float64)[best]
     return Choice(np.asarray(factors), mean, error, l2s, int(factors[chosen]), float(l2s[chosen]))
+
+
+class _Progress:
+    """A line every ten seconds or so: how many of so many fits are done, and how long the rest will take."""
+
+    def __init__(self, say: Callable[[str], None] | None, fits: int):
+        self.say, self.fits, self.done = say, fits, 0
+        self.began = self.told = time.monotonic()
+
+    def step(self) -> None:
+        self.done, now = self.done + 1, time.monotonic()
+        if self.say and now - self.told >= SECONDS:
+            self.told, left = now, (now - self.began) / self.done * (self.fits - self.done)
+            self.say(f"cross-validation: {self.done} of {self.fits} fits, about {left:.0f} s to go")
 
 
 def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -104,7 +129,9 @@ def deal_together(annotations: Annotations, together: np.ndarray, folds: int, rn
 
     It is -1 where all pairs of a user are in one fold: they stay in training.
     """
-    values, value = np.unique(together, return_inverse=True)
+    # `np.unique` of texts would give each as much memory as the longest needs.
+    values = {value: row for row, value in enumerate(sorted(set(together.tolist())))}
+    value = np.array([values[value] for value in together.tolist()])
     fold = (rng.permutation(len(values)) % folds)[value][annotations.pair]
     counts = np.bincount(annotations.user * folds + fold, minlength=len(annotations.users) * folds).reshape(-1, folds)
     alone = counts.max(1) == counts.sum(1)

@@ -33,6 +33,16 @@ import numpy as np
 from openrlhf_pgrpo.core.history import segment_owners
 from openrlhf_pgrpo.core.names import Names
 
+LARGEST = 1e140  # Rewards up to it, and their squares, can be added up in float64.
+
+
+class SampleError(ValueError):
+    """A sample of a `RewardBatch` that cannot be used; `sample` is its number there, for those who know its prompt."""
+
+    def __init__(self, sample: int, message: str):
+        super().__init__(message)
+        self.sample = sample
+
 
 @dataclass(frozen=True)
 class RewardBatch:
@@ -48,7 +58,8 @@ class RewardBatch:
         pref_group_codes: (B,) int64, the position of each sample's preference group in `pref_group_names`.
 
     Raises:
-        ValueError: unequal lengths, a reward that is not finite, or a prompt group in two preference groups.
+        ValueError: unequal lengths, or a prompt group in two preference groups.
+        SampleError: a reward that is not finite, or beyond LARGEST.
     """
 
     rewards: np.ndarray
@@ -81,12 +92,13 @@ class RewardBatch:
                 f"a prompt group needs samples of one preference group, got {self.pref_group_names[owners[i]]!r} and "
                 f"{self.pref_groups[i]!r} in prompt group {self.prompt_groups[i]} (sample {i})"
             )
-        bad = np.flatnonzero(~np.isfinite(self.rewards))
+        bad = np.flatnonzero(~(np.abs(self.rewards) <= LARGEST))
         if len(bad):
-            i = bad[0]
-            raise ValueError(
-                f"a reward batch needs finite rewards, got {self.rewards[i]} for sample {i} "
-                f"of preference group {self.pref_groups[i]!r} ({len(bad)} of {len(self.rewards)} samples)"
+            i = int(bad[0])
+            raise SampleError(
+                i,
+                f"a reward batch needs finite rewards of at most {LARGEST:g} in size, got {self.rewards[i]} for "
+                f"{_sample(self, i)} ({len(bad)} of {len(self.rewards)} samples)",
             )
 
 
@@ -225,7 +237,8 @@ def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np
     """The estimator's advantages (B,) float64 for a batch, checked.
 
     Raises:
-        ValueError: it did not return one finite number per sample. The message names estimator, sample and shape.
+        ValueError: it did not return one finite number per sample. The message names estimator and shape.
+        SampleError: the number of a sample is not finite. The message names estimator, sample and preference group.
     """
     returned, size = estimator(batch), len(batch.rewards)
     need = f"advantage estimator {name!r} needs to return one finite number per sample, shape ({size},), got"
@@ -242,7 +255,8 @@ def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np
     advantages = advantages.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(advantages))
     if len(bad):
-        raise ValueError(f"{need} {advantages[bad[0]]} for {_sample(batch, bad[0])} ({len(bad)} of {size} samples)")
+        i = int(bad[0])
+        raise SampleError(i, f"{need} {advantages[i]} for {_sample(batch, i)} ({len(bad)} of {size} samples)")
     return advantages
 
 

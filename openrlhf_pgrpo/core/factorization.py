@@ -117,7 +117,7 @@ def minimum(X, annotations: Annotations, factors: int, l2: float) -> tuple[np.nd
     problem = Problem.of(X, annotations)
     pairs, dimensions = problem.X.shape
     sizes = {"users": len(annotations.users), "pairs": pairs, "independent embedding dimensions": dimensions}
-    _check_factors(factors, sizes)
+    check_factors(factors, sizes)
     head, coefficients = start(problem, annotations, factors)
     scale = np.sqrt(np.linalg.norm(coefficients) / np.linalg.norm(head))
     head, coefficients = search(problem.loss_and_slopes, head * scale, coefficients / scale, l2)
@@ -178,8 +178,7 @@ def search(
         ValueError: l2 is not a finite number above 0.
         RuntimeError: no convergence.
     """
-    if not 0 < l2 < np.inf:
-        raise ValueError(f"l2 needs a finite number above 0, got {l2}: without it the factors have no definite scale")
+    check_l2(l2)
     size = head.size
 
     def parts(numbers):
@@ -295,7 +294,14 @@ def scaled(X, annotations: Annotations) -> tuple[Any, float]:
     return (X.astype(np.float64) / scale).tocsr() if issparse(X) else np.divide(X, scale, dtype=np.float64), scale
 
 
-def _check_factors(factors: int, sizes: dict[str, int]) -> None:
+def check_l2(l2: float) -> None:
+    """Raises ValueError unless this is a penalty."""
+    if not 0 < l2 < np.inf:
+        raise ValueError(f"l2 needs a finite number above 0, got {l2}: without it the factors have no definite scale")
+
+
+def check_factors(factors: int, sizes: dict[str, int]) -> None:
+    """Raises ValueError if there cannot be so many base rewards, because one of the sizes, by name, is lower."""
     if factors < 1:
         raise ValueError(f"a factorization needs at least one base reward, got {factors}")
     for name, size in sizes.items():

@@ -53,9 +53,11 @@ class GroupRobust:
 
         Raises:
             ValueError: a preference group that the option mu or bounds leaves out. Nothing is changed.
+            SampleError: a reward out of all proportion to the others of its preference group. Nothing is changed.
         """
         names, codes = batch.pref_group_names, batch.pref_group_codes
         check_names(names, self.weights.options, self.signal.options)
+        batch = self.signal.without_outliers(batch)
         samples, means = segment_means(codes, batch.rewards, len(names))
         losses = self.signal(batch, means)
         rows = self.weights.rows(names)

@@ -99,6 +99,10 @@ class RewardHistory(NamedColumns):
     def moments(self) -> Moments:
         return Moments(self.count, self.mean, self.m2)
 
+    def spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weight, mean and standard deviation of single rewards, all (G,)."""
+        return self.count, self.mean, self.moments.std()
+
     def update(self, rows: np.ndarray, rewards: np.ndarray) -> None:
         """Adds one batch: `rewards` (B,) of the preference groups in `rows` (B,), row numbers from `rows()`."""
         batch = segment_moments(rows, rewards, len(self))
@@ -159,6 +163,9 @@ class VarianceComponents(RewardHistory):
             within_df=np.bincount(prompt_rows, prompts.count - 1, size),
             inverse_n=np.bincount(prompt_rows, 1 / prompts.count, size),
         )
+
+    def spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.samples, self.mean, np.sqrt(self.sig2() + self.tau2())
 
     @property
     def samples(self) -> np.ndarray:

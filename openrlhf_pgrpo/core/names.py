@@ -134,6 +134,46 @@ class NamedColumns:
             setattr(self, column, values)
 
 
+def name_of(value: Any) -> str:
+    """The name of a preference group or user in a row of data: a text, or a number as text.
+
+    A whole number has one name, however a file's format writes it: 7 and 7.0 are '7'.
+
+    Raises:
+        ValueError: the value is missing (null, not a number, an empty or blank text) or no name (a struct, a list).
+            The message says in a few words what the value is.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, (bool, int, np.bool_, np.integer)):
+        return str(value)
+    if isinstance(value, (float, np.floating)) and np.isfinite(value):
+        return str(int(value)) if value == int(value) and abs(float(value)) < 2**53 else str(value)
+    raise ValueError(in_words(value))
+
+
+def in_words(value: Any) -> str:
+    """What a value of a row is, in a few words for an error message."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"{value[:80]!r}" if value.strip() else f"a blank text, {value[:80]!r}" if value else "an empty text"
+    if isinstance(value, dict):
+        return f"a struct with the keys {listed(value)}" if value else "an empty struct"
+    if isinstance(value, (list, tuple)):
+        messages = value and all(isinstance(turn, dict) for turn in value)
+        return "a list of messages" if messages else f"a list, {str(value[:8])[:80]}"
+    return f"{type(value).__name__} {str(value)[:80]}"
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ only in case or in white space around them, together; for a warning about typing errors."""
+    same: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        same.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [written for written in same.values() if len(written) > 1]
+
+
 def need_keys(owner: object, state: dict[str, Any], needs: set[str]) -> None:
     """Raises ValueError unless the saved state of `owner` has these keys and no others."""
     if set(state) != needs:

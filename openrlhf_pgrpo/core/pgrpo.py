@@ -24,6 +24,7 @@ from openrlhf_pgrpo.core.estimator import AdvantageEstimator, RewardBatch, regis
 from openrlhf_pgrpo.core.history import RewardHistory, segment_means, segment_moments, varies
 from openrlhf_pgrpo.core.names import need_keys
 from openrlhf_pgrpo.core.options import check_options, option
+from openrlhf_pgrpo.core.outliers import in_proportion, outliers_option
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PGRPOOptions:
         "per prompt).",
         ("history", "prompt"),
     )
+    outliers: str = outliers_option()
 
     def __post_init__(self):
         level = np.inf if self.half_life is None else self.half_life / np.log(2)  # of the count
@@ -94,6 +96,10 @@ class PGRPO(AdvantageEstimator):
     are finite and bounded from the first batch on.
 
     State: the `RewardHistory`, updated once per call, before or after the advantages are computed.
+
+    Raises:
+        SampleError: when called, a reward out of all proportion to the history, see `outliers.py`; then nothing is
+            changed.
     """
 
     def __init__(self, options: PGRPOOptions):
@@ -104,13 +110,20 @@ class PGRPO(AdvantageEstimator):
     def min_samples_per_prompt(self) -> int:
         return 2 if self.options.center == "prompt" else 1
 
-    def history_rows(self, batch: RewardBatch) -> np.ndarray:
-        """The row (B,) of the history that each sample belongs to."""
-        return self.history.rows(batch.pref_group_names)[batch.pref_group_codes]
+    def histories(self, batch: RewardBatch) -> tuple[Sequence[str], np.ndarray]:
+        """The names (G,) of the histories that a batch belongs to, and for each sample (B,) the position of its own
+        among them."""
+        return batch.pref_group_names, batch.pref_group_codes
+
+    def checked(self, batch: RewardBatch) -> tuple[RewardBatch, np.ndarray]:
+        """The batch without outliers, and the row (B,) of the history that each sample belongs to."""
+        names, codes = self.histories(batch)
+        batch = in_proportion(batch, names, codes, self.history, self.options.outliers)
+        return batch, self.history.rows(names)[codes]
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
         o, history = self.options, self.history
-        rows = self.history_rows(batch)
+        batch, rows = self.checked(batch)
         if o.update == "before":
             history.update(rows, batch.rewards)
         mean, std = history.mean, history.moments.std()
@@ -139,7 +152,7 @@ class PGRPO(AdvantageEstimator):
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
         rows = self.history.rows(pref_groups)
-        count, mean, std = self.history.count, self.history.mean, self.history.moments.std()
+        count, mean, std = self.history.spread()
         return {
             name: {"history_count": count[row], "history_mean": mean[row], "history_std": std[row]}
             for name, row in zip(pref_groups, rows)

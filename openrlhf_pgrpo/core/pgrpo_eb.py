@@ -53,7 +53,7 @@ class PGRPOEmpiricalBayes(PGRPO):
 
     def __call__(self, batch: RewardBatch) -> np.ndarray:
         o, history = self.options, self.history
-        rows = self.history_rows(batch)
+        batch, rows = self.checked(batch)
         q = without_gaps(batch.prompt_groups)
         prompts = segment_moments(q, batch.rewards, q.max(initial=-1) + 1)  # (P,), like all arrays below without [q]
         p = segment_owners(q, rows, len(prompts.count))

@@ -107,9 +107,10 @@ def posteriors(features: np.ndarray, answers: np.ndarray, prior: Prior) -> tuple
         answered = np.where(asked, answers[part], 0.5)
         used = np.where(asked[..., None], features[part], 0.0)  # features of 0 have no effect
         _check_answers(used, answered, start)
-        design, offset = used @ root, used @ mean
-        largest = max(np.abs(design).max(initial=0), np.abs(offset).max(initial=0))
-        if largest > LARGEST_LOGIT:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused in the next lines
+            design, offset = used @ root, used @ mean
+        largest = np.max([np.abs(design).max(initial=0), np.abs(offset).max(initial=0)])
+        if not largest <= LARGEST_LOGIT:  # nan is not, either
             raise ValueError(f"a posterior needs logits up to {LARGEST_LOGIT:g}, got {largest:g}: rescale features")
         z, spread = _maximum(design, offset, answered)
         means[part] = mean + z @ root.T

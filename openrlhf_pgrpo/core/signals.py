@@ -20,6 +20,8 @@ Axes: B samples, G preference groups.
 """
 
 import json
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +31,8 @@ from openrlhf_pgrpo.core.estimator import RewardBatch
 from openrlhf_pgrpo.core.history import RewardHistory, varies
 from openrlhf_pgrpo.core.names import need_keys
 from openrlhf_pgrpo.core.options import check_options, option
+from openrlhf_pgrpo.core.outliers import ENOUGH, in_proportion, outliers_option
 
-ENOUGH = 16  # rewards before quantiles mean something; P-GRPO's min_count has the same default
 Z = 1.2816  # standard deviations from the mean of a normal distribution to its tenth and ninetieth percentile
 
 
@@ -61,6 +63,7 @@ class SignalOptions:
         "signal excess. Default 256: their mean is known to a sixteenth of their standard deviation, if they answer "
         "256 different prompts.",
     )
+    outliers: str = outliers_option()
 
     def __post_init__(self):
         check_options(self, {"reference_samples": ("at least 2", self.reference_samples >= 2)})
@@ -96,6 +99,14 @@ class Signal:
     def __init__(self, options: SignalOptions):
         self.options = options
 
+    def without_outliers(self, batch: RewardBatch) -> RewardBatch:
+        """The batch as the signal wants to see it.
+
+        Raises:
+            SampleError: a reward out of all proportion to what the signal remembers. Nothing is changed.
+        """
+        return batch
+
     def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
         """Losses (G,) of `batch.pref_group_names`, whose mean rewards are `means` (G,); NaN where not yet known.
 
@@ -117,18 +128,44 @@ def regret(means: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 class Bounds(Signal):
-    """L_g = (high_g - mean_g) / (high_g - low_g) between bounds that the user knows. No state."""
+    """L_g = (high_g - mean_g) / (high_g - low_g) between bounds that the user knows.
+
+    Outside the bounds L_g stays 0 or 1, and says nothing. So there is a warning, once, if a preference group has had
+    ENOUGH rewards and in no step a mean within its bounds. No state but for that.
+    """
 
     def __init__(self, options: SignalOptions):
         super().__init__(options)
         assert options.bounds is not None  # SignalOptions has checked it
         self.bounds = read_bounds(options.bounds)
+        self.met: set[str] = set()  # preference groups that had a mean within their bounds
+        self.missed: Counter[str] = Counter()  # rewards of the others
+        self.warned = False
 
     def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
         names, bounds = batch.pref_group_names, self.bounds
         pairs = [bounds[name] for name in names] if isinstance(bounds, dict) else bounds
         low, high = np.broadcast_to(np.array(pairs, np.float64), (len(names), 2)).T
+        if not self.warned:
+            self._look(batch, means, low, high)
         return regret(means, low, high)
+
+    def _look(self, batch: RewardBatch, means: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        names, samples = batch.pref_group_names, np.bincount(batch.pref_group_codes)
+        self.met |= {names[g] for g in np.flatnonzero((low <= means) & (means <= high))}
+        outside = [g for g, name in enumerate(names) if name not in self.met]
+        self.missed.update({names[g]: int(samples[g]) for g in outside})
+        never = [g for g in outside if self.missed[names[g]] >= ENOUGH]
+        if never:
+            g, self.warned = never[0], True
+            warnings.warn(
+                f"bounds needs the worst and best mean reward of a preference group, got [{low[g]:g}, {high[g]:g}] "
+                f"for {names[g]!r}, whose mean reward is {means[g]:.4g} and was outside in every step so far "
+                f"({len(never)} of {len(names)} preference groups): its loss stays {regret(means, low, high)[g]:g} "
+                "and does not tell how well it does: correct the option bounds",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class Remembering(Signal):
@@ -137,6 +174,10 @@ class Remembering(Signal):
     def __init__(self, options: SignalOptions):
         super().__init__(options)
         self.history = RewardHistory()
+
+    def without_outliers(self, batch: RewardBatch) -> RewardBatch:
+        names, codes = batch.pref_group_names, batch.pref_group_codes
+        return in_proportion(batch, names, codes, self.history, self.options.outliers)
 
     def known(self, least: float) -> np.ndarray:
         """Whether each preference group of the history (G,) has had at least `least` rewards, not all equal."""

@@ -1,23 +1,30 @@
-"""Checks the dataset columns that name preference groups and users: they exist, and every row has a value.
+"""The columns of a dataset: read at once, and those that name preference groups and users checked row by row.
 
-`source` is where the data come from, in words for messages.
+`source` is where the data come from, in words for messages. Rows are counted from 0.
 """
 
 import inspect
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import wrapt
 
+from openrlhf_pgrpo.core.names import alike, listed, name_of
+
 
 def install(module) -> None:
-    """Makes the host's `blending_datasets` say what is wrong with an empty file."""
+    """Makes the host's `blending_datasets` say what is wrong with a file that is empty or broken."""
+    from datasets.exceptions import DatasetsError
 
     def read(wrapped, _instance, args, kwargs):
+        files = inspect.signature(wrapped).bind(*args, **kwargs).arguments["datasets"]
         try:
             return wrapped(*args, **kwargs)
         except StopIteration as error:  # `datasets` says no more than this about a file without rows
-            source = inspect.signature(wrapped).bind(*args, **kwargs).arguments["datasets"]
-            raise ValueError(f"a dataset needs at least one row, got an empty file {source!r}") from error
+            raise ValueError(f"a dataset needs at least one row, got an empty file {files!r}") from error
+        except (DatasetsError, ValueError) as error:
+            cause = str(error.__cause__ or error).strip()[:300]
+            raise ValueError(f"a dataset needs rows that can be read, got {cause} in {files!r}: correct it") from error
 
     wrapt.wrap_function_wrapper(module, "blending_datasets", read)
 
@@ -36,10 +43,15 @@ def values(dataset, key: str | None, label_key: str | None = None) -> list | Non
     return [label.get(key) if isinstance(label, dict) else None for label in labels]
 
 
-def check_column(dataset, flag: str, key: str, source: str) -> None:
-    """Raises ValueError unless the dataset, read from `source`, has the column `key` that `flag` names."""
+def column(dataset, flag: str, key: str, source: str) -> list:
+    """Values (rows,) of the column `key` that `flag` names.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     if key not in dataset.column_names:
         _refuse(dataset, flag, key, source)
+    return dataset[key][:]
 
 
 def names(dataset, flag: str, key: str, source: str, label_key: str | None = None) -> list[str]:
@@ -51,13 +63,36 @@ def names(dataset, flag: str, key: str, source: str, label_key: str | None = Non
     found = values(dataset, key, label_key)
     if found is None:
         _refuse(dataset, flag, key, source, "" if label_key is None else " or a key of its struct label")
+    checked, wrong = [], {}
     for row, value in enumerate(found):
-        if value is None or value == "":
-            raise ValueError(
-                f"every row needs a value in {key!r} ({flag}), got {value!r} in row {row} of {source}: fill it in or "
-                "drop the row"
-            )
-    return [*map(str, found)]
+        try:
+            checked.append(name_of(value))
+        except ValueError as error:
+            wrong[row] = error
+    if wrong:
+        first, error = next(iter(wrong.items()))
+        struct = isinstance(found[first], dict)
+        do = "put the name into a column of its own" if struct else "fill it in or drop the row"
+        raise ValueError(f"every row needs a name in {key!r} ({flag}), got {error} in {at([*wrong], source)}: {do}")
+    return checked
+
+
+def at(rows: Sequence[int], source: str) -> str:
+    """Where rows are, by number; there may be many, so only the first few are named."""
+    more = f" (and {len(rows) - 1} more: row {', '.join(map(str, rows[1:5]))}{', ...' * (len(rows) > 5)})"
+    return f"row {rows[0]} of {source}{more * (len(rows) > 1)}"
+
+
+def spellings(found: Iterable[str], flag: str, source: str) -> list[str]:
+    """A sentence of warning if some of the names that were found differ only in case or white space."""
+    if not (same := alike(found)):
+        return []
+    pairs = "; ".join(listed(written) for written in same[:3])
+    more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+    return [
+        f"warning: names in {source} ({flag}) that differ only in case or white space count as different: "
+        f"{pairs}{more}; write them alike if they are the same"
+    ]
 
 
 def _refuse(dataset, flag: str, key: str, source: str, or_else: str = "") -> NoReturn:

@@ -16,13 +16,19 @@ def choose(asked: str) -> str:
     import torch
 
     # A driver without a GPU can control a cluster with GPUs.
-    reachable = torch.cuda.is_available() or "RAY_ADDRESS" in os.environ
+    reachable = torch.cuda.is_available() or cluster() is not None
     if asked == "gpu" and not reachable:
         raise SeamError(
             "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the "
             "flag out to run on the CPU"
         )
     return ("gpu" if reachable else "cpu") if asked == "auto" else asked
+
+
+def cluster() -> str | None:
+    """The Ray cluster that RAY_ADDRESS names; None if Ray is to start on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
 
 
 def is_cpu() -> bool:

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from types import SimpleNamespace
+from typing import NoReturn
 
 import wrapt
 
 from openrlhf_pgrpo.core.estimator import load_plugin
 from openrlhf_pgrpo.host import device, flags, hooks
 from openrlhf_pgrpo.host.cpu import launch
+from openrlhf_pgrpo.host.script import host_parser, is_patched
 from openrlhf_pgrpo.host.versions import check_version
+from openrlhf_pgrpo.models import remote_code
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Door:
         seams: what is replaced, by the host's module.
         extend: puts our flags on the host's parser.
         check: raises ValueError for a wrong value in the flat namespace of that parser.
+        look: looks at files and rows, from nested arguments; returns sentences, or raises ValueError or OSError.
         start: runs after parsing and before the script's own work, on nested arguments.
     """
 
@@ -39,24 +43,41 @@ class Door:
     seams: dict[str, hooks.Seam]
     extend: Callable[[argparse.ArgumentParser], None]
     check: Callable[[argparse.Namespace], None]
+    look: Callable[[SimpleNamespace], list[str]]
     start: Callable[[SimpleNamespace], None]
 
     def activate(self) -> None:
         """Prepares this process before it imports the host.
 
+        Exits with a message if `--pgrpo.plugin` cannot be found.
+
         Raises:
             SeamError: the host is missing, of another version, or already imported; or there is no such device.
-            ValueError: `--pgrpo.plugin` cannot be found.
         """
         check_version()
-        early = flags.early(sys.argv[1:])
-        if early[flags.PLUGIN] is not None:
-            load_plugin(early[flags.PLUGIN])
-        os.environ[hooks.DEVICE] = device.choose(early[flags.DEVICE])
-        os.environ.update(device.environment())
+        self.choose(sys.argv[1:])
         hooks.register(self.seams)
 
-    def parse_args(self, parser: argparse.ArgumentParser, argv=None, parse=argparse.ArgumentParser.parse_args):
+    def choose(self, argv: list[str]) -> None:
+        """Heeds the flags that must be known first: plugin, device, and whether code of models may run.
+
+        Exits with a message if the plugin cannot be found.
+
+        Raises:
+            SeamError: there is no such device.
+        """
+        early = flags.early(argv)
+        if early[flags.TRUST]:
+            remote_code.trust()
+        if early[flags.PLUGIN] is not None:
+            try:
+                load_plugin(early[flags.PLUGIN])
+            except ValueError as refusal:
+                self._refuse(f"--{flags.PLUGIN}: {refusal}: correct it")
+        os.environ[hooks.DEVICE] = device.choose(early[flags.DEVICE])
+        os.environ.update(device.environment())
+
+    def parse_args(self, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
         """`parser.parse_args(argv)` for the script's own parser, with our flags.
 
         Exits with a usage message, as argparse does, if a value is refused.
@@ -66,15 +87,15 @@ class Door:
             self.extend(parser)
             known = parser._option_string_actions
             flags.refuse_other_spellings(sys.argv[1:] if argv is None else argv, known.keys() - of_host, known)
-            args = parse(parser, argv)
+            args = parser.parse_args(argv)
             self.check(args)
             if device.is_cpu():
-                nested = nest(args)
+                nested = flags.nest(args)
                 launch.replace_gpu_defaults(nested)
                 launch.refuse_unsupported(nested)
                 for name in vars(args):
                     setattr(args, name, reduce(getattr, name.split("."), nested))
-        except ValueError as refusal:
+        except (ValueError, OSError) as refusal:
             parser.error(str(refusal))
         return args
 
@@ -87,31 +108,61 @@ class Door:
         Raises:
             SeamError: a function of the host has another shape than the one we replace.
         """
+        self._say(self._look(args))
+        self._begin(args)
+
+    def seen(self, argv: list[str]) -> list[str]:
+        """What there is to say of a command with these words; starts nothing. Exits with a message if it is refused.
+
+        Raises:
+            SeamError: as `activate`.
+        """
+        check_version()
+        self.choose(argv)
+        return self._look(self.parse_args(host_parser(self.script), argv))
+
+    def run(self) -> None:
+        """Runs the host's script, untouched, as `python -m` would.
+
+        Looks at flags and files before the script's own imports, which take most of a minute.
+        """
+        if is_patched(self.script):  # it makes the three calls itself
+            runpy.run_module(self.script, run_name="__main__")
+            return
+        self.activate()
+        parsed = self.parse_args(host_parser(self.script))
+        self._say(self._look(parsed))
+
+        def begin(parse, parser, args, kwargs):
+            if f"--{self.own_flag}" not in parser._option_string_actions:
+                return parse(*args, **kwargs)
+            self._begin(parsed)
+            return parsed
+
+        wrapt.wrap_function_wrapper(argparse, "ArgumentParser.parse_args", begin)
+        runpy.run_module(self.script, run_name="__main__")
+
+    def _look(self, args: argparse.Namespace) -> list[str]:
+        try:
+            return self.look(flags.nest(args))
+        except (ValueError, OSError) as refusal:
+            self._refuse(refusal)
+
+    def _say(self, sentences: list[str]) -> None:
+        if os.environ.get("RANK", "0") == "0":  # of a launcher's processes one speaks
+            for sentence in sentences:
+                print(f"[pgrpo] {sentence}", flush=True)
+
+    def _begin(self, args: argparse.Namespace) -> None:
         for module in self.seams:
             importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM started
         try:
-            self.start(nest(args))
+            self.start(flags.nest(args))
         except (ValueError, OSError) as refusal:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal) -> NoReturn:
+        """Ends the process. Of a launcher's processes one on each machine speaks: a file may be missing on one."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{self.script}: error: {refusal}", file=sys.stderr)
-            sys.exit(2)
-
-    def run(self) -> None:
-        """Runs the host's script, untouched, as `python -m` would."""
-        self.activate()
-
-        def parse_and_prepare(parse, parser, args, kwargs):
-            if f"--{self.own_flag}" not in parser._option_string_actions:
-                return parse(*args, **kwargs)
-            parsed = self.parse_args(parser, *args, **kwargs, parse=lambda _parser, argv: parse(argv))
-            self.prepare(parsed)
-            return parsed
-
-        wrapt.wrap_function_wrapper(argparse, "ArgumentParser.parse_args", parse_and_prepare)
-        runpy.run_module(self.script, run_name="__main__")
-
-
-def nest(args: argparse.Namespace) -> SimpleNamespace:
-    """Arguments as the host nests them: `args.data.max_len` of the flag `--data.max_len`."""
-    from openrlhf.utils.config import hierarchize
-
-    return hierarchize(args)
+        sys.exit(2)

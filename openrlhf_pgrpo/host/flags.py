@@ -4,12 +4,12 @@ import argparse
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 PREF_GROUP_KEY, USER_KEY, PREFERENCE_KEY = "data.pref_group_key", "data.user_key", "data.preference_key"
 METRICS_PATH = "logger.metrics_path"
-DEVICE, PLUGIN = "pgrpo.device", "pgrpo.plugin"
+DEVICE, PLUGIN, TRUST = "pgrpo.device", "pgrpo.plugin", "trust_remote_code"
 
 # Old spelling -> the one name that the flag now has in all trainers.
 OLD_SPELLINGS = {
@@ -21,6 +21,8 @@ OLD_SPELLINGS = {
     "--robust.metrics_path": METRICS_PATH,
     "--reward.metrics_path": METRICS_PATH,
 }
+# Some trainers have these, and others have no use for them.
+OF_SOME_TRAINERS = (PREF_GROUP_KEY, USER_KEY, PREFERENCE_KEY, METRICS_PATH)
 # They are gone, because no experiment supported them.
 GONE = ("--pgrpo.variance", "--robust.update", "--robust.smoothing", "--robust.adjustment", "--robust.floor")
 
@@ -96,6 +98,23 @@ def flatten(args, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def nest(args: argparse.Namespace) -> SimpleNamespace:
+    """Arguments as the host nests them: `args.data.max_len` of the flag `--data.max_len`.
+
+    The host has the same in `openrlhf.utils.config`, behind imports of half a minute.
+    """
+    root = SimpleNamespace()
+    for flag, value in vars(args).items():
+        *sections, name = flag.split(".")
+        place = root
+        for section in sections:
+            if not hasattr(place, section):
+                setattr(place, section, SimpleNamespace())
+            place = getattr(place, section)
+        setattr(place, name, value)
+    return root
+
+
 def set_flags(add: Callable[[argparse.ArgumentParser], None], flat: Mapping[str, Any]) -> list[str]:
     """Which flags, of those that `add` puts on a parser, do not have their default value."""
     defaults = argparse.ArgumentParser(allow_abbrev=False)
@@ -126,11 +145,23 @@ def add_plugin(group) -> None:
     )
 
 
+def add_trust(group) -> None:
+    """Adds `--trust_remote_code`."""
+    group.add_argument(
+        f"--{TRUST}",
+        action="store_true",
+        help="Run Python code that comes with a model. Off by default, because such code can do on this machine and "
+        "the cluster whatever you can: only for models of people whose programs you would run.",
+    )
+
+
 def early(argv: list[str]) -> Mapping[str, Any]:
-    """The values of the flags that must be known before the host is imported: the device and the plugin."""
+    """The values of the flags that must be known before the host is imported: device, plugin, and whether code of
+    models may run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_device(parser, "")
     add_plugin(parser)
+    add_trust(parser)
     return vars(parser.parse_known_args(argv)[0])
 
 
@@ -166,8 +197,14 @@ def refuse_other_spellings(words: Iterable[str], ours: Collection[str], known: C
             raise ValueError("pgrpo_centered is now --advantage_estimator pgrpo --pgrpo.center prompt: type that")
         if not flag.startswith("--") or flag == "--" or flag in known:
             continue
-        if (new := OLD_SPELLINGS.get(flag)) and f"--{new}" in known:
-            raise ValueError(f"{flag} is now called --{new}, got the old name: type the new one")
+        if new := OLD_SPELLINGS.get(flag):
+            raise ValueError(
+                f"{flag} is now called --{new}, got the old name: type the new one"
+                if f"--{new}" in known
+                else f"{flag} is an old name of --{new}, which does nothing in this script: leave it out"
+            )
+        if flag.removeprefix("--") in OF_SOME_TRAINERS:
+            raise ValueError(f"{flag} is for other trainers and does nothing in this script: leave it out")
         if flag in GONE:
             raise ValueError(f"{flag} is gone, because no experiment supported it: leave it out")
         if meant := sorted(name for name in ours if name.startswith(flag)):

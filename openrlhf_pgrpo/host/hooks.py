@@ -16,6 +16,7 @@ import wrapt
 
 from openrlhf_pgrpo.host.cpu import patches
 from openrlhf_pgrpo.host.versions import HOST_VERSIONS, SeamError
+from openrlhf_pgrpo.models import remote_code
 
 DEVICE = "OPENRLHF_PGRPO_DEVICE"  # environment variable: gpu or cpu, chosen once by the driver
 
@@ -38,6 +39,7 @@ def register(seams: dict[str, Seam]) -> None:
             raise SeamError("openrlhf_pgrpo opens one door a process, got a second one: start another process for it")
         return
     hooks = [(name, _hook(seam)) for name, seam in seams.items()]
+    hooks += remote_code.HOOKS.items()
     if os.environ[DEVICE] == "cpu":
         hooks += patches.PATCHES.items()
     for name, _ in hooks:

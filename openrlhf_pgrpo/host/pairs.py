@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import distributed
 
+PAIRS = "openrlhf_pgrpo_pairs"  # how many there are, in the client states of a checkpoint
+
 
 class Seen(NamedTuple):
     """Rows (k,) of the preference groups that were seen, their number of pairs (k,), mean loss and accuracy (k,)."""
@@ -118,6 +120,44 @@ class WholeSteps:
             step = list(islice(batches, self.micro_batches))
             self.before_step(step)
             yield from step
+
+
+class WholeEpochs:
+    """Comes before a trainer of the host among the bases of a class.
+
+    Every epoch makes whole updates, a resume needs as many pairs as before, and a run that is complete says so.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.train_dataloader = WholeSteps(self.train_dataloader, self.strategy.accumulated_gradient)
+
+    def fit(self, args, consumed_samples=0, num_update_steps_per_epoch=None):
+        """The host's loop over all epochs.
+
+        Raises:
+            ValueError: the checkpoint that is resumed was made on another number of pairs.
+        """
+        resumed = getattr(self.strategy, "client_states", {})  # of the checkpoint, if one was loaded
+        here, there = self._pairs(), resumed.get(PAIRS)
+        if there not in (here, None):
+            raise ValueError(
+                f"resuming needs the pairs of the checkpoint, got {there} there and {here} now (--data.dataset, "
+                "--data.max_samples): give it the same data, or start anew without --ckpt.load_enable"
+            )
+        if consumed_samples >= self.epochs * num_update_steps_per_epoch * args.train.batch_size:
+            self.strategy.print(
+                f"[pgrpo] the run is complete: its checkpoint is the end of epoch {self.epochs}, and "
+                f"--train.max_epochs is {self.epochs}. Raise it to go on"
+            )
+        super().fit(args, consumed_samples, num_update_steps_per_epoch)
+
+    def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
+        client_states[PAIRS] = self._pairs()
+        super().save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)
+
+    def _pairs(self) -> int:
+        return len(self.train_dataloader.sampler.dataset)
 
 
 def log_evaluation(trainer, values: dict[str, float], step: int) -> None:

@@ -1,8 +1,14 @@
-"""Our part of a checkpoint: one key of the host's client states, and the refusal of a checkpoint that does not fit.
+"""What a resumed run needs: a checkpoint that is whole, and our part of it, under one key of the host's client states.
 
 The state of a method means something only under the settings it was made with, so these are saved beside it.
 """
 
+import re
+import zipfile
+from pathlib import Path
+
+# What the host's trainers call a checkpoint. Other folders beside them belong to somebody else.
+CHECKPOINT = re.compile(r"(best_)?global_step\d+")
 KEY = "openrlhf_pgrpo"
 SCHEMA = 2
 
@@ -37,3 +43,46 @@ def check_settings(saved: dict, current: dict, otherwise: str, *others: str) -> 
         raise ValueError(
             f"resuming needs the settings of the checkpoint, got {'; '.join(told)}: use those, or {otherwise}"
         )
+
+
+def latest(folder: Path) -> str | None:
+    """The name of the checkpoint in `folder` that a resume loads; None if there is no whole one.
+
+    Raises:
+        ValueError: the file `latest` names one that is absent or half, and others are whole.
+    """
+    named = folder / "latest"
+    if not named.is_file():
+        return None
+    tag = named.read_text(encoding="utf-8", errors="replace").strip()
+    if tag and _is_whole(folder / tag):
+        return tag
+    if not (whole := sorted(path.name for path in _checkpoints(folder) if _is_whole(path))):
+        return None
+    raise ValueError(
+        f"resuming needs the checkpoint that {named} names, got {tag!r}, which is not whole; whole ones are "
+        f"{', '.join(whole)}: write the name of one of them into that file"
+    )
+
+
+def nothing_to_load(folder: Path) -> str:
+    """What to say of a folder without a whole checkpoint."""
+    if not folder.is_dir():
+        above = next(path for path in folder.absolute().parents if path.is_dir())
+        return f"--ckpt.load_enable: there is no folder {folder} ({above} holds {_content(above)}): starting anew"
+    return f"--ckpt.load_enable: there is no complete checkpoint in {folder} ({_content(folder)}): starting anew"
+
+
+def _content(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "nothing"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether DeepSpeed has written a model there, and every file to its end: PyTorch's files end with an index."""
+    files = list(checkpoint.glob("*.pt"))
+    return any(path.name.endswith("model_states.pt") for path in files) and all(map(zipfile.is_zipfile, files))

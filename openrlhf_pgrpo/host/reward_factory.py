@@ -8,15 +8,18 @@ from functools import wraps
 from inspect import unwrap
 from typing import NamedTuple
 
-from openrlhf_pgrpo.models.folder import describe, is_factorized
+from openrlhf_pgrpo.models import backbone
+from openrlhf_pgrpo.models.backbone import reading
+from openrlhf_pgrpo.models.folder import COEFFICIENTS, Folder, describe, is_factorized
 from openrlhf_pgrpo.models.network import factorized_reward_model
 
 
 class NewModel(NamedTuple):
-    """What training turns a plain backbone into: D base rewards, and how a text becomes one state."""
+    """What training turns a plain backbone into: D base rewards, how a text becomes a state, and the longest text."""
 
     factors: int
     pooling: str
+    max_length: int | None = None
 
 
 class Factory:
@@ -27,18 +30,22 @@ class Factory:
         self.host_factory, self.new, self.classes = host_factory, new, classes
 
     def from_pretrained(self, name, *, config, **kwargs):
-        starts = self.new is not None and not is_factorized(config)
-        if starts:
+        made_here: set[str] = set()
+        if is_factorized(config):
+            Folder(name).check_shapes()
+        elif self.new is not None:
+            backbone.check(config, name)
             # The table of users has one row for now, because the host has not read its data yet.
-            describe(config, self.new.factors, 1, self.new.pooling)
-        if not is_factorized(config):
+            describe(config, self.new.factors, 1, self.new.pooling, self.new.max_length)
+            made_here = {f"{self.classes[2]}.weight", COEFFICIENTS}
+        else:
             return self.host_factory(*self.classes).from_pretrained(name, config=config, **kwargs)
-        model, report = factorized_reward_model(*self.classes).from_pretrained(
-            name, config=config, output_loading_info=True, **kwargs
-        )
-        missing = report["missing_keys"] & {f"{model.value_head_prefix}.weight", "coefficients"}
-        if missing and not starts:
-            raise ValueError(f"{name} needs the weights of its base rewards and users, got none for {sorted(missing)}")
+        with reading(f"the weights of {name}"):
+            model, report = factorized_reward_model(*self.classes).from_pretrained(
+                name, config=config, output_loading_info=True, **kwargs
+            )
+        backbone.check_complete(set(report["missing_keys"]) - made_here, name)
+        backbone.check_finite(model.named_parameters(), name)
         return model
 
 

@@ -9,9 +9,10 @@ import json
 import os
 import re
 import time
+from itertools import count
 from pathlib import Path
 
-from openrlhf_pgrpo.files import write_whole
+from openrlhf_pgrpo.files import whole_file
 from openrlhf_pgrpo.host import flags, hooks, versions
 
 HIDDEN = "(hidden)"
@@ -22,13 +23,19 @@ MOST_REWARDS = 8
 class JSONLines:
     """A metrics file: one JSON object a training step, on disk before the next step begins.
 
-    At the first row an older file is cleaned. Rows of earlier steps stay. Later rows go, because the resumed run
-    writes them again. Half a line of a killed run goes too.
+    An older file at `path` is read when this is made, so that what is wrong with it is said before the first step. At
+    the first row it is cleaned. Rows of earlier steps stay. Later rows go, because the resumed run writes them again.
+    Half a line of a killed run goes too. If no row is of an earlier step, the file is of another run: it is kept
+    beside the new one, as NAME.old-1.jsonl or the next number that is free.
+
+    Raises:
+        ValueError: the older file is none of metrics, or `path` cannot be a file.
     """
 
     def __init__(self, path: str):
         self.path = Path(path)
         self._begun = False
+        self._read()
 
     def append(self, row: dict) -> None:
         if not self._begun:
@@ -38,12 +45,54 @@ class JSONLines:
             file.flush()
             os.fsync(file.fileno())
 
+    def _read(self) -> list[tuple[int, bytes]]:
+        """Step and line of each row of the older file; blank lines and half a line at the end are left out."""
+        above = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not above.is_dir() or (self.path.exists() and not self.path.is_file()):
+            raise ValueError(f"metrics need a file, got {self.path}, which cannot be one: pass --{flags.METRICS_PATH}")
+        if not self.path.exists():
+            return []
+        rows = []
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                step = _step(line)
+                if step is not None:
+                    rows.append((step, line))
+                elif line.strip() and line.endswith(b"\n"):
+                    raise ValueError(
+                        f'metrics need a file of rows with a whole number "step", got {line[:60]!r} in line {number} '
+                        f"of {self.path}: move that file away, or name another by --{flags.METRICS_PATH}"
+                    )
+        return rows
+
     def _begin(self, first_step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        write_whole(self.path, "".join(line for line in whole if json.loads(line)["step"] < first_step))
+        rows = self._read()
+        earlier = [line for step, line in rows if step < first_step]
+        if rows and not earlier:
+            kept = self._put_aside()
+            print(f"[pgrpo] the metrics of an earlier run are kept in {kept}", flush=True)
+        with whole_file(self.path) as file:
+            file.writelines(earlier)
         self._begun = True
+
+    def _put_aside(self) -> Path:
+        names = (self.path.with_name(f"{self.path.stem}.old-{number}.jsonl") for number in count(1))
+        kept = next(name for name in names if not os.path.lexists(name))
+        os.rename(self.path, kept)
+        return kept
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a whole row; None if the line is none."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def description(args) -> dict:

@@ -11,23 +11,23 @@ REWARD_MODEL = Seam(
 
 CHECKPOINTS = Seam(
     {
+        "DeepspeedStrategy.__init__": (
+            *("self", "seed", "full_determinism", "max_norm", "micro_train_batch_size", "train_batch_size"),
+            *("zero_stage", "args"),
+        ),
         "DeepspeedStrategy.save_ckpt": (
             *("self", "model", "save_dir", "tag", "max_num", "max_mem", "client_state", "save_latest"),
             *("metric_value", "metric_key"),
         ),
+        "DeepspeedStrategy.load_ckpt": (
+            *("self", "model", "load_dir", "tag", "load_module_strict", "load_optimizer_states"),
+            *("load_lr_scheduler_states", "load_module_only"),
+        ),
+        "DeepspeedStrategy.save_model": ("self", "model", "tokenizer", "output_dir", "kwargs"),
         "DeepspeedStrategy._read_ckpt_metric": ("self", "ckpt_dir"),
     },
     "openrlhf_pgrpo.host.whole_checkpoints:install",
 )
-
-# For the trainers that resume in the host's script itself.
-LOAD_CHECKPOINT = {
-    "DeepspeedStrategy.load_ckpt": (
-        *("self", "model", "load_dir", "tag", "load_module_strict", "load_optimizer_states"),
-        *("load_lr_scheduler_states", "load_module_only"),
-    ),
-    **CHECKPOINTS.contract,
-}
 
 READING = Seam(
     {

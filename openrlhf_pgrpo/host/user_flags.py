@@ -1,9 +1,14 @@
 """The flags about users in PPO and in the reward server: which users a factorized model serves, and how."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openrlhf_pgrpo.host import flags
-from openrlhf_pgrpo.models.users import ERROR, MEAN
+from openrlhf_pgrpo.models.users import ERROR, MEAN, Users
+
+if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
+    from openrlhf_pgrpo.models.folder import Folder
 
 
 def add_user_flags(group) -> None:
@@ -26,3 +31,18 @@ def add_user_flags(group) -> None:
 def set_user_flags(flat: Mapping) -> list[str]:
     """Which of these flags are not at their defaults."""
     return flags.set_flags(add_user_flags, flat)
+
+
+def check_profiles(folder: "Folder", profiles: str | None) -> None:
+    """Refuses, before anything heavy starts, profiles that do not fit the factorized model in `folder`.
+
+    Raises:
+        ValueError: there are none, or one is broken, for another model, or of a user whom the model knows.
+        OSError: a profile cannot be read.
+    """
+    if profiles is None:
+        return
+    try:
+        Users(folder, [Path(profiles)])
+    except ValueError as error:
+        raise ValueError(f"--reward.profiles: {error}") from error

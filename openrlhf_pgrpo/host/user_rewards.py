@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig
 
+from openrlhf_pgrpo.models.backbone import read_config
 from openrlhf_pgrpo.models.folder import Folder, is_factorized
 from openrlhf_pgrpo.models.users import MEAN, Users
 
@@ -50,6 +50,6 @@ class UserRewards:
 
 def factorized_folder(name: str | None) -> Folder | None:
     """The factorized reward model in a folder or under a hub name; None if it is another kind of model, or no name."""
-    if name is None or not is_factorized(AutoConfig.from_pretrained(name, trust_remote_code=True)):
+    if name is None or not is_factorized(read_config(name)):
         return None
     return Folder(name)

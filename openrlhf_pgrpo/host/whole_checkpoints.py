@@ -2,9 +2,11 @@
 
 The host deletes old checkpoints before it writes the next one, even the one that a resume would load. DeepSpeed then
 names the next one in `latest` while other ranks may still be writing. A full disk or a killed rank at that moment
-leaves nothing to resume from. Here the host writes into the folder `unfinished` beside its checkpoints. When all ranks
-are done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes what the host would have
-deleted.
+leaves nothing to resume from. Here the host writes into a folder of ours beside its checkpoints. When all ranks are
+done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes older checkpoints by the host's
+rules. The host would also count and delete other folders that lie there. Here only checkpoints are.
+
+A resume loads a checkpoint that is whole, or says that there is none and starts anew.
 
 It runs in every DeepSpeed rank, in PPO too. Remove it once the host saves before it deletes, and DeepSpeed updates
 `latest` only after all ranks are done.
@@ -19,13 +21,56 @@ from pathlib import Path
 import wrapt
 
 from openrlhf_pgrpo.files import write_whole
+from openrlhf_pgrpo.host import device, resume, saved_models
 
-UNFINISHED = "unfinished"
+UNFINISHED = ".openrlhf_pgrpo-unfinished"
 
 
 def install(module) -> None:
-    """Wraps `DeepspeedStrategy.save_ckpt`."""
+    """Wraps what `DeepspeedStrategy` does with checkpoints, and with the model that a run leaves.
+
+    Install it last: it comes before all else that wraps these methods.
+    """
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.__init__", announce)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_ckpt", save_whole)
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load_whole)
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", saved_models.save)
+
+
+def announce(init, strategy, args, kwargs) -> None:
+    """The host's `DeepspeedStrategy.__init__`, which the driver of PPO and each rank of other trainers call once. Says
+    at the start if there is nothing to resume.
+
+    Raises:
+        ValueError: as `resume.latest`.
+    """
+    init(*args, **kwargs)
+    options = strategy.args.ckpt
+    if not options.load_enable or strategy.use_ds_universal_ckpt:
+        return
+    folder = Path(options.path)
+    if hasattr(strategy.args, "rollout"):  # PPO; the critic's checkpoint lies beside the policy's
+        if not folder.exists() and device.cluster() is not None:
+            return  # this machine cannot tell
+        folder /= "_actor" if folder.exists() else ""
+    if resume.latest(folder) is None and os.environ.get("RANK", "0") == "0":
+        print(f"[pgrpo] {resume.nothing_to_load(folder)}", flush=True)
+
+
+def load_whole(load, strategy, args, kwargs) -> tuple:
+    """The host's `load_ckpt`, on every rank, with the same arguments. Returns (None, {}) if there is nothing whole.
+
+    Raises:
+        ValueError: as `resume.latest`.
+    """
+    call = inspect.signature(load).bind(*args, **kwargs).arguments
+    folder = Path(call["load_dir"])
+    if call.get("tag") is None and not strategy.use_ds_universal_ckpt and resume.latest(folder) is None:
+        strategy.print(f"[pgrpo] {resume.nothing_to_load(folder)}")
+        return None, {}
+    path, states = load(*args, **kwargs)
+    strategy.resumed = path is not None
+    return path, states
 
 
 def save_whole(save, strategy, args, kwargs) -> None:
@@ -75,13 +120,19 @@ def _put_in_place(new: Path, place: Path) -> None:
 
 
 def _to_delete(folder: Path, newest: str, most: int, most_gib: float, metric) -> list[Path]:
-    """What the host would delete, by its rules, but never `newest`, which a resume would load.
+    """Which checkpoints go, by the host's rules, but never `newest`, which a resume would load.
+
+    Only folders that bear a checkpoint's name count, and links never: what else lies there belongs to somebody else.
 
     A new best checkpoint replaces all older best ones. Regular ones are deleted until at most `most` are left and,
     with the best ones, they take at most `most_gib`. Those without a metric go first, then those with the lowest
     metric, then the oldest.
     """
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name != newest]
+    found = [
+        path
+        for path in folder.iterdir()
+        if resume.CHECKPOINT.fullmatch(path.name) and path.name != newest and path.is_dir() and not path.is_symlink()
+    ]
     best = [path for path in found if path.name.startswith("best")]
     if newest.startswith("best"):
         return best

@@ -4,21 +4,32 @@ head and coefficients in seconds (arXiv 2503.06358, with the features of section
 Axes: U users, P pairs, D base rewards, H embedding dimensions, N annotations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.annotations import Annotations, preference_of
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
-from openrlhf_pgrpo.core.factorization import fit
+from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
+from openrlhf_pgrpo.core.names import Names, alike, listed, name_of
 from openrlhf_pgrpo.files import read_rows
+from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import write
+from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
+from openrlhf_pgrpo.models.output_folder import check_new
 from openrlhf_pgrpo.models.scoring import embed
+from openrlhf_pgrpo.models.texts import Texts
 
 MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
+L2S = (1.0, 3.0, 10.0, 30.0)  # penalties that are tried
 FEWEST_PROMPTS = 20  # with fewer prompts, pairs are held out instead: a fold would hold too few prompts
+AT_ONCE = 1024  # texts that are checked at once: the tokens of all would take much memory
+COIN = float(np.log(2))  # the log loss of a coin
+Say = Callable[[str], None]
+SAY = partial(print, flush=True)
 
 
 class Columns(NamedTuple):
@@ -38,20 +49,51 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, st
     """(user, prompt, first answer, second answer, preference for the first) of each row of a JSONL file.
 
     Raises:
-        ValueError: a row without a text in one of the first four columns, or with a preference that is not a number
-            from 0 to 1; with its line.
+        ValueError: a row without a user, or without a text in one of the next three columns; a preference that is not
+            a number from 0 to 1, or missing though other rows have one; answers that are the same text; with lines.
     """
-    rows = []
-    for number, row in read_rows(path, dict.fromkeys(columns[:4], str)):
-        place = f"line {number} of {path}"
-        if not row[columns.user]:
-            raise ValueError(f"{place} needs a user, got none in {columns.user!r}: fill it in or drop the row")
-        preference = row.get(columns.preference, 1.0)
-        if isinstance(preference, bool) or not isinstance(preference, (int, float)) or not 0 <= preference <= 1:
+    numbered = read_rows(path, dict.fromkeys(columns[1:4], str))
+    weighed = any(columns.preference in row for _, row in numbered)
+    if not weighed and columns.preference != COLUMNS.preference:
+        raise ValueError(f"{path} needs the column {columns.preference!r}, got no row with it: correct its name")
+    rows, same = [], []
+    for line, row in numbered:
+        place = f"line {line} of {path}"
+        if columns.user not in row:
+            raise ValueError(f"{place} needs the column {columns.user!r}, got {listed(row)}")
+        try:
+            user = name_of(row[columns.user])
+        except ValueError as error:
+            raise ValueError(
+                f"{place} needs a user in {columns.user!r}, a text or a number, got {error}: fill in or drop the row"
+            ) from error
+        given = row.get(columns.preference) if weighed else 1.0
+        try:
+            preference = preference_of(given)
+        except ValueError as error:
             need = f"a number from 0 (rejected) to 1 (chosen) in {columns.preference!r}"
-            raise ValueError(f"{place} needs {need}, got {preference!r}: correct it")
-        rows.append((*(row[key] for key in columns[:4]), float(preference)))
+            got = "null" if given is None else f"{repr(given)[:80]}"
+            raise ValueError(f"{place} needs {need}, got {got}: correct it or drop the row") from error
+        if blank := [column for column in columns[1:4] if not row[column].strip()]:
+            raise ValueError(
+                f"{place} needs a text in {blank[0]!r}, got {row[blank[0]]!r}: fill it in or drop the row"
+            )
+        prompt, first, second = (row[column] for column in columns[1:4])
+        if first == second:
+            same.append(line)
+        rows.append((user, prompt, first, second, preference))
+    if same:
+        raise ValueError(
+            f"every pair needs two answers that differ, got the same text twice in {_lines(same)} of {path}: drop "
+            f"{'them' if len(same) > 1 else 'it'}, because no base reward can tell such answers apart"
+        )
     return rows
+
+
+def _lines(numbers: list[int]) -> str:
+    """Lines of a file by number; there may be many, so only the first few."""
+    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"
 
 
 def annotate(rows: list[tuple[str, str, str, str, float]]) -> tuple[list[tuple[str, str, str]], Annotations]:
@@ -72,13 +114,65 @@ def annotate(rows: list[tuple[str, str, str, str, float]]) -> tuple[list[tuple[s
 
 def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], pooling: str) -> np.ndarray:
     """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
-    texts = list(dict.fromkeys((prompt, answer) for prompt, *answers in pairs for answer in answers))
+    texts = _texts(pairs)
     rows = {text: row for row, text in enumerate(texts)}
     prompts, answers = zip(*texts)
     embeddings = embed(backbone, prompts, answers, pooling)
     first = [rows[prompt, answer] for prompt, answer, _ in pairs]
     second = [rows[prompt, answer] for prompt, _, answer in pairs]
     return embeddings[first] - embeddings[second]
+
+
+def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """The distinct texts (prompt, answer) of pairs."""
+    return list(dict.fromkeys((prompt, answer) for prompt, *answers in pairs for answer in answers))
+
+
+def check_texts(
+    data: Path,
+    rows: list[tuple[str, str, str, str, float]],
+    pairs: Sequence[tuple[str, str, str]],
+    tokenizer: Any,
+    max_length: int,
+) -> list[str]:
+    """What to say about texts that are longer than the backbone reads; `rows` are those of the file `data`.
+
+    Raises:
+        ValueError: an answer that does not fit even without its prompt, or a pair whose texts become the same tokens;
+            with lines.
+    """
+    texts, made, cut = _texts(pairs), Texts(tokenizer, max_length), 0
+    long: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], int] = {}
+    for start in range(0, len(texts), AT_ONCE):
+        some = texts[start : start + AT_ONCE]
+        tokens = made.tokens(*zip(*some))
+        cut += int(tokens.cut.sum())
+        long.update(text for text, is_long in zip(some, tokens.too_long) if is_long)
+        seen.update(zip(some, (hash(tuple(ids)) for ids in tokens.ids)))
+    if long:
+        lines = _lines_where(data, rows, lambda prompt, *answers: any((prompt, answer) in long for answer in answers))
+        raise ValueError(
+            f"every answer needs to fit into the {max_length} tokens that the backbone reads, got a longer one in "
+            f"{lines} of {data}: shorten or drop it, or name a backbone that reads more"
+        )
+    equal = {pair for pair in pairs if seen[pair[:2]] == seen[pair[0], pair[2]]}
+    if equal:
+        lines = _lines_where(data, rows, lambda prompt, *answers: (prompt, *sorted(answers)) in equal)
+        raise ValueError(
+            f"every pair needs two texts that differ, got texts that the backbone reads as the same tokens in {lines} "
+            f"of {data}: drop them, or name another backbone"
+        )
+    if not cut:
+        return []
+    return [f"{cut} of {len(texts)} texts are longer than {max_length} tokens: their prompts are cut from the left"]
+
+
+def _lines_where(data: Path, rows: list[tuple[str, str, str, str, float]], wrong: Callable[..., bool]) -> str:
+    """The lines of the file with rows whose (prompt, first answer, second answer) are wrong."""
+    with open(data, "rb") as file:
+        numbers = [number for number, line in enumerate(file, 1) if line.strip()]
+    return _lines([number for number, row in zip(numbers, rows, strict=True) if wrong(*row[1:4])])
 
 
 def factorize(
@@ -89,6 +183,7 @@ def factorize(
     l2: float | None = None,
     pooling: str = "last",
     columns: Columns = COLUMNS,
+    say: Say = SAY,
 ) -> Choice | None:
     """Fits a factorized reward model to a file of annotations and writes it; returns the cross-validated curve.
 
@@ -96,26 +191,72 @@ def factorize(
     state are hundreds of times larger than the rest, and the penalty would leave only those.
 
     Args:
+        folder: as `output_folder.check_new` wants it, with `refit`.
         factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
             prompts because the reward will meet new ones. If both are given, there is no curve: None.
+        say: is told what the data lack, and how far the work has come.
 
     Raises:
-        ValueError: as `read` and `core.factorization.fit`.
+        ValueError: as `read`, `check_texts`, `backbone.load`, `output_folder.check_new` and
+            `core.factorization.fit`; or answers that no base reward explains, with the curve.
+        RuntimeError: the fit does not converge.
     """
-    pairs, annotations = annotate(read(data, columns))
+    check_new(folder, "--output", [backbone], refit=True)
+    check_pooling(pooling)
+    config = backbones.read_config(backbone)
+    backbones.check(config, backbone)
+    if l2 is not None:
+        check_l2(l2)
+    rows = read(data, columns)
+    pairs, annotations = annotate(rows)
+    sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
+    if factors is not None:
+        check_factors(factors, sizes)
+    for names in alike(annotations.users):
+        say(f"warning: users whose names differ only in case or white space, each with coefficients: {listed(names)}")
+    tokenizer = backbones.read_tokenizer(backbone)
+    for sentence in check_texts(data, rows, pairs, tokenizer, backbones.max_length(skeleton(config), tokenizer)):
+        say(sentence)
     X = differences(backbone, pairs, pooling)
     scale = np.sqrt(np.square(X).mean(0))
     scale[scale == 0] = 1.0
-    choice = None
-    if factors is None or l2 is None:
-        most = min(MOST_FACTORS, len(annotations.users), *X.shape)
-        tried: dict[str, Any] = {"factors": range(1, most + 1) if factors is None else (factors,)}
-        if l2 is not None:
-            tried["l2"] = (l2,)
-        prompts = np.unique([prompt for prompt, *_ in pairs], return_inverse=True)[1]
-        together = prompts if prompts.max() >= FEWEST_PROMPTS - 1 else None
-        choice = choose_factors(X / scale, annotations, **tried, together=together)
-        factors, l2 = choice.recommended, choice.l2
-    found = fit(X / scale, annotations, factors, l2)
+    if factors is not None and l2 is not None:
+        choice, found = None, fit(X / scale, annotations, factors, l2)
+    else:
+        most = min(MOST_FACTORS, *sizes.values())
+        tried = range(1, most + 1) if factors is None else (factors,)
+        prompts = [prompt for prompt, *_ in pairs]
+        distinct = Names(sorted(set(prompts)))
+        together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
+        l2s = L2S if l2 is None else (l2,)
+        choice = choose_factors(X / scale, annotations, tried, l2s, together=together, say=say)
+        found = _fit_chosen(X / scale, annotations, choice, factors is None, say)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling)
     return choice
+
+
+def _fit_chosen(X: np.ndarray, annotations: Annotations, choice: Choice, free: bool, say: Say) -> Factorization:
+    """The fit that the curve recommends; if the number of base rewards is free, with as many as all data carry.
+
+    Raises:
+        ValueError: they carry none, or fewer than asked for, at the chosen penalty.
+    """
+    pairs = f"{len(annotations)} answers of {len(annotations.users)} users to {len(X)} pairs"
+    coin = f"held-out answers are predicted no better than by a coin, whose log loss is {COIN:.4f}"
+    if hopeless := choice.loss.min() > COIN - choice.error[choice.loss.argmin()]:
+        coin = f"{coin}: {pairs} are too few or too noisy, or the backbone does not see what users go by"
+    try:
+        found = fit(X, annotations, choice.recommended, choice.l2)
+    except NotCarried as error:
+        if not error.carried or not free:
+            why = coin if hopeless else f"{pairs} carry {error.carried} at l2 {choice.l2:g}"
+            raise ValueError(
+                f"{choice.recommended} base rewards need data that carry as many, but {why}. "
+                f"{'Ask more people' if hopeless else 'Ask for fewer with --factors'}, or name another "
+                f"backbone or a lower penalty with --l2. The curve:\n{choice}"
+            ) from error
+        say(f"all data together carry {error.carried} base rewards at l2 {choice.l2:g}: that many are fitted")
+        found = fit(X, annotations, error.carried, choice.l2)
+    if hopeless:
+        say(f"warning: {coin}. A model is written, and it may be worth nothing")
+    return found

@@ -3,7 +3,8 @@
     model.safetensors   the backbone, `<head>.weight` (D, H) and `coefficients` (U, D)
     users.json          the users' ids, in the order of rows
     config.json         the backbone's, with `base_rewards` D, `base_reward_users` U, `base_reward_pooling` (last or
-                        mean) and `value_head_prefix`, the name of the head
+                        mean), `base_reward_max_length` (the longest text in tokens), `base_reward_fitted` (whether
+                        `write` made it) and `value_head_prefix`, the name of the head
 
 Axes: U users, D base rewards, H embedding dimensions.
 """
@@ -22,13 +23,17 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from openrlhf_pgrpo.models.network import HEAD, check_pooling
+from openrlhf_pgrpo.models import backbone as backbones
+from openrlhf_pgrpo.models.backbone import is_unused, reading
+from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
+from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS
 
-WEIGHTS, USERS, CONFIG = "model.safetensors", "users.json", "config.json"
-CONFIG_KEYS = ("base_rewards", "base_reward_users", "base_reward_pooling")  # that a backbone's config lacks
+COEFFICIENTS = "coefficients"
+LENGTH = "base_reward_max_length"
+CONFIG_KEYS = ("base_rewards", "base_reward_users", "base_reward_pooling", LENGTH, FITTED)  # no backbone has them
 
 
 def is_factorized(config: Any) -> bool:
@@ -43,31 +48,31 @@ class Folder:
         config. users: (U,) ids in the order of rows.
 
     Raises:
-        ValueError: the folder holds another kind of model, or files of different models.
+        ValueError, OSError: the folder holds another kind of model, files of different models, or a broken file;
+            names the file.
     """
 
     def __init__(self, name: str | Path):
         self.name = str(name)
-        self.config: Any = AutoConfig.from_pretrained(self.name, trust_remote_code=True)
+        self.config: Any = backbones.read_config(self.name)
         if not is_factorized(self.config):
             raise ValueError(
                 f"{self.name} needs to be a factorized reward model, got a config.json without {CONFIG_KEYS[0]}: "
                 "train one with python -m openrlhf_pgrpo.cli.train_rm --reward.factors"
             )
-        self.users: list[str] = json.loads(self.path(USERS).read_text(encoding="utf-8"))
-        shape, found = (len(self.users), self.config.base_rewards), self.tensor("coefficients").shape
-        if found != shape:
-            raise ValueError(
-                f"{self.name} needs coefficients of shape {shape}, as {USERS} and {CONFIG} say, got {found}: its "
-                "files are of different models, write it again"
-            )
+        self._check_config()
+        with reading(f"{self.name}/{USERS}"):
+            users = json.loads(self.path(USERS).read_text(encoding="utf-8"))
+            _check_users(users)
+        self.users: list[str] = users
+        self._check_weights()
 
     def path(self, file: str) -> Path:
         return Path(cached_file(self.name, file))  # type: ignore[arg-type]  # a missing file raises
 
     def tensor(self, name: str) -> np.ndarray:
         """One of the weights, float64."""
-        with safe_open(self.path(WEIGHTS), "pt") as file:
+        with reading(f"{self.name}/{WEIGHTS}"), safe_open(self.path(WEIGHTS), "pt") as file:
             return file.get_tensor(name).double().numpy()
 
     @property
@@ -77,7 +82,14 @@ class Folder:
     @cached_property
     def coefficients(self) -> np.ndarray:
         """(U, D) float64."""
-        return self.tensor("coefficients")
+        return self.tensor(COEFFICIENTS)
+
+    @cached_property
+    def max_length(self) -> int:
+        """The longest text in tokens that the model reads: what its texts were cut to when it was made, and never more
+        than its backbone has positions for."""
+        positions = longest_text(self._skeleton)
+        return min(getattr(self.config, LENGTH, None) or positions, positions)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,6 +100,103 @@ class Folder:
                 while block := content.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()
+
+    def check_shapes(self) -> None:
+        """Raises ValueError if the backbone's weights are not of the shapes that config.json says, or are missing.
+
+        For those that load the weights: `transformers` would draw missing ones at random.
+        """
+        prefix, needed = self._skeleton.base_model_prefix, self._skeleton.state_dict()
+        backbones.check_complete({f"{prefix}.{name}" for name in needed} - self._shapes.keys(), self.path(WEIGHTS))
+        for name, weight in needed.items():
+            found = self._shapes.get(f"{prefix}.{name}")
+            if found not in (None, tuple(weight.shape)):
+                raise ValueError(
+                    f"{self.name}/{WEIGHTS} needs {prefix}.{name} of shape {tuple(weight.shape)}, as {CONFIG} says, "
+                    f"got {found}: its files are of different models, write it again"
+                )
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        with reading(f"{self.name}/{CONFIG}"):
+            return skeleton(self.config)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        with reading(f"{self.name}/{WEIGHTS}"), safe_open(self.path(WEIGHTS), "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
+
+    def _check_config(self) -> None:
+        """Raises ValueError if config.json has a value that no factorized model has."""
+        backbones.check_config(self.config, self.name)
+        mean, std = getattr(self.config, "mean", 0.0), getattr(self.config, "std", 1.0)
+        head = self.head_name
+        usable = isinstance(head, str) and head.isidentifier() and not hasattr(PreTrainedModel, head)
+        for key, need, good in (
+            ("base_rewards", "a number above 0", _is_count(self.config.base_rewards)),
+            ("base_reward_users", "a number above 0", _is_count(getattr(self.config, "base_reward_users", None))),
+            ("base_reward_pooling", " or ".join(POOLINGS), getattr(self.config, CONFIG_KEYS[2], None) in POOLINGS),
+            (LENGTH, "a number above 0", _is_count(getattr(self.config, LENGTH, None) or 1)),
+            ("value_head_prefix", "the name of a head", usable and head != COEFFICIENTS),
+            ("mean", "a finite number", _is_finite(mean)),
+            ("std", "a finite number above 0", _is_finite(std) and std > 0),
+        ):
+            if not good:
+                found = getattr(self.config, key, None)
+                raise ValueError(f"{self.name}/{CONFIG} needs {need} as {key}, got {found!r}: write it again")
+
+    def _check_weights(self) -> None:
+        """Raises ValueError unless head and coefficients are there, in the shapes of the other files, and finite."""
+        base_rewards, head = self.config.base_rewards, f"{self.head_name}.weight"
+        for name, shape, as_said in (
+            (COEFFICIENTS, (len(self.users), base_rewards), f"{USERS} and {CONFIG} say"),
+            (head, (base_rewards, hidden_size(self.config)), f"{CONFIG} says"),
+        ):
+            found = self._shapes.get(name)
+            if found is None:
+                raise ValueError(f"{self.name}/{WEIGHTS} needs all weights, got none for {name}: write it again")
+            if found != shape:
+                raise ValueError(
+                    f"{self.name} needs {name} of shape {shape}, as {as_said}, got {found}: its files are of "
+                    "different models, write it again"
+                )
+            if not np.isfinite(self.tensor(name)).all():
+                raise ValueError(f"{self.name}/{WEIGHTS} needs finite {name}, got nan or inf: train it again")
+        if self.config.base_reward_users != len(self.users):
+            raise ValueError(
+                f"{self.name} needs {self.config.base_reward_users} users, as {CONFIG} says, got {len(self.users)} in "
+                f"{USERS}: its files are of different models, write it again"
+            )
+        layers = getattr(self.config.get_text_config(), "num_hidden_layers", 1)
+        if not isinstance(layers, int) or layers > 100 + len(self._shapes):  # to build a million takes an hour
+            raise ValueError(
+                f"{self.name} needs no more layers than it has weights, got {layers} in {CONFIG} and "
+                f"{len(self._shapes)} weights in {WEIGHTS}: its files are of different models, write it again"
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
+
+
+def _check_users(users: Any) -> None:
+    """Raises ValueError unless these are the ids of users: distinct strings that are not empty, one at least."""
+    if not isinstance(users, list) or not users:
+        raise ValueError(f"users need to be a list of ids, got {str(users)[:80]}")
+    if wrong := [user for user in users if not isinstance(user, str) or not user]:
+        raise ValueError(f"every user needs an id of their own, a string that is not empty, got {repr(wrong[0])[:80]}")
+    if twice := [user for user, count in Counter(users).items() if count > 1]:
+        raise ValueError(f"every user needs an id of their own, a string that is not empty, got {twice[0]!r} twice")
+
+
+# ---- where a model may be written ----
+
+
+# ---- writing ----
 
 
 def write(
@@ -100,48 +209,68 @@ def write(
 ) -> None:
     """Writes a factorized reward model made of a frozen backbone (folder or hub name), a head and coefficients.
 
+    The longest text is what the backbone and its tokenizer say.
+
     Args:
         head: (D, H), fitted on `scoring.embed(backbone, ...)`. coefficients: (U, D). users: (U,) ids by row.
 
     Raises:
-        ValueError: shapes that do not fit, ids that are empty or appear twice, numbers that are not finite.
+        ValueError: shapes that do not fit, ids that are empty or appear twice, numbers that are not finite, or a
+            backbone that is none or lacks weights.
     """
     head, coefficients = np.asarray(head, np.float32), np.asarray(coefficients, np.float32)
-    config: Any = AutoConfig.from_pretrained(backbone, trust_remote_code=True)
+    config: Any = backbones.read_config(backbone)
+    backbones.check(config, backbone)
     check_pooling(pooling)
-    if head.ndim != 2 or head.shape[1] != config.hidden_size or coefficients.shape != (len(users), len(head)):
+    size = hidden_size(config)
+    if head.ndim != 2 or head.shape[1] != size or coefficients.shape != (len(users), len(head)):
         raise ValueError(
-            f"this backbone and these users need a head of shape (D, {config.hidden_size}) and coefficients "
+            f"this backbone and these users need a head of shape (D, {size}) and coefficients "
             f"({len(users)}, D), got {head.shape} and {coefficients.shape}"
         )
     if not (np.isfinite(head).all() and np.isfinite(coefficients).all()):
         raise ValueError("head and coefficients need finite numbers, got nan or inf: look at the fit they come from")
-    model = AutoModel.from_pretrained(backbone, dtype="auto", trust_remote_code=True)
+    model, tokenizer = backbones.load(backbone, "auto"), backbones.read_tokenizer(backbone)
     weights = {f"{model.base_model_prefix}.{name}": weight for name, weight in model.state_dict().items()}
-    weights |= {f"{HEAD}.weight": torch.from_numpy(head), "coefficients": torch.from_numpy(coefficients)}
-    describe(config, len(head), len(users), pooling)
+    weights |= {f"{HEAD}.weight": torch.from_numpy(head), COEFFICIENTS: torch.from_numpy(coefficients)}
+    describe(config, len(head), len(users), pooling, backbones.max_length(model, tokenizer))
     config.value_head_prefix = HEAD
-    save(folder, config, weights, users, AutoTokenizer.from_pretrained(backbone, trust_remote_code=True))
+    save(folder, config, weights, users, tokenizer, fitted=True)
 
 
-def describe(config: Any, base_rewards: int, users: int, pooling: str) -> None:
-    """Turns a backbone's config into that of a factorized reward model."""
+def describe(config: Any, base_rewards: int, users: int, pooling: str, max_length: int | None = None) -> None:
+    """Turns a backbone's config into that of a factorized reward model, whose texts have at most `max_length` tokens.
+
+    Without it, they may be as long as the backbone has positions for.
+    """
     config.base_rewards, config.base_reward_users, config.base_reward_pooling = base_rewards, users, pooling
+    config.base_reward_max_length = max_length
+    config.hidden_size = hidden_size(config)  # The host reads it; a config of several parts has it in one of them.
     config.architectures = ["FactorizedRewardModel"]
 
 
 def save(
-    folder: str | Path, config: Any, weights: dict[str, torch.Tensor], users: Sequence[str], tokenizer: Any
+    folder: str | Path,
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    users: Sequence[str],
+    tokenizer: Any,
+    fitted: bool = False,
 ) -> None:
     """Writes a complete folder. Each file is replaced as a whole or keeps its content; config.json comes last.
+
+    Weights that no reward depends on are left out: a backbone whose checkpoint lacks them has random ones.
+
+    Args:
+        fitted: on a frozen backbone, in minutes, and not trained.
 
     Raises:
         ValueError: ids of users that are not strings, are empty or appear twice.
     """
     users = list(users)
-    wrong = [user for user, count in Counter(users).items() if count > 1 or not isinstance(user, str) or not user]
-    if wrong:
-        raise ValueError(f"every user needs an id of their own, a string that is not empty, got {wrong[0]!r}")
+    _check_users(users)
+    config.base_reward_fitted = fitted
+    weights = {name: weight for name, weight in weights.items() if not is_unused(name)}
     write_files(folder, config, weights, tokenizer, **{USERS: json.dumps(users, ensure_ascii=False, indent=0)})
 
 
@@ -150,18 +279,34 @@ def write_files(
 ) -> None:
     """Writes the files of any model, and `texts` by file name, as `save` does.
 
-    All files are written to a temporary folder first, so that a full disk leaves the old ones.
+    All files are written to a temporary folder first, so that a full disk leaves the old ones. They get the mode that
+    the umask gives.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as made:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=NEW) as made:
         new = Path(made)
         tokenizer.save_pretrained(new)
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, new / WEIGHTS, {"format": "pt"})
+        save_file(_apart(weights), new / WEIGHTS, {"format": "pt"})
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
         config.save_pretrained(new)
-        for path in sorted(new.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, folder / path.name)
+        mode = (new / CONFIG).stat().st_mode  # safetensors writes files for its user alone
+        files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: (file.name == CONFIG, file)):
+            (new / file).chmod(mode)
+            with open(new / file, "rb") as content:
+                os.fsync(content.fileno())
+            (folder / file).parent.mkdir(exist_ok=True)
+            os.replace(new / file, folder / file)
+
+
+def _apart(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that share no memory, as safetensors wants them: a backbone may tie some of its own."""
+    seen: set[int] = set()
+    apart = {}
+    for name, weight in weights.items():
+        shared = weight.untyped_storage().data_ptr() in seen
+        seen.add(weight.untyped_storage().data_ptr())
+        apart[name] = weight.clone(memory_format=torch.contiguous_format) if shared else weight.contiguous()
+    return apart

@@ -8,13 +8,18 @@ Axes: B texts, S tokens, U users, D base rewards, H embedding dimensions.
 """
 
 import sys
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel
 
 POOLINGS = ("last", "mean")
 HEAD = "score"  # the name of the head, unless the config has another
+# Names of weights that no state depends on: those of a pooler, which makes something else of a state. Many checkpoints
+# of encoders lack theirs, and its numbers would be drawn anew each time.
+UNUSED = r"(^|\.)pooler\."
 
 
 class Head(nn.Module):
@@ -45,7 +50,22 @@ def first_position(backbone: Any) -> int:
 
 def longest_text(backbone: Any) -> int:
     """The number of tokens that the backbone has positions for."""
-    return (getattr(backbone.config, "max_position_embeddings", None) or sys.maxsize) - first_position(backbone)
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    # Some configs say -1 for "as many as you like".
+    return (positions if positions and positions > 0 else sys.maxsize) - first_position(backbone)
+
+
+def skeleton(config: Any) -> Any:
+    """The backbone of this config without numbers: names, shapes and positions, in a fraction of a second."""
+    with torch.device("meta"):
+        # Not `from_config`, which would split it over ranks where ZeRO-3 is at work.
+        backbone: Any = AutoModel._model_mapping[type(config)]
+        return backbone(deepcopy(config))
+
+
+def hidden_size(config: Any) -> int:
+    """H. A config of several parts (text, images) has it in the part for text."""
+    return config.get_text_config().hidden_size
 
 
 def positions(backbone: Any, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -81,11 +101,12 @@ def factorized_reward_model(
     class FactorizedRewardModel(base_pretrained_model):
         supports_gradient_checkpointing = True
         _keep_in_fp32_modules_strict = {value_head_prefix, "coefficients"}
+        _keys_to_ignore_on_load_missing = [UNUSED]
 
         def __init__(self, config):
             super().__init__(config)
             setattr(self, self.base_model_prefix, base_llm_model(config))
-            setattr(self, value_head_prefix, Head(config.hidden_size, config.base_rewards))
+            setattr(self, value_head_prefix, Head(hidden_size(config), config.base_rewards))
             self.coefficients = nn.Parameter(torch.zeros(config.base_reward_users, config.base_rewards))
             self.value_head_prefix = value_head_prefix
             self.packing_samples = packing_samples

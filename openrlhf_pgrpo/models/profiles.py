@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf_pgrpo.core.names import in_words, name_of
 from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, posterior
 from openrlhf_pgrpo.files import write_whole
+
+LARGEST = 1e100  # of a number in a file; whatever is computed from smaller ones stays finite
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Profile:
         Raises:
             ValueError: as `posterior`.
         """
-        features = np.array([answer.features for answer in answers]).reshape(-1, len(prior.mean))
-        fitted = posterior(features, np.array([answer.preference for answer in answers]), prior)
+        features = [answer.features for answer in answers] or np.empty((0, len(prior.mean)))
+        fitted = posterior(np.array(features), np.array([answer.preference for answer in answers]), prior)
         return cls(user, fingerprint, *fitted, tuple(answers))
 
     @property
@@ -69,7 +72,8 @@ class Profile:
         """The profile in a file, made for the model with that fingerprint.
 
         Raises:
-            ValueError: the file is truncated, no profile, or made for another model.
+            ValueError: the file is truncated, no profile, or made for another model; or it has numbers that nothing
+                finite follows from.
             OSError: the file cannot be read.
         """
         path = Path(path)
@@ -89,26 +93,43 @@ class Profile:
         content = _record(content, "a profile", ("user", "fingerprint", "coefficients", "covariance", "answers"))
         for key, kind in (("user", str), ("fingerprint", str), ("answers", list)):
             if not isinstance(content[key], kind):
-                raise ValueError(f"{content[key]!r} as {key}")
+                raise ValueError(f"{in_words(content[key])} as {key}")
+        check_user(content["user"])
+        if not content["fingerprint"].isprintable():
+            raise ValueError(f"{in_words(content['fingerprint'])} as fingerprint")
         fitted = Posterior(_numbers(content["coefficients"]), _numbers(content["covariance"]))
         mean_and_root(fitted)
+        if not np.allclose(fitted.covariance, fitted.covariance.T, rtol=1e-9, atol=0):
+            raise ValueError("a covariance that is not symmetric")
         answers = []
         for number, row in enumerate(content["answers"]):
             row = _record(row, f"answer {number}", ("pair", "features", "preference"))
             if not isinstance(row["pair"], str):
-                raise ValueError(f"{row['pair']!r} as pair of answer {number}")
+                raise ValueError(f"{in_words(row['pair'])} as pair of answer {number}")
             features, preference = _numbers(row["features"]), _numbers(row["preference"])
             if preference.shape:
-                raise ValueError(f"{row['preference']!r} as preference of answer {number}")
+                raise ValueError(f"{in_words(row['preference'])} as preference of answer {number}")
             if features.shape != fitted.mean.shape or not 0 <= preference <= 1:
                 raise ValueError(f"features of shape {features.shape} and preference {preference} as answer {number}")
             answers.append(Answer(row["pair"], tuple(features.tolist()), float(preference)))
         return cls(content["user"], content["fingerprint"], *fitted, tuple(answers))
 
 
+def check_user(name: str) -> None:
+    """Checks the name of a user.
+
+    Raises:
+        ValueError: it is blank, or no text that UTF-8 can hold.
+    """
+    try:
+        name_of(name).encode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"a user needs a name that is not blank, in UTF-8, got {name!r}: choose another") from error
+
+
 def _record(content: Any, name: str, keys: tuple[str, ...]) -> dict:
     if not isinstance(content, dict) or set(content) != set(keys):
-        found = f"the keys {sorted(content)}" if isinstance(content, dict) else f"{type(content).__name__}"
+        found = f"the keys {str(sorted(content))[:200]}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{found} for {name}, which has {', '.join(keys)}")
     return content
 
@@ -116,6 +137,6 @@ def _record(content: Any, name: str, keys: tuple[str, ...]) -> dict:
 def _numbers(values: Any) -> np.ndarray:
     """An array of a number, or of nested lists of numbers, from JSON."""
     array = np.array(values)
-    if array.dtype.kind not in "if" or not np.isfinite(array).all():
-        raise ValueError(f"{str(values)[:80]} instead of finite numbers")
+    if array.dtype.kind not in "if" or not (np.abs(array.astype(np.float64)) <= LARGEST).all():
+        raise ValueError(f"{in_words(values)} instead of numbers from -{LARGEST:g} to {LARGEST:g}")
     return array.astype(np.float64)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from openrlhf_pgrpo.models.folder import CONFIG_KEYS, WEIGHTS, Folder, write_files
+from openrlhf_pgrpo.models.backbone import check_finite, read_tokenizer, reading
+from openrlhf_pgrpo.models.folder import COEFFICIENTS, CONFIG_KEYS, Folder, write_files
+from openrlhf_pgrpo.models.output_folder import WEIGHTS, check_new
 
 
 def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> None:
@@ -23,7 +24,8 @@ def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> 
         ValueError: coefficients that do not fit, a folder that is not empty, or base rewards of the mean over a text:
             the host's reward model reads the last token only.
     """
-    output, head = Path(output), model.tensor(f"{model.head_name}.weight")
+    check_new(output, "--output", [model.name])
+    head = model.tensor(f"{model.head_name}.weight")
     coefficients = np.asarray(coefficients, np.float64)
     if coefficients.shape != (len(head),) or not np.isfinite(coefficients).all():
         raise ValueError(f"a user of {model.name} needs {len(head)} finite coefficients, got {coefficients}")
@@ -32,13 +34,14 @@ def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> 
             f"a plain reward model needs base rewards of the last token, got a mean over all in {model.name}: train "
             "it with --reward.pooling last, or serve it as it is"
         )
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"the export needs a new or empty folder, got {output}, which is not empty: name another")
-    weights = load_file(model.path(WEIGHTS))
-    del weights["coefficients"]
+    model.check_shapes()
+    with reading(f"{model.name}/{WEIGHTS}"):
+        weights = load_file(model.path(WEIGHTS))
+    check_finite(weights.items(), model.path(WEIGHTS))
+    del weights[COEFFICIENTS]
     weights[f"{model.head_name}.weight"] = torch.from_numpy(coefficients @ head)[None].float()
     config: Any = type(model.config).from_dict(
         {name: value for name, value in model.config.to_dict().items() if name not in CONFIG_KEYS}
     )
     config.architectures = ["RewardModel"]  # the host's name for it
-    write_files(output, config, weights, AutoTokenizer.from_pretrained(model.name, trust_remote_code=True))
+    write_files(output, config, weights, read_tokenizer(model.name))

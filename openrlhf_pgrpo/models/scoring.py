@@ -1,44 +1,58 @@
 """Base rewards of texts, from a factorized reward model or from a frozen backbone whose head is yet to be fitted.
 
-Axes: B texts, D base rewards, H embedding dimensions, N pairs of prompt and response.
+Axes: B texts of a batch, S tokens, D base rewards, H embedding dimensions, N pairs of prompt and response.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from tqdm import tqdm
+from transformers import AutoModel
 
-from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, longest_text, states
-from openrlhf_pgrpo.models.texts import encode, end_of_text, text_of
+from openrlhf_pgrpo.models import backbone as backbones
+from openrlhf_pgrpo.models.folder import WEIGHTS, Folder
+from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, states
+from openrlhf_pgrpo.models.remote_code import trusted
+from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong
+
+MOST_TEXTS = 16  # in a batch; on a CPU more is slower: 64 short texts at once took half as long again
+MOST_TOKENS = 16384  # in a batch, padding counted; a text that is longer has a batch of its own
+PATIENCE = 10.0  # seconds between two lines about a job that takes minutes
 
 
 class RewardModel(Folder):
-    """A factorized reward model with its weights loaded, on the GPU if there is one."""
+    """A factorized reward model with its weights loaded, on the GPU if there is one.
+
+    Attributes:
+        texts: makes the tokens that the model reads. Ask it which prompts are cut, and which texts are equal then.
+
+    Raises:
+        ValueError, OSError: as `Folder`, or the backbone's weights are not whole.
+    """
 
     def __init__(self, name: str | Path, dtype: torch.dtype = torch.float32):
         super().__init__(name)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=True)
+        self.check_shapes()
         llm: Any = AutoModel._model_mapping[type(self.config)]
         model = factorized_reward_model(llm.__base__, llm, self.head_name)
-        self.device = _device()
-        self.model, report = model.from_pretrained(
-            self.name, config=self.config, dtype=dtype, trust_remote_code=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"]))
-            raise ValueError(f"{self.name} needs all weights, got none for {missing}")
-        self.model = self.model.eval().to(self.device)
+        with backbones.reading(f"the weights of {self.name}"):
+            self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
+        backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
+        self.model = self.model.eval().to(_device())
+        self.texts = Texts(backbones.read_tokenizer(self.name), self.max_length)
 
     def base_rewards(
-        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 16, max_length: int = 2048
+        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = MOST_TEXTS
     ) -> np.ndarray:
-        """phi (N, D) float64 of each response to its prompt."""
-        length = min(max_length, longest_text(self.model.base_model))
-        return _score(self.model, prompts, responses, self.tokenizer, self.device, batch_size, length)
+        """phi (N, D) float64 of each response to its prompt; at most `batch_size` texts at once.
+
+        Raises:
+            ValueError: a response is too long for the model, or no tokens can be made of it; with its number.
+        """
+        return score(self.model, self.model, self.texts, self.texts.tokens(prompts, responses), batch_size)
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
@@ -55,44 +69,73 @@ def embed(
     prompts: Sequence[str],
     responses: Sequence[str],
     pooling: str = "last",
-    batch_size: int = 16,
-    max_length: int = 2048,
+    batch_size: int = MOST_TEXTS,
 ) -> np.ndarray:
-    """h (N, H) float64 of each response, from a frozen backbone: what a head sees once `write` has put it there."""
+    """h (N, H) float64 of each response, from a frozen backbone: what a head sees once `write` has put it there.
+
+    Raises:
+        ValueError: as `backbone.load` and `RewardModel.base_rewards`.
+    """
     check_pooling(pooling)
-    tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=True)
-    device = _device()
-    model = AutoModel.from_pretrained(backbone, dtype=torch.float32, trust_remote_code=True).eval().to(device)
+    model = backbones.load(backbone).to(_device())
+    tokenizer = backbones.read_tokenizer(backbone)
+    texts = Texts(tokenizer, backbones.max_length(model, tokenizer))
 
     def pooled(input_ids, attention_mask):
         return states(model, input_ids, attention_mask, pooling)[0]
 
-    length = min(max_length, longest_text(model))
-    return _score(pooled, prompts, responses, tokenizer, device, batch_size, length)
+    return score(pooled, model, texts, texts.tokens(prompts, responses), batch_size)
+
+
+@torch.no_grad()
+def score(
+    forward: Callable[..., torch.Tensor], model: Any, texts: Texts, tokens: Tokens, batch_size: int
+) -> np.ndarray:
+    """`forward` of each text (N, ...) float64, in the given order. Equal texts are read once.
+
+    Raises:
+        TooLong: a response does not fit; with its number.
+        ValueError: a text has a token that the model does not know; with its number.
+    """
+    if tokens.too_long.any():
+        number = int(tokens.too_long.argmax())
+        raise TooLong(
+            f"a response needs to fit into the {texts.max_length} tokens that the model reads, got "
+            f"{tokens.answers[number]} with its end in text {number}: shorten it, or leave it out"
+        )
+    rows: dict[tuple[int, ...], int] = {}
+    row_of = [rows.setdefault(tuple(ids), len(rows)) for ids in tokens.ids]
+    distinct = list(rows)
+    known = model.get_input_embeddings().num_embeddings
+    for number, ids in enumerate(tokens.ids):
+        if max(ids) >= known:
+            raise ValueError(
+                f"every token needs to be one of the {known} that the model knows, got {max(ids)} in text {number}: "
+                "tokenizer and weights are of different models"
+            )
+    found: dict[int, np.ndarray] = {}
+    device = next(model.parameters()).device
+    with tqdm(total=len(distinct), unit=" texts", mininterval=PATIENCE, delay=PATIENCE) as progress:
+        for batch in batches(distinct, batch_size):
+            padded = texts.pad([distinct[row] for row in batch])
+            scores = forward(**{name: tensor.to(device) for name, tensor in padded.items()})
+            found.update(zip(batch, scores.double().cpu().numpy()))
+            progress.update(len(batch))
+    return np.array([found[row] for row in row_of])
+
+
+def batches(ids: Sequence[Sequence[int]], most_texts: int) -> Iterator[list[int]]:
+    """The numbers of texts of similar length, the longest first, so that little of a batch is padding.
+
+    A batch has at most `most_texts` texts and MOST_TOKENS tokens, however many texts there are.
+    """
+    order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
+    start = 0
+    while start < len(order):
+        size = max(1, min(most_texts, MOST_TOKENS // len(ids[order[start]])))
+        yield order[start : start + size]
+        start += size
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@torch.no_grad()
-def _score(
-    score: Callable[..., torch.Tensor],
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    tokenizer: Any,
-    device: torch.device,
-    batch_size: int,
-    max_length: int,
-) -> np.ndarray:
-    """`score` of each text (N, ...) float64, in the given order. Texts of similar length share a batch."""
-    end = end_of_text(tokenizer)
-    texts = [text_of(prompt, response, end) for prompt, response in zip(prompts, responses, strict=True)]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = encode([texts[i] for i in rows], tokenizer, max_length)
-        scores = score(**{name: tensor.to(device) for name, tensor in batch.items()})
-        found.update(zip(rows, scores.double().cpu().numpy()))
-    return np.array([found[i] for i in range(len(texts))])

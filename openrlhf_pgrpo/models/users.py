@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
 
 ASK = "ask them with openrlhf-pgrpo elicit and give their profile with --profile"
 ERROR, MEAN = "error", "mean"  # for an unknown user: an error, or the average user
+MOST_FAULTS = 20  # profiles that one error names
 
 
 class Users:
@@ -31,7 +32,7 @@ class Users:
         average: (D,) mean of the trained users. profiles: those of the new users.
 
     Raises:
-        ValueError: a profile that is broken, for another model, or of a user who is known already.
+        ValueError: profiles that are broken, for another model, or of a user who is known already; all are named.
         OSError: a profile cannot be read.
     """
 
@@ -39,14 +40,24 @@ class Users:
         self.model, self.remedies = model, remedies
         self.profiles: list[Profile] = []
         self.names = Names(model.users)
-        for path in (file for given in profiles for file in _files(given)):
-            profile = Profile.load(path, model.fingerprint)
-            if profile.user in self.names:
-                raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
-            self.names.rows([profile.user])
-            self.profiles.append(profile)
+        files, faults = [file for given in profiles for file in _files(given)], []
+        for path in files:
+            try:
+                self._add(path)
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:  # all at once, so that a folder is mended in one go
+            more = f"\nand {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+            raise ValueError("\n".join(faults[:MOST_FAULTS]) + more)
         self.coefficients = np.vstack([model.coefficients, *(profile.coefficients for profile in self.profiles)])
         self.average = model.coefficients.mean(0)
+
+    def _add(self, path: Path) -> None:
+        profile = _load(path, self.model)
+        if profile.user in self.names:
+            raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
+        self.names.rows([profile.user])
+        self.profiles.append(profile)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,13 +96,25 @@ def coefficients_for(
         OSError: the profile cannot be read.
     """
     if profile is not None:
-        return Profile.load(profile, model.fingerprint).coefficients
+        return _load(profile, model).coefficients
     return Users(model, remedies=remedies).of([user], unknown, "--user")[0]
 
 
+def _load(path: Path, model: "Folder") -> Profile:
+    """The profile in a file, with as many coefficients as the model has base rewards."""
+    profile = Profile.load(path, model.fingerprint)
+    needed, got = model.coefficients.shape[1], len(profile.coefficients)
+    if got != needed:
+        raise ValueError(
+            f"{path} needs {needed} coefficients, as {model.name} has, got {got}: restore it or ask again"
+        )
+    return profile
+
+
 def _files(path: Path) -> list[Path]:
+    """The file, or those of the folder; hidden ones are leftovers of editors and of file systems."""
     path = Path(path)
-    found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    found = sorted(file for file in path.glob("*.json") if file.name[0] != ".") if path.is_dir() else [path]
     if not found or not path.exists():
         raise ValueError(
             f"profiles need a file, or a folder with *.json files, got {path}: correct it or leave it out"

@@ -101,7 +101,7 @@ def inspect(questions: Questions) -> Iterator[Finding]:
     import ray
 
     deadline = time.monotonic() + questions.wait
-    os.environ.setdefault("RAY_ADDRESS", "auto")
+    os.environ["RAY_ADDRESS"] = device.cluster() or "auto"
     os.environ[hooks.DEVICE] = chosen = device.choose(questions.device)
     try:
         # Without this, Ray hides the GPUs from a task that has none, and torch could not count them.

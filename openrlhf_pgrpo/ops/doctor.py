@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from openrlhf_pgrpo.host import device, hooks, versions
 from openrlhf_pgrpo.host.ppo import ray_start, worker
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
-from openrlhf_pgrpo.ops import patching
+from openrlhf_pgrpo.ops import like, patching
 
 PATIENCE = 180  # seconds for each of the trials; the slowest takes about 30 on two busy cores
 
@@ -70,6 +70,22 @@ def diagnose(asked: str = "auto", model: str | None = None) -> Iterator[Finding]
         yield end_trial(trial, process)
 
 
+def diagnose_like(text: str) -> Iterator[Finding]:
+    """Findings about one training command, in seconds: the host, and what the look of its door says."""
+    host = list(check_host())
+    yield from host
+    if any(finding.level == FAULT for finding in host):
+        return
+    try:
+        said = like.sentences(like.read_command(text))
+    except ValueError as fault:
+        found, _, remedy = str(fault).rpartition(": ")
+        yield Finding(FAULT, "command", found or remedy, remedy if found else "")
+        return
+    for sentence in said:
+        yield Finding(NOTE if sentence.startswith("warning") else OK, "command", sentence.removeprefix("warning: "))
+
+
 # ---- checks that read -----------------------------------------------------------------------------------------------
 
 
@@ -79,7 +95,7 @@ def check_device(choice: str) -> Finding:
     if choice == "cpu":
         return Finding(OK, "device", "cpu: the whole stack runs on it, for trying and testing")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cluster = os.environ.get("RAY_ADDRESS")
+    cluster = device.cluster()
     here = ", ".join(names) or "none here"
     return Finding(OK, "device", f"gpu: {here}" + (f"; the cluster at {cluster}" if cluster else ""))
 
@@ -212,7 +228,7 @@ def try_vllm() -> str:
     from vllm.platforms import current_platform
 
     found, wanted = current_platform.device_type, {"cpu": "cpu", "gpu": "cuda"}[os.environ[hooks.DEVICE]]
-    if found != wanted and "RAY_ADDRESS" not in os.environ:
+    if found != wanted and device.cluster() is None:
         raise RuntimeError(f"vLLM is needed for {wanted}, got one for {found or 'no device'}: install the other one")
     return f"imports, for {found}"
 

@@ -3,17 +3,20 @@
 Axes: P pairs, D base rewards.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from openrlhf_pgrpo.core.names import alike
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_folder
 from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import load
-from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, write_scores
-from openrlhf_pgrpo.people.session import Session, check_user
-from openrlhf_pgrpo.people.terminal import ask
+from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, tell_apart, write_scores
+from openrlhf_pgrpo.people.session import Session, profile_name
+from openrlhf_pgrpo.people.terminal import ask, plain
 
 
 def elicit(
@@ -32,7 +35,7 @@ def elicit(
     """Asks the user in the terminal or on a page, and saves the profile after every answer.
 
     Args:
-        model: folder or hub name. pool: file of pairs. profile: `<user>.json` unless given.
+        model: folder or hub name. pool: file of pairs. profile: `session.profile_name` unless given.
         scores: file that keeps the base rewards of the pool. It is read if it exists.
         questions, entropy: when to stop, as `core.questions.enough`.
 
@@ -46,20 +49,24 @@ def elicit(
         raise ValueError(f"--questions needs at least 1, got {questions}")
     if entropy is not None and not 0 < entropy <= 1:
         raise ValueError(f"--entropy needs a number of bits above 0 and up to 1, got {entropy}")
+    path = profile or Path(profile_name(user))
+    check_folder(path, "--profile", {"--pool": pool, "--scores": scores})
     if web:
-        from openrlhf_pgrpo.people.web import check_host, serve
-
-        check_host(host)
-    pairs, folder = read_pool(pool), Folder(model)
-    if user in folder.users:
-        raise ValueError(f"--user needs a new name, got {user!r}, one of the model's users")
-    a, b = base_rewards(folder, pairs, scores, batch_size)
-    prior, path = Prior.of(folder.coefficients), profile or Path(f"{user}.json")
-    session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)
-    if web:
-        serve(session, host, port)
-    else:
-        ask(session)
+        from openrlhf_pgrpo.people.web import listen, serve
+    with listen(host, port) if web else nullcontext() as listener:  # a bad address is refused before texts are scored
+        pairs, folder = read_pool(pool), Folder(model)
+        if user in folder.users:
+            raise ValueError(f"--user needs a new name, got {user!r}, one of the model's users")
+        for written in alike([*folder.users, user]):
+            if user in written:
+                print(plain(f"--user {user!r} is a new user, though the model has {written[0]!r}"), flush=True)
+        pairs, a, b = tell_apart(pairs, *base_rewards(folder, pairs, scores, batch_size))
+        prior = Prior.of(folder.coefficients)
+        session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)
+        if listener:
+            serve(session, listener)
+        else:
+            ask(session)
 
 
 def base_rewards(

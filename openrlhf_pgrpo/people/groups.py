@@ -18,10 +18,11 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from openrlhf_pgrpo.core.names import listed, name_of
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
 from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.profiles import Answer
+from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.users import Users
 
 MOST_GROUPS = 10
@@ -47,21 +48,41 @@ def group_users(
         ValueError: arguments or files that do not fit.
         OSError: a file cannot be read or written.
     """
-    check_folder(output, "--output")
-    rows, folder = read_rows(data, {user_key: str}), Folder(model)
+    check_folder(output, "--output", {"--data": data} | {f"--profile {path}": path for path in profiles})
+    rows, folder = name_users(read_rows(data, {}), user_key, data), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)
     for number, row in rows:
         users.check([row[user_key]], f"line {number} of {data}")
-    new_users = {profile.user: found.of_answers(profile.answers) for profile in users.profiles}
+    new_users = {profile.user: chances_of(profile, found) for profile in users.profiles}
     chances = dict(zip(folder.users, found.of_users)) | new_users
     write_rows(output, assign(rows, chances, found.names, user_key, pref_group_key))
-    lines = describe_choice(found) if groups is None else []
+    lines = describe_choice(found, len(folder.users)) if groups is None else []
     lines += [f"{name}: {share:.1%} of {len(folder.users)} users" for name, share in zip(found.names, found.shares)]
     for user, chance in new_users.items():
         best = chance.argmax()
         lines.append(f"{user}: {found.names[best]}, with a probability of {chance[best]:.2f}")
     return [*lines, f"{output}: train with --data.pref_group_key {pref_group_key} --data.user_key {user_key}"]
+
+
+def name_users(rows: list[tuple[int, dict]], user_key: str, data: Path) -> list[tuple[int, dict]]:
+    """The rows with the name of each user, which may be a number in the data.
+
+    Raises:
+        ValueError: a row without a user; with its line.
+    """
+    named = []
+    for number, row in rows:
+        if user_key not in row:
+            raise ValueError(f"line {number} of {data} needs the column {user_key!r}, got {listed(row) or 'none'}")
+        try:
+            named.append((number, {**row, user_key: name_of(row[user_key])}))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {data} needs a user in {user_key!r}, a text or a number, got {error}: fill it in "
+                "or drop the row"
+            ) from error
+    return named
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,20 @@ class PreferenceGroups:
         preferences = [answer.preference for answer in answers]
         evidence = [log_evidence(features, preferences, Prior(mean, self.covariance)) for mean in self.means]
         return softmax(np.log(self.shares) + evidence)
+
+
+def chances_of(profile: Profile, found: PreferenceGroups) -> np.ndarray:
+    """The chance (G,) of each preference group for a new user.
+
+    Raises:
+        ValueError: answers whose features are out of all proportion to the model's coefficients; with the user.
+    """
+    try:
+        return found.of_answers(profile.answers)
+    except (ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"the profile of {profile.user!r} needs answers that fit the model, got {error}: restore it or ask again"
+        ) from error
 
 
 def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGroups:
@@ -127,7 +162,12 @@ def _fit(coefficients: np.ndarray, groups: int) -> GaussianMixture:
         return mixture.fit(coefficients)
 
 
-def describe_choice(found: PreferenceGroups) -> list[str]:
+def describe_choice(found: PreferenceGroups, users: int) -> list[str]:
+    if len(found.criteria) == 1:  # BIC would split so few users who are all alike
+        return [
+            f"only one preference group was tried: {users} users are too few to choose more, {USERS_PER_GROUP} for "
+            "each; --groups 2 splits them"
+        ]
     tried = ", ".join(f"{k}: {criterion:.1f}" for k, criterion in found.criteria.items())
     lines = [f"{len(found.shares)} preference groups have the lowest BIC ({tried})"]
     if len(found.shares) == 1:

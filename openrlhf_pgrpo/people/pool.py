@@ -32,19 +32,24 @@ class Pair(NamedTuple):
 def read_pool(path: Path) -> list[Pair]:
     """The pairs (P,) of a JSONL file with the columns prompt, a and b.
 
+    Pairs of two equal answers, which nobody can choose between, and repetitions are left out, and their number is
+    printed.
+
     Raises:
-        ValueError: a row that is not whole, two equal answers, or a pair that occurs twice; with its line.
+        ValueError: a row that is not whole, with its line; or no pair is left.
         OSError: the file cannot be read.
     """
-    lines, pairs = {}, []
-    for number, row in read_rows(path, dict.fromkeys(Pair._fields, str)):
-        pair = Pair(*(row[column] for column in Pair._fields))
-        if pair.a == pair.b:
-            raise ValueError(f"line {number} of {path} needs two different answers, got {pair.a[:80]!r} twice")
-        first = lines.setdefault(pair.name, number)
-        if first != number:
-            raise ValueError(f"line {number} of {path} needs a new pair, got that of line {first}: leave one out")
-        pairs.append(pair)
+    rows = [Pair(*(row[key] for key in Pair._fields)) for _, row in read_rows(path, dict.fromkeys(Pair._fields, str))]
+    different = [pair for pair in rows if pair.a.strip() != pair.b.strip()]
+    if not different:
+        raise ValueError(f"{path} needs a pair of two different answers, got none in {len(rows)} rows")
+    distinct: dict[str, Pair] = {}
+    for pair in different:
+        distinct.setdefault(pair.name, pair)
+    pairs = list(distinct.values())
+    counts = {"of equal answers": len(rows) - len(different), "repeated": len(different) - len(pairs)}
+    if left_out := [f"{count} {what}" for what, count in counts.items() if count]:
+        print(f"{len(pairs)} of {len(rows)} pairs of {path} are used; left out: {', '.join(left_out)}", flush=True)
     return pairs
 
 
@@ -58,6 +63,22 @@ def score_pool(model: "RewardModel", pairs: list[Pair], batch_size: int = 16) ->
     return a, b
 
 
+def tell_apart(pairs: list[Pair], a: np.ndarray, b: np.ndarray) -> tuple[list[Pair], np.ndarray, np.ndarray]:
+    """The pairs (P,) whose answers differ in base rewards a and b (P, D), with these; prints how many do not.
+
+    The model cannot read the difference of the others, such as one that was cut away, so their answers teach nothing.
+
+    Raises:
+        ValueError: none is left.
+    """
+    differ = (a != b).any(1)
+    if not differ.any():
+        raise ValueError(f"a pool needs answers that the model tells apart, got none in {len(pairs)} pairs")
+    if not differ.all():
+        print(f"{(~differ).sum()} of {len(pairs)} pairs are the same to the model and are not asked", flush=True)
+    return [pair for pair, asked in zip(pairs, differ) if asked], a[differ], b[differ]
+
+
 def write_scores(path: Path, a: np.ndarray, b: np.ndarray, pairs: list[Pair], fingerprint: str) -> None:
     """Saves the result of `score_pool`, with the model and the pairs that it belongs to."""
     with whole_file(path) as file:
@@ -68,18 +89,26 @@ def read_scores(path: Path, pairs: list[Pair], fingerprint: str) -> tuple[np.nda
     """The base rewards that `write_scores` saved.
 
     Raises:
-        ValueError: a file of another kind, or for another model or pool.
+        ValueError: a file of another kind, for another model or pool, or without a finite number for each pair.
         OSError: the file cannot be read.
     """
     try:
         with safe_open(path, "np") as file:
             found, (a, b) = file.metadata(), map(file.get_tensor, "ab")
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: numbers of a kind that numpy lacks
         raise ValueError(f"{path} needs to hold the base rewards of a pool, got {error}: delete it") from error
     for what, needed in _belongs_to(pairs, fingerprint).items():
         if found is None or found.get(what) != needed:
             got = found and found.get(what)
             raise ValueError(f"{path} needs to be for the {what} {needed}, got one for {got}: name another file")
+    for side in (a, b):
+        if side.ndim != 2 or side.shape != (len(pairs), a.shape[1]) or side.dtype != np.float64:
+            raise ValueError(
+                f"{path} needs base rewards of {len(pairs)} pairs in float64, got {side.dtype} of shape {side.shape}: "
+                "delete it"
+            )
+        if not np.isfinite(side).all():
+            raise ValueError(f"{path} needs finite base rewards, got nan or inf: delete it")
     return a, b
 
 

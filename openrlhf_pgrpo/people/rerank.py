@@ -12,8 +12,11 @@ import torch
 from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
 from openrlhf_pgrpo.host.cpu.launch import environment
 from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
+
+RANKING = ("rewards", "order", "best")  # the columns that are written
 
 
 def rerank(
@@ -40,7 +43,7 @@ def rerank(
         OSError: a file cannot be read or written.
         ModuleNotFoundError: vLLM is not installed.
     """
-    check_folder(output, "--output")
+    check_folder(output, "--output", {"--candidates": candidates, "--profile": profile})
     if user is None and profile is None and not population:
         raise ValueError("rerank needs --user, --profile or --population, got none of them: name the user")
     remedies = f"{ASK}, or take the average user with --population"
@@ -51,7 +54,10 @@ def rerank(
         suit_vllm_to_this_machine()
         rows = generate(candidates, policy, n, temperature, max_tokens)
     # vLLM takes most of the free memory, so the reward model is loaded after vLLM has given it back.
-    write_rows(output, rank_responses(load(model), rows, coefficients, batch_size))
+    loaded = load(model)
+    for line in check_texts(loaded, rows):
+        print(line, flush=True)
+    write_rows(output, rank_responses(loaded, rows, coefficients, batch_size))
     return str(output)
 
 
@@ -59,14 +65,30 @@ def read_candidates(path: Path) -> list[dict]:
     """Rows with a prompt and `responses`, a list of at least one text. Other columns are kept.
 
     Raises:
-        ValueError: a row that is not whole; with its line.
+        ValueError: a row that is not whole, holds a blank response, or has a column of the ranking; with its line.
         OSError: the file cannot be read.
     """
     rows = read_rows(path, {"prompt": str, "responses": list})
+    refuse_taken(path, rows, RANKING)
     for number, row in rows:
         if not row["responses"]:
             raise ValueError(f"line {number} of {path} needs at least one text as 'responses', got an empty list")
+        if blank := [response for response in row["responses"] if not response.strip()]:
+            raise ValueError(
+                f"line {number} of {path} needs texts as 'responses', got {blank[0]!r}: drop it, because a reward for "
+                "saying nothing means nothing"
+            )
     return [row for _, row in rows]
+
+
+def refuse_taken(path: Path, rows: list[tuple[int, dict]], columns: tuple[str, ...]) -> None:
+    """Raises ValueError if a row has one of the columns that are to be written; with its line."""
+    for number, row in rows:
+        if taken := [column for column in columns if column in row]:
+            raise ValueError(
+                f"line {number} of {path} needs new columns for the ranking, got {taken[0]!r}, which it has: rename "
+                "or drop it"
+            )
 
 
 def suit_vllm_to_this_machine() -> None:
@@ -79,17 +101,45 @@ def generate(path: Path, policy: str, n: int, temperature: float, max_tokens: in
     """Rows with a prompt, and n responses of a policy to it, sampled with vLLM.
 
     Raises:
-        ValueError: a row without a prompt; with its line.
+        ValueError: a row without a prompt, or with a column that is to be written; with its line.
         ModuleNotFoundError: vLLM is not installed.
         OSError: the file cannot be read.
     """
-    rows = [row for _, row in read_rows(path, {"prompt": str})]
+    numbered = read_rows(path, {"prompt": str})
+    refuse_taken(path, numbered, (*RANKING, "responses"))
+    rows = [row for _, row in numbered]
     from vllm import LLM, SamplingParams
 
     sampling = SamplingParams(n=n, temperature=temperature, max_tokens=max_tokens)
-    llm = LLM(policy, enforce_eager=not torch.cuda.is_available())  # compiling pays off on a GPU only
+    eager = not torch.cuda.is_available()  # compiling pays off on a GPU only
+    llm = LLM(policy, enforce_eager=eager, trust_remote_code=trusted())
     outputs = llm.generate([row["prompt"] for row in rows], sampling)
     return [{**row, "responses": [one.text for one in output.outputs]} for row, output in zip(rows, outputs)]
+
+
+def check_texts(model: RewardModel, rows: list[dict]) -> list[str]:
+    """Sentences about texts that the model cannot read whole, or cannot tell apart.
+
+    Raises:
+        ValueError: a response that is too long for the model; with its prompt.
+    """
+    cut, alike, said = 0, 0, []
+    for row in rows:
+        responses = row["responses"]
+        tokens = model.texts.tokens([row["prompt"]] * len(responses), responses)
+        if tokens.too_long.any():
+            i = int(tokens.too_long.argmax())
+            raise ValueError(
+                f"a response needs at most {model.texts.max_length} tokens, got {tokens.answers[i]} in response {i} "
+                f"to {row['prompt'][:80]!r}: drop it, or take a reward model of longer texts"
+            )
+        cut += bool(tokens.cut.any())
+        alike += len({*map(tuple, tokens.ids)}) < len(set(responses))
+    if cut:
+        said.append(f"{cut} of {len(rows)} prompts are longer than the model reads: their beginnings were cut away")
+    if alike:
+        said.append(f"{alike} of {len(rows)} prompts have responses that are the same to the model: they rank alike")
+    return said
 
 
 def rank_responses(model: RewardModel, rows: list[dict], coefficients: np.ndarray, batch_size: int = 16) -> list[dict]:

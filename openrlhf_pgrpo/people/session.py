@@ -3,21 +3,25 @@
 Axes: P pairs, D base rewards.
 """
 
+import hashlib
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.posterior import Prior, posterior
+from openrlhf_pgrpo.core.posterior import Prior, mean_and_root, posterior
 from openrlhf_pgrpo.core.questions import enough, next_questions, predict, predictive_entropy
+from openrlhf_pgrpo.files import locked
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.people.pool import Pair
 
 LEFT, TIE, RIGHT = "left", "tie", "right"
 PREFERENCES = {LEFT: 1.0, TIE: 0.5, RIGHT: 0.0}  # for the answer on the left
 DEVIATIONS = 1.645  # 90 % of a normal distribution lie within this many standard deviations
-NAME = re.compile(r"\w[\w.@+-]{0,63}")
+LARGEST_REWARD = np.finfo(np.float32).max  # a model computes in float32
+LONGEST_NAME = 200  # bytes of a profile's name without .json; file systems take 255, a lock's name is longer
 MOST_PROMPTS, MOST_ANSWERS = 3, 5  # of the ranking at the end
 
 
@@ -64,14 +68,16 @@ class Session:
 
     Args:
         pairs: the pool (P,). a, b: base rewards (P, D) of its answers. prior: of a user of this model.
-        user, fingerprint: of the profile. path: its file; answers in an existing file count.
+        user, fingerprint: of the profile. path: its file; answers in an existing file count. Its coefficients are
+            fitted again to its answers, as after every answer.
         questions, level: when to stop, as `core.questions.enough`. The end of the pool always stops.
 
     Attributes:
-        profile: as it is on the disk. question: the open one; None at the end. entropy: bits per pair.
+        profile: of the answers on the disk. question: the open one; None at the end. entropy: bits per pair.
 
     Raises:
-        ValueError: a profile of another user or for another model, or base rewards that are not finite.
+        ValueError: a profile of another user or for another model, or with answers that nothing finite follows from;
+            or base rewards that are not finite.
         OSError: the profile cannot be read or written.
     """
 
@@ -87,26 +93,47 @@ class Session:
         questions: int | None = 10,
         level: float | None = None,
     ):
-        self.pairs, self.rewards, self.prior, self.path = pairs, (a, b), prior, path
-        self.features = a - b
+        # Two sessions may name one file by different links.
+        self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        self.pairs, self.prior = pairs, prior
+        self.rewards = tuple(_checked(rewards, len(pairs), len(prior.mean)) for rewards in (a, b))
+        self.features = self.rewards[0] - self.rewards[1]
         self.questions, self.level = questions, level
         self.rows = {pair.name: row for row, pair in enumerate(pairs)}
-        posterior(self.features, np.full(len(pairs), 0.5), prior)  # bad features are refused before the first answer
-        self._stamp = stamp(path)
-        new = self._stamp is None
-        profile = Profile.of(user, fingerprint, [], prior) if new else Profile.load(path, fingerprint)
-        if profile.user != user:
-            raise ValueError(f"{path} needs a profile of {user!r}, got one of {profile.user!r}: name another file")
-        if new:
-            self._write(profile)  # fails now if the file cannot be written
+        # Bad features are refused before the first answer: ties to all pairs leave the least variance.
+        predictive_entropy(self.features, posterior(self.features, np.full(len(pairs), 0.5), prior))
+        answers = self._open(user, fingerprint)
         if questions is not None:
-            elsewhere = sum(answer.pair not in self.rows for answer in profile.answers)
+            elsewhere = sum(answer.pair not in self.rows for answer in answers)
             self.questions = min(questions, elsewhere + len(pairs))
-        self._continue_from(profile)
+        try:
+            self._continue_from(Profile.of(user, fingerprint, answers, prior))
+            self.forecast(), self.ranking()  # whatever will be shown can be computed
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
+
+    def _open(self, user: str, fingerprint: str) -> tuple[Answer, ...]:
+        """The answers in the file. A new one is written where there is none: that fails now if it cannot be."""
+        with locked(self.path):
+            self._content = content(self.path)
+            if self._content is None:
+                Profile.of(user, fingerprint, [], self.prior).save(self.path)
+                self._content = content(self.path)
+            profile = Profile.load(self.path, fingerprint)
+        if profile.user != user:
+            raise ValueError(
+                f"{self.path} needs a profile of {user!r}, got one of {profile.user!r}: name another file"
+            )
+        if profile.coefficients.shape != self.prior.mean.shape:
+            raise ValueError(
+                f"{self.path} needs {len(self.prior.mean)} coefficients, as the model has, got "
+                f"{len(profile.coefficients)}: restore it or ask again"
+            )
+        return profile.answers
 
     def _continue_from(self, profile: Profile) -> None:
         """Chooses the next question after the answers of this profile."""
-        asked = [self.rows[answer.pair] for answer in profile.answers if answer.pair in self.rows]
+        asked = sorted({self.rows[answer.pair] for answer in profile.answers if answer.pair in self.rows})
         entropy = predictive_entropy(self.features, profile.posterior)
         question = None
         if len(asked) < len(self.pairs) and not enough(len(profile.answers), entropy, self.questions, self.level):
@@ -152,14 +179,12 @@ class Session:
 
     def _save(self, answers) -> None:
         profile = Profile.of(self.profile.user, self.profile.fingerprint, answers, self.prior)
-        self._write(profile)
+        with locked(self.path):  # else another session could write between our look and our writing
+            if content(self.path) != self._content:
+                raise OSError(f"{self.path} was changed by another session: close one of them and start again")
+            profile.save(self.path)
+            self._content = content(self.path)
         self._continue_from(profile)
-
-    def _write(self, profile: Profile) -> None:
-        if stamp(self.path) != self._stamp:
-            raise OSError(f"{self.path} was changed by another session: close one of them and start again")
-        profile.save(self.path)
-        self._stamp = stamp(self.path)
 
     def coefficients(self) -> list[Coefficient]:
         """The coefficients (D,) of this user, as far as they are known."""
@@ -196,13 +221,24 @@ class Session:
         return [(prompt, rank(answers[prompt], self.profile)[:MOST_ANSWERS]) for prompt in prompts]
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is written; None if there is no file."""
+def content(path: Path) -> bytes | None:
+    """What is in the file; None if there is none. Times and numbers of files are no proof that nothing has changed."""
     try:
-        found = path.stat()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+
+
+def _checked(rewards: np.ndarray, pairs: int, factors: int) -> np.ndarray:
+    rewards = np.asarray(rewards, np.float64)
+    if rewards.shape != (pairs, factors):
+        raise ValueError(f"a session needs base rewards of shape {(pairs, factors)}, got {rewards.shape}")
+    if not (good := (np.abs(rewards) <= LARGEST_REWARD).all(1)).all():
+        row = int(good.argmin())
+        raise ValueError(
+            f"a session needs finite base rewards, got {rewards[row]} for pair {row}: score the pool again"
+        )
+    return rewards
 
 
 def rank(answers: dict[str, np.ndarray], profile: Profile) -> list[Ranked]:
@@ -210,16 +246,18 @@ def rank(answers: dict[str, np.ndarray], profile: Profile) -> list[Ranked]:
     rewards = np.array([*answers.values()])
     rewards = rewards - rewards.mean(0)  # a reward that all answers share does not rank them
     means = rewards @ profile.coefficients
-    deviations = np.sqrt(np.einsum("id,de,ie->i", rewards, profile.covariance, rewards))
+    deviations = np.sqrt(np.square(rewards @ mean_and_root(profile.posterior)[1]).sum(1))
     ranked = [Ranked(answer, float(m), float(s)) for answer, m, s in zip(answers, means, deviations)]
     return sorted(ranked, key=lambda one: -one.reward)
 
 
-def check_user(name: str) -> None:
-    """Checks the name of a user, which also names a file.
+def profile_name(user: str) -> str:
+    """The name of a user's file: no two users share one, and none leads out of the folder.
 
-    Raises:
-        ValueError: it is not 1 to 64 letters, digits and . _ @ + -, or does not begin with a letter, digit or _.
+    Letters, digits and . _ @ + - stay, other characters become their bytes in UTF-8, like %20, and so does . or - at
+    the beginning. Of a name that is too long for a file system, its hash is left.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"a user needs a name of 1 to 64 letters, digits and . _ @ + -, got {name!r}: choose another")
+    name = re.sub(r"[^\w.@+-]|^[.@+-]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), user)
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"%sha256-{hashlib.sha256(user.encode()).hexdigest()}"  # no other name has % and an s
+    return f"{name}.json"

@@ -3,14 +3,14 @@
 import shutil
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
-from unicodedata import category
+from unicodedata import bidirectional, category
 
 from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, Forecast, NotNow, Session
 
 KEYS = {"1": LEFT, "2": RIGHT, "=": TIE}
 HELP = "1 or 2: the better answer   =: equally good   u: undo   q: save and leave"
 BAR = 31  # characters
+EMBEDDINGS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they turn the text that follows
 
 
 def ask(session: Session, read: Callable[[str], str] = input, write: Callable[[str], None] = print) -> None:
@@ -39,16 +39,18 @@ def ask(session: Session, read: Callable[[str], str] = input, write: Callable[[s
         except NotNow as error:
             write(str(error))
         except OSError as error:
-            write(f"not saved, so the question stays open: {error}")
+            write(plain(f"not saved, so the question stays open: {error}"))
         else:
             write(forecast_text(session.forecast()) if key in KEYS else "taken back")
     write(summary(session))
 
 
 def plain(text: str) -> str:
-    """The text with control characters replaced, because they could change the terminal."""
+    """The text without what could change the terminal, or cannot be shown: control characters, those that turn the
+    direction of writing, and halves of surrogate pairs are replaced."""
     text = text.replace("\r\n", "\n")
-    controls = {letter for letter in text if category(letter) == "Cc"} - {"\n", "\t"}
+    controls = {letter for letter in text if category(letter) in ("Cc", "Cs") or bidirectional(letter) in EMBEDDINGS}
+    controls -= {"\n", "\t"}
     return text.translate(dict.fromkeys(map(ord, controls), "\ufffd"))
 
 
@@ -101,4 +103,4 @@ def summary(session: Session) -> str:
         for number, one in enumerate(ranked, 1):
             lines += [f"    {number}. {one.reward:+.2f} ± {one.deviation:.2f}", block(one.answer, "       ")]
         lines.append("")
-    return "\n".join((*lines, f"profile: {Path(session.path)}"))
+    return "\n".join((*lines, f"profile: {plain(str(session.path))}"))

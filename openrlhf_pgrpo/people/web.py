@@ -1,5 +1,8 @@
 """The questions on a local page: three requests to one `Session`, behind a token, for a browser on this machine."""
 
+import asyncio
+import ipaddress
+import json
 import secrets
 import socket
 from threading import Lock
@@ -12,11 +15,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
+from openrlhf_pgrpo.people.connections import MOST_AT_ONCE, PATIENCE, Connection
 from openrlhf_pgrpo.people.session import NotNow, Session
 
 LARGEST_BODY = 4096  # bytes; an answer takes 70
-WILDCARDS = ("", "0.0.0.0", "::", "*")
+LARGEST_HEAD = 16384
 TOKEN = "X-Elicit-Token"
 
 
@@ -28,32 +33,75 @@ class Body(BaseModel):
     choice: Literal["left", "tie", "right"]
 
 
-def check_host(host: str) -> None:
-    """Checks the address to serve at.
+class AsciiJSON(JSONResponse):
+    """JSON that can hold any text: a file's name may have bytes that are no UTF-8."""
+
+    def render(self, content) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at one address of this machine. Port 0 means any free port.
 
     Raises:
-        ValueError: it stands for all addresses of this machine. Other machines could reach the page then.
-    """
-    if host in WILDCARDS:
-        raise ValueError(f"--host needs one address of this machine, got {host!r}: 127.0.0.1 is this machine alone")
-
-
-def serve(session: Session, host: str, port: int) -> None:
-    """Serves the page until interrupted, and prints its address, which holds the token. Port 0 means any free port.
-
-    Raises:
+        ValueError: the address stands for all addresses of this machine, since other machines could reach the page
+            then; or it is none; or no port.
         OSError: the port is taken, or the address is not of this machine.
     """
-    check_host(host)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port needs a number from 0 to 65535, got {port}")
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        if not name.strip():
+            raise ValueError("no address at all")
+        address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--host needs one address of this machine, got {host!r} ({error}): 127.0.0.1 is this machine alone"
+        ) from error
+    address = str(getattr(ipaddress.ip_address(address), "ipv4_mapped", None) or address)
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        bound = listener.getsockname()[0]
+        ip = ipaddress.ip_address(bound)
+        if ip.is_unspecified or ip.is_multicast or "%" in bound:  # with %, no browser opens it
+            raise ValueError(
+                f"--host needs one address of this machine, got {host!r}, which is {bound}: 127.0.0.1 is this machine "
+                "alone"
+            )
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(session: Session, listener: socket.socket) -> None:
+    """Serves the page until interrupted, and prints its address, which holds the token."""
     token = secrets.token_urlsafe(16)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
+    host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    server = uvicorn.Server(uvicorn.Config(create_app(session, host, token), log_level="warning"))
-    print(f"open http://{host}:{listener.getsockname()[1]}/?token={token}", flush=True)
+    server = server_of(create_app(session, host, token))
+    print(f"open http://{host}:{port}/?token={token}", flush=True)
     print("stop with Ctrl-C; every answer is kept, and the same command goes on from there", flush=True)
-    with listener:
-        server.run([listener])
+    server.run([listener])
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            backlog=MOST_AT_ONCE,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=LARGEST_HEAD,
+        )
+    )
 
 
 def create_app(session: Session, host: str, token: str) -> FastAPI:
@@ -91,7 +139,7 @@ def create_app(session: Session, host: str, token: str) -> FastAPI:
                     return 500, view(session) | {"detail": f"not saved, so nothing was changed: {error}"}
 
         status, content = await run_in_threadpool(act)
-        return JSONResponse(content, status)
+        return AsciiJSON(content, status)
 
     @app.middleware("http")
     async def add_headers(request: Request, call_next):
@@ -135,12 +183,18 @@ def create_app(session: Session, host: str, token: str) -> FastAPI:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body of a request; one that is larger than anything the page sends is refused."""
+    """The body of a request; one that is larger or slower than anything the page sends is refused."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"a request needs at most {LARGEST_BODY} bytes")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                body += part
+                if len(body) > LARGEST_BODY:
+                    raise HTTPException(413, f"a request needs at most {LARGEST_BODY} bytes")
+    except TimeoutError as error:
+        raise HTTPException(408, f"a request needs to arrive within {PATIENCE:g} seconds") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "a request needs a whole body") from error  # nobody reads it
     return body
 
 

@@ -19,7 +19,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
 
     Raises:
         ValueError: a path does not exist, a folder has no metrics.jsonl, a file has no whole step, or a line in the
-            middle of a file is not a step. An incomplete last line is no error.
+            middle of a file is not a step, or `output` is one of these files. An incomplete last line is no error.
         ModuleNotFoundError: plotly or Jinja2 is not installed.
     """
     try:
@@ -29,12 +29,16 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
             raise
         advice = f'a report needs {missing.name}, which is not installed: pip install "openrlhf-pgrpo[report]"'
         raise ModuleNotFoundError(advice, name=missing.name) from None
-    from openrlhf_pgrpo.report.runs import read_runs
+    from openrlhf_pgrpo.report.runs import find, read_runs
 
     output = Path(output)
     if output.is_dir():
         raise ValueError(f"a report needs the name of a file to write, got the folder {output}: add report.html to it")
-    page = render(*read_runs([Path(run) for run in runs]))
+    given = [Path(run) for run in runs]
+    for _, metrics in find(given):
+        if output.exists() and output.samefile(metrics):
+            raise ValueError(f"a report needs a file of its own, got {output}, which it reads: name another")
+    page = render(*read_runs(given))
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as file:
         file.write(page.encode("utf-8", "replace"))  # a lone surrogate in the data has no UTF-8

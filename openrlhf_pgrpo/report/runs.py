@@ -144,8 +144,10 @@ def read(path: Path, name: str) -> Run:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             begin, end = end, end + len(line)
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line) if line.strip() else None
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     half_line = True
@@ -154,8 +156,6 @@ def read(path: Path, name: str) -> Run:
                     f"line {number} of {path} is not JSON ({error}): a metrics file needs one JSON object a line; "
                     "repair or remove the line"
                 ) from None
-            if row is None:
-                continue
             try:
                 reader.add(row, begin)
             except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:

@@ -104,7 +104,7 @@ def test_a_choice_prints_its_curve():
 
 def test_users_with_too_few_pairs_to_hold_out():
     known = Annotations(np.arange(3), np.zeros(3, int), np.array([1, 0, 1.0]), names(3))
-    with pytest.raises(ValueError, match="users with 5 pairs or fewer folds, got too few pairs"):
+    with pytest.raises(ValueError, match="in 5 folds needs something to hold out in each, got too few pairs"):
         choose_factors(np.ones((1, 2)), known)
 
 

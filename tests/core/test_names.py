@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openrlhf_pgrpo.core.names import NamedColumns, Names, listed, need_keys
+from openrlhf_pgrpo.core.names import NamedColumns, Names, alike, listed, name_of, need_keys
 
 pytestmark = pytest.mark.core
 
@@ -119,3 +119,39 @@ def test_keys_are_those_and_no_others():
 def test_finding_adds_nothing():
     names = Names(["a", "b"])
     assert names.find(["b", "x", None, "a"]).tolist() == [1, -1, -1, 0] and list(names) == ["a", "b"]
+
+
+# --- names in rows of data -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value, name",
+    [("ann", "ann"), (" ann", " ann"), (7, "7"), (7.0, "7"), (np.float32(7), "7"), (0.5, "0.5"), (True, "True")],
+)
+def test_a7_a_name_is_a_text_or_a_number(value, name):
+    assert name_of(value) == name
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (None, "null"),
+        ("", "an empty text"),
+        (" \t", r"a blank text, ' \\t'"),
+        (float("nan"), "float nan"),
+        (np.inf, "float inf"),
+        ({"id": 7}, "a struct with the keys 'id'"),
+        ({}, "an empty struct"),
+        (["ann"], r"a list, \['ann'\]"),
+        ([{"role": "user"}], "a list of messages"),
+        (b"ann", "bytes b'ann'"),
+    ],
+)
+def test_a7_anything_else_is_none_and_said_in_words(value, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        name_of(value)
+
+
+def test_a7_names_that_look_alike_stand_together():
+    assert alike(["a", "b", " A", "a", "Ann  Lee", "ann lee", "c"]) == [["a", " A"], ["Ann  Lee", "ann lee"]]
+    assert alike([]) == []

@@ -217,3 +217,11 @@ def test_the_bad_answer_is_named_by_its_user():
     answers[4321, 1] = -1
     with pytest.raises(ValueError, match="got -1.0 as answer 1 of user 4321"):
         posteriors(np.ones((5000, 2, 1)), answers, Prior(np.zeros(1), np.eye(1)))
+
+
+@pytest.mark.parametrize("features", [[1e300, -1e300], [1e308, 1e308], [1e5, 0.0], [1e160, 1e160]])
+def test_e5_features_whose_logits_overflow_are_refused(features):
+    """Also where the logit is not a number, because inf - inf is none."""
+    prior = Prior(np.array([1e10, 1e10]), np.array([[4.0, -1.0], [-1.0, 4.0]]) * 1e4)
+    with pytest.raises(ValueError, match="logits up to 10000"):
+        posterior([features], [1.0], prior)

@@ -67,6 +67,9 @@ def plugin(registry, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page, command", [(page, command) for page in PAGES for command in commands(page)])
 def test_every_command_is_one_that_works(page, command, host_parser, tiny, plugin):
     folder.write("rm", tiny / "model", np.ones((1, 64)), np.ones((1, 1)), ["ben"])
+    config = json.loads(Path("rm/config.json").read_text())  # texts of the length that the host's default allows
+    longer = {"max_position_embeddings": 2048, "base_reward_max_length": 2048}
+    Path("rm/config.json").write_text(json.dumps(config | longer))
     words = shlex.split(command)
     while "=" in words[0]:  # variables
         words.pop(0)
@@ -108,8 +111,8 @@ def generator():
     return module
 
 
-def test_the_page_of_flags_is_up_to_date(generator, host_parser):
-    assert TEXTS["docs/flags.md"] == generator.page(host_parser), "write it again: make flags"
+def test_the_page_of_flags_is_up_to_date(generator, hooks):
+    assert TEXTS["docs/flags.md"] == generator.page(), "write it again: make flags"
 
 
 def test_the_generator_is_what_make_flags_runs():

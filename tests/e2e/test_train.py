@@ -193,11 +193,12 @@ def reward_func(queries, prompts, labels):
     run.until(lambda: len(run.steps) >= 2)
     out.touch()
     assert run.wait() != 0
-    assert "ValueError: every sample needs a reward, got none for preference group 'bob', prompt '" in run.output()
-    assert "Failed to fetch reward from remote RM: no judge" in run.output()
+    assert "every sample needs a reward: the reward function" in run.output()
+    assert "raised OSError: no judge" in run.output() and "preference group 'bob'" in run.output()
     tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
-    assert tag == f"global_step{len(run.steps)}"
-    assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * len(run.steps)
+    saved = int(tag.removeprefix("global_step"))
+    assert saved >= len(run.steps) - 1  # the sampler ends the run, perhaps between a row and its checkpoint
+    assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * saved
 
 
 def test_the_hosts_own_module_trains_when_patched_and_is_restored(start, tiny, host_copy):

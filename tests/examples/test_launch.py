@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_pgrpo.host import doors, flags, hooks
+from openrlhf_pgrpo.host import doors, flags, hooks, plan
+from openrlhf_pgrpo.host.script import host_parser
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("hooks")]
 
@@ -38,7 +39,7 @@ CLUSTER = {"RAY_JOBS": "http://head:8265"}
 ONLINE = {"POLICY": "policy", "PROMPTS": "prompts.jsonl", "REWARD": "reward.py", "OUT": "run"}
 PAIRS = {"POLICY": "policy", "PAIRS": "pairs.jsonl", "OUT": "run"}
 TRAIN = {"MODEL": "model", "PAIRS": "pairs.jsonl", "HELD_OUT": "held.jsonl", "RM": "rm"}
-FACTORIZED = {"RM": "rm", "POLICY": "policy", "PROMPTS": "prompts.jsonl", "OUT": "run"}
+FACTORIZED = {"RM": "rm", "POLICY": "policy", "PROMPTS": "prompts.jsonl", "OUT": "run", "MAX_LEN": "256"}
 
 # Name: script and its words, the variables it needs, GPUs by default, and the folder of its checkpoints.
 USES = {
@@ -159,7 +160,7 @@ def accepted(module, argv):
 
     def parse_with_our_flags(parser, *args):
         # Parsers of our own are called with words to read.
-        return parse(parser, *args) if args else DOORS[module].parse_args(parser, parse=parse)
+        return parse(parser, *args) if args else DOORS[module].parse_args(parser)
 
     def remember(args):
         seen.append(nest(args))
@@ -278,20 +279,12 @@ def test_other_numbers_of_nodes_and_gpus(use, trainer):
 WRONG_SIZES = [
     ("single_node", dict(GPUS=6, GPUS_PER_ENGINE=4), {4, 6}),
     ("single_node", dict(GPUS=8, GPUS_HERE=4), {4, 8}),
-    ("single_node", dict(PROMPTS_PER_STEP=5), {32, 40}),
     ("ray_job", dict(NODES=3, GPUS_PER_NODE=4, GPUS_PER_ENGINE=3), {3, 4}),
-    ("ray_job", dict(NODES=3), {4, 24, 2048}),
     ("async", dict(GPUS_PER_NODE=4, TRAIN_GPUS_PER_NODE=4), {1, 4}),
     ("async", dict(GPUS_PER_NODE=1), {1, 0}),
-    ("async", dict(NODES=3, PROMPTS_PER_STEP=10), {12, 80}),
     ("zero3", dict(TRAIN_NODES=4), {1, 4}),
     ("zero3", dict(NODES=1), {1, 0}),
     ("zero3", dict(GPUS_PER_ENGINE=16), {8, 16}),
-    ("zero3", dict(PROMPTS_PER_STEP=3), {16, 24}),
-    ("lora", dict(BATCH=100), {32, 100}),
-    ("group_robust", dict(GPUS_PER_NODE=3), {12, 128}),
-    ("factorized train", dict(MICRO_BATCH=5), {40, 128}),
-    ("factorized use", dict(NODES=3), {96, 1024}),
 ]
 
 
@@ -302,6 +295,29 @@ def test_numbers_that_do_not_fit_are_refused_by_name(use, variables, numbers, la
     script, said = ended.stderr.split(": ", 1)
     assert script == USES[use][0].split()[0] and re.search(" needs? ", said)
     assert {int(number) for number in re.findall(r"\b\d+\b", said)} == numbers
+
+
+# Name: variables, processes that train, and what the look of the door then says of the size of an update.
+WRONG_UPDATES = {
+    "single_node": (dict(PROMPTS_PER_STEP=5), 8, "a multiple of 32 .*, got 40"),
+    "ray_job": (dict(NODES=3), 24, "a multiple of 96 .*, got 2048"),
+    "async": (dict(NODES=3, PROMPTS_PER_STEP=10), 12, "a multiple of 12 .*, got 80"),
+    "zero3": (dict(PROMPTS_PER_STEP=3), 16, "a multiple of 16 .*, got 24"),
+    "lora": (dict(BATCH=100), 8, "a multiple of 32 .*, got 100"),
+    "group_robust": (dict(GPUS_PER_NODE=3), 3, "a multiple of 12 .*, got 128"),
+    "factorized train": (dict(MICRO_BATCH=5), 8, "a multiple of 40 .*, got 128"),
+    "factorized use": (dict(NODES=3), 24, "a multiple of 96 .*, got 1024"),
+}
+
+
+@pytest.mark.parametrize("use", WRONG_UPDATES)
+def test_updates_that_do_not_fit_are_left_to_the_look_of_the_door(use, trainer, monkeypatch):
+    monkeypatch.setitem(os.environ, hooks.DEVICE, "gpu")
+    variables, ranks, said = WRONG_UPDATES[use]
+    module, argv, _ = trainer(use, **variables)
+    args = flags.nest(DOORS[module].parse_args(host_parser(DOORS[module].script), argv))
+    with pytest.raises(ValueError, match=f"--train.batch_size needs {said}"):
+        plan.ppo(args, None) if use in ONLINE_USES else plan.pairs(args, None, ranks)
 
 
 @pytest.mark.parametrize("use", PAIR_USES)

@@ -1,8 +1,10 @@
 """The columns that name preference groups and users, and files without a row."""
 
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 
 from openrlhf_pgrpo.host import columns
 from openrlhf_pgrpo.host.dpo.seams import SEAMS as DPO
@@ -19,6 +21,63 @@ def test_an_empty_file_is_named():
     columns.install(module)
     with pytest.raises(ValueError, match="a dataset needs at least one row, got an empty file 'pairs.jsonl'"):
         module.blending_datasets("pairs.jsonl", None)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("cut.jsonl", b'{"a": 1}\n{"a":', "JSON parse error.* in row 1 in '.*cut.jsonl': correct it"),
+        ("nothing.jsonl", b"{}\n", "no data! in '.*nothing.jsonl'"),
+        ("twice.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3 in '.*twice.csv'"),
+        ("cut.parquet", b"PAR1", "file size is 4 bytes.* in '.*cut.parquet'"),
+    ],
+)
+def test_b5_a_broken_file_is_named(hooks, tmp_path, name, content, message):
+    """The host hides the reason behind 'An error occurred while generating the dataset'."""
+    from openrlhf.datasets.utils import blending_datasets
+
+    path = tmp_path / name
+    path.write_bytes(content)
+    strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False)
+    with pytest.raises(ValueError, match=f"a dataset needs rows that can be read, got .*{message}"):
+        blending_datasets(str(path), None, strategy)
+
+
+def table(**columns):
+    return Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (None, "null"),
+        ("", "an empty text"),
+        (" \n", r"a blank text, ' \\n'"),
+        (float("nan"), "float nan"),
+        (float("inf"), "float inf"),
+        (datetime(2020, 1, 2), "datetime 2020-01-02 00:00:00"),
+        ({"name": "ann"}, "a struct with the keys 'name'"),
+        (["ann"], "a list, .'ann'."),
+    ],
+)
+def test_a7_a_missing_name_is_refused_with_its_row(value, said):
+    """Null, NaN, a blank text, a struct and a list are no names, in whatever kind of file."""
+    with pytest.raises(
+        ValueError, match=f"a name in 'g' .--flag., got {said} in row 0 of 'x.jsonl': (fill it|put the)"
+    ):
+        columns.names(table(g=[value]), "--flag", "g", "'x.jsonl'")
+
+
+def test_a7_a_whole_number_has_one_name():
+    """A column of whole numbers with a gap becomes one of floats in CSV, and 7 would be another user than 7.0."""
+    assert columns.names(table(g=[7, 8]), "--flag", "g", "x") == columns.names(table(g=[7.0, 8.0]), "--flag", "g", "x")
+    assert columns.names(table(g=[0.5]), "--flag", "g", "x") == ["0.5"]
+
+
+def test_a7_names_that_look_alike_are_a_warning():
+    (said,) = columns.spellings(["a", " a", "b", "B", "c"], "--flag", "'x'")
+    assert said.startswith("warning: names in 'x' (--flag) that differ only in case or white space count as different")
+    assert "'a', ' a'; 'b', 'B'" in said and columns.spellings(["a", "b"], "--flag", "'x'") == []
 
 
 @pytest.mark.parametrize("seams", [DPO, RM])

@@ -1,17 +1,32 @@
 """The verbs of a door."""
 
 import os
+import subprocess
 import sys
 
 import pytest
 import ray
 
 from openrlhf_pgrpo.host import device, doors, hooks
+from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.host.versions import SeamError
+from openrlhf_pgrpo.models import remote_code
 
 pytestmark = pytest.mark.host
 
-RUN = ("--advantage_estimator", "pgrpo", "--data.pref_group_key", "persona", "--vllm.num_engines", "1")
+SIZES = (
+    "--rollout.batch_size 8 --rollout.n_samples_per_prompt 2 --rollout.micro_batch_size 4 --train.batch_size 16 "
+    "--train.micro_batch_size 4 --data.max_len 64"
+).split()
+RUN = ("--advantage_estimator", "pgrpo", "--data.pref_group_key", "persona", "--vllm.num_engines", "1", *SIZES)
+
+
+@pytest.fixture
+def words(tiny):
+    """Those of a run whose rewards come from a model of its own."""
+    files = {"data.prompt_dataset": "prompts.jsonl", "actor.model_name_or_path": "model"}
+    files["reward.model_name_or_path"] = "model"
+    return [*RUN, *(word for flag, name in files.items() for word in (f"--{flag}", str(tiny / name)))]
 
 
 @pytest.fixture
@@ -25,14 +40,18 @@ def started(monkeypatch):
     return calls
 
 
-def opened(host_parser):
-    args = doors.PPO.parse_args(host_parser(), [*RUN])
-    doors.PPO.prepare(args)
-    return args
+@pytest.fixture
+def opened(host_parser, words):
+    def opened():
+        args = doors.PPO.parse_args(host_parser(), words)
+        doors.PPO.prepare(args)
+        return args
+
+    return opened
 
 
-def test_ray_gets_our_hook_and_logical_gpus_beside_what_the_host_says(host_parser, started):
-    args = opened(host_parser)
+def test_ray_gets_our_hook_and_logical_gpus_beside_what_the_host_says(opened, started):
+    args = opened()
     assert vars(args)["ds.attn_implementation"] == "sdpa"  # adapted, in the flat form that the host goes on with
     ray.init(runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}})
     (call,) = started
@@ -43,24 +62,24 @@ def test_ray_gets_our_hook_and_logical_gpus_beside_what_the_host_says(host_parse
     assert call["address"] == "local"  # not a cluster that happens to run on this machine
 
 
-def test_an_existing_cluster_keeps_its_own_resources(host_parser, started, monkeypatch):
-    opened(host_parser)
+def test_an_existing_cluster_keeps_its_own_resources(opened, started, monkeypatch):
+    opened()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     ray.init()
     assert set(started[0]) == {"runtime_env"}
 
 
-def test_somebody_elses_worker_hook_is_refused(host_parser, started):
-    opened(host_parser)
+def test_somebody_elses_worker_hook_is_refused(opened, started):
+    opened()
     with pytest.raises(SeamError, match="in use, 'mine.setup': call openrlhf_pgrpo.host.ppo.worker.setup"):
         ray.init(runtime_env={"worker_process_setup_hook": "mine.setup"})
     assert started == []
 
 
-def test_a_running_ray_is_refused(host_parser, started, monkeypatch):
+def test_a_running_ray_is_refused(opened, started, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(SeamError, match="needs to start Ray, got a running one"):
-        opened(host_parser)
+        opened()
 
 
 def test_a_refusal_is_a_usage_message(host_parser, started, capsys):
@@ -84,3 +103,57 @@ def test_the_device_follows_what_is_there(monkeypatch):
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
     assert device.choose("auto") == device.choose("gpu") == "gpu"
     assert device.choose("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_d4_an_address_that_names_no_cluster_is_none(address, monkeypatch):
+    """RAY_ADDRESS empty or local starts Ray on this machine, whose device counts."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setitem(os.environ, hooks.DEVICE, "cpu")
+    assert device.choose("auto") == "cpu" and ray_start.own_ray()["address"] == "local"
+    with pytest.raises(SeamError, match="needs a CUDA device here"):
+        device.choose("gpu")
+
+
+def test_d5_what_a_look_finds_is_said_before_the_host_is_imported(tmp_path):
+    """A run that cannot start says so in seconds: the host's imports, and Ray, come after the look."""
+    code = (
+        "import sys; from openrlhf_pgrpo.host import doors\n"
+        "heavy = {'ray', 'vllm', 'deepspeed', 'openrlhf.models'}\n"
+        "try: doors.PPO.run()\n"
+        "except SystemExit as end: print(end.code, sorted(heavy & {*sys.modules}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *RUN], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout.endswith("2 []\n"), ended.stderr
+    assert "error: PPO needs rewards, got none of --reward.remote_url" in ended.stderr
+
+
+def test_d18_a_plugin_that_is_missing_is_a_usage_message(tmp_path):
+    """No traceback: the flag, what it names, what to do."""
+    words = [sys.executable, "-m", "openrlhf_pgrpo.cli.train_ppo_ray", "--pgrpo.plugin", "mine.py"]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "error: --pgrpo.plugin: a plugin needs an existing file, got 'mine.py'" in ended.stderr
+
+
+def test_e1_code_of_models_runs_only_if_asked_for(monkeypatch):
+    """--trust_remote_code reaches this process and its children before anything is loaded."""
+    monkeypatch.setitem(os.environ, remote_code.VARIABLE, "0")
+    doors.RM.choose(["--pgrpo.device", "cpu"])
+    assert not remote_code.trusted()
+    doors.RM.choose(["--pgrpo.device", "cpu", "--trust_remote_code"])
+    assert remote_code.trusted()
+
+
+def test_of_a_launchers_processes_one_speaks_and_all_refuse(monkeypatch, capsys):
+    """Each machine's first process says what is refused; sentences come from the first of all."""
+    door = doors.RM
+    for rank, local_rank in ((0, 0), (1, 1), (8, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        door._say(["a sentence"])
+        assert ("[pgrpo] a sentence" in capsys.readouterr().out) == (rank == 0)
+        with pytest.raises(SystemExit) as ended:
+            door._refuse("wrong")
+        assert ended.value.code == 2 and ("error: wrong" in capsys.readouterr().err) == (local_rank == 0)

@@ -122,8 +122,27 @@ def test_an_old_spelling_is_refused_with_the_new_one(door, old, refusal):
         assert f"{old} is now called --{flags.OLD_SPELLINGS[old]}" in refusal(door, *words)
 
 
-def test_no_flag_is_named_that_a_door_does_not_have(refusal):
-    assert "unrecognized arguments: --pgrpo.user_key x" in refusal("DPO", "--pgrpo.user_key", "x")
+def test_an_old_spelling_of_a_flag_that_a_door_does_not_have_says_so(refusal):
+    said = refusal("DPO", "--pgrpo.user_key", "x")
+    assert (
+        "--pgrpo.user_key is an old name of --data.user_key, which does nothing in this script: leave it out" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "door, flag", [("RM", "data.pref_group_key"), ("DPO", "data.user_key"), ("PPO", "data.preference_key")]
+)
+def test_d18_a_flag_of_other_trainers_is_refused_by_name(door, flag, refusal):
+    """A column that this trainer does not read is no flag of it."""
+    assert f"--{flag} is for other trainers and does nothing in this script" in refusal(door, f"--{flag}", "x")
+
+
+def test_arguments_are_nested_as_the_host_nests_them(host_parser):
+    from openrlhf.utils.config import hierarchize
+
+    for door in DOORS.values():
+        args = host_parser(door.script).parse_args([])
+        assert flags.nest(args) == hierarchize(args)
 
 
 @pytest.mark.parametrize("flag", flags.GONE)

@@ -26,7 +26,7 @@ def build(folder, monkeypatch, dtype=torch.float32, **options):
 
 def scores(model, tokenizer) -> torch.Tensor:
     """As the host's own server scores: left padding, no special tokens."""
-    texts = [f"{prompt}{response} <eos>" for prompt, response in zip(PROMPTS, RESPONSES)]
+    texts = [f"{prompt}{response}<eos>" for prompt, response in zip(PROMPTS, RESPONSES)]
     tokenizer.padding_side = "left"
     batch = tokenizer(texts, return_tensors="pt", add_special_tokens=False, padding=True)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_the_factory_builds_a_factorized_model_of_a_factorized_folder(factorized
     expected = load(factorized)
     model = build(factorized, monkeypatch)
     assert type(model).__name__ == "FactorizedRewardModel"
-    found = scores(model, expected.tokenizer)
+    found = scores(model, expected.texts.tokenizer)
     assert np.allclose(found.double(), expected.base_rewards(PROMPTS, RESPONSES), atol=1e-5)
     assert build(factorized, monkeypatch, dtype=torch.bfloat16).coefficients.dtype == torch.float32
 
@@ -62,7 +62,7 @@ def test_a_folder_without_its_head_is_refused(factorized, tmp_path, monkeypatch)
     weights = load_file(factorized / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"needs the weights of its base rewards and users, got none for .'score"):
+    with pytest.raises(ValueError, match=r"needs all weights, got none for score.weight"):
         build(tmp_path, monkeypatch)
 
 

@@ -40,6 +40,41 @@ def test_a_fresh_run_replaces_the_file(tmp_path):
     assert steps(path) == [1]
 
 
+def test_b3_the_metrics_of_another_run_are_kept(tmp_path):
+    """A run whose --ckpt.path was mistyped starts anew, twice."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    for _ in range(2):
+        JSONLines(path).append({"step": 1})
+    assert steps(path) == [1]
+    assert steps(tmp_path / "metrics.old-1.jsonl") == [1, 2] and steps(tmp_path / "metrics.old-2.jsonl") == [1]
+
+
+@pytest.mark.parametrize(
+    "second", [b'{"loss": 1}', b"[1]", b"null", b'{"step": "2"}', b'{"step": true}', b"\x00\xff", b"{", b"[" * 99999]
+)
+def test_d8_a_file_of_something_else_is_refused_before_the_first_step(tmp_path, second):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + second + b"\n")
+    with pytest.raises(ValueError, match=r"whole number \"step\", got .* in line 2 of .*: move that file away"):
+        JSONLines(path)
+    assert path.read_bytes().endswith(second + b"\n")
+
+
+def test_d8_blank_lines_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('\n{"step": 1}\n \n')
+    JSONLines(path).append({"step": 2})
+    assert steps(path) == [1, 2]
+
+
+def test_d8_a_folder_cannot_hold_the_rows(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "metrics.jsonl"):
+        with pytest.raises(ValueError, match="metrics need a file, got .*: pass --logger.metrics_path"):
+            JSONLines(path)
+
+
 def test_the_settings_are_those_of_the_command_line_without_secrets(host_args):
     url = "http://ana:geheim@judge:5000/score"
     args = host_args("--logger.wandb.key", "geheim", "--reward.remote_url", url, "--actor.adam.lr", "1e-5")

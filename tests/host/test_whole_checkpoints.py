@@ -142,6 +142,27 @@ def test_room_is_made_when_all_together_are_too_large(save):
     assert found(save.folder) == {"global_step2", "global_step3"}
 
 
+@pytest.mark.parametrize("name", ["exp_of_a_colleague", "global_step1_hf", "best_hf", "global_step", "unfinished"])
+def test_b2_folders_of_others_are_neither_counted_nor_deleted(save, name):
+    save(1)
+    (save.folder / name).mkdir()
+    (save.folder / name / "thesis").write_text("x" * 2**20)
+    for step in (2, 3, 4):
+        save(step, most=2, gib=0.5 / 1024)  # theirs alone is larger
+        save(step, best=True)
+    assert found(save.folder) == {name, "global_step3", "global_step4", "best_global_step4"}
+    assert (save.folder / name / "thesis").exists()
+
+
+def test_b2_links_are_not_followed(save, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    save(1)
+    (save.folder / "global_step0").symlink_to(tmp_path / "theirs")
+    for step in (2, 3):
+        save(step, most=1)
+    assert (tmp_path / "theirs").is_dir() and found(save.folder) == {"global_step0", "global_step3"}
+
+
 def test_every_way_into_the_host_saves_whole_checkpoints():
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 

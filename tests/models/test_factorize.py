@@ -1,5 +1,8 @@
 """The fast path from a file of annotations to a reward model's folder, on a tiny causal model that stays as it is."""
 
+import shutil
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -39,7 +42,7 @@ def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     "rows, message",
     [
         ([row("a", "p", "x", "y"), {"user": "a"}], "line 2 of .* needs the column 'prompt', got 'user'"),
-        ([row("", "p", "x", "y")], "line 1 of .* needs a user, got none in 'user'"),
+        ([row("", "p", "x", "y")], "line 1 of .* needs a user in 'user', a text or a number, got"),
         ([row("a", "p", ["x"], "y")], "line 1 of .* needs a text as 'chosen'"),
         ([row("a", "p", "x", "y", preference=2)], "line 1 of .* from 0 .* to 1 .* in 'preference', got 2"),
         ([row("a", "p", "x", "y", preference=True)], "got True"),
@@ -55,3 +58,180 @@ def test_a_line_that_was_cut_is_refused_with_its_number(annotations, tmp_path):
     (tmp_path / "cut.jsonl").write_text(annotations.read_text()[:-30])
     with pytest.raises(ValueError, match="line 320 of"):
         fast.read(tmp_path / "cut.jsonl")
+
+
+# ---- rows ----
+
+
+def test_a1_rows_are_read_as_train_rm_reads_them(jsonl):
+    """Users may be numbers, and a preference weighs; without one, the chosen answer was preferred."""
+    rows = [row(7, "p", "x", "y", preference=0), row("ana", "p", "x", "z", preference=0.5)]
+    assert [(user, preference) for user, *_, preference in fast.read(jsonl("a.jsonl", rows))] == [
+        ("7", 0),
+        ("ana", 0.5),
+    ]
+    assert fast.read(jsonl("b.jsonl", [row(7, "p", "x", "y")])) == [("7", "p", "x", "y", 1.0)]
+
+
+@pytest.mark.parametrize("preference", ["null", "NaN", '"1"', "true", "-0.1", "1.5", "[1]", "{}", "1e400"])
+def test_a1_a_preference_that_is_none_is_refused_with_its_line(jsonl, preference):
+    lines = [row("ana", "p", "x", "y", preference=1)]
+    broken = '{"user": "ana", "prompt": "p", "chosen": "x", "rejected": "z", "preference": ' + preference + "}"
+    with pytest.raises(ValueError, match="line 2 of .* a number from 0 .rejected. to 1 .chosen. in 'preference', got"):
+        fast.read(jsonl("a.jsonl", [*lines, broken]))
+
+
+def test_a1_a_preference_that_one_row_lacks_is_missing(jsonl):
+    with pytest.raises(ValueError, match="line 2 of .* in 'preference', got null: correct it or drop the row"):
+        fast.read(jsonl("a.jsonl", [row("ana", "p", "x", "y", preference=1), row("ana", "p", "x", "z")]))
+    with pytest.raises(ValueError, match="needs the column 'prefrence', got no row with it: correct its name"):
+        fast.read(jsonl("b.jsonl", [row("ana", "p", "x", "y")]), fast.Columns(preference="prefrence"))
+
+
+@pytest.mark.parametrize("user", ["null", '""', '"  "', "NaN", "{}", '["ana"]'])
+def test_a7_a_user_who_has_no_name_is_refused_with_the_line(jsonl, user):
+    line = '{"user": ' + user + ', "prompt": "p", "chosen": "x", "rejected": "z"}'
+    with pytest.raises(ValueError, match="line 1 of .* needs a user in 'user', a text or a number, got "):
+        fast.read(jsonl("a.jsonl", [line]))
+
+
+def test_a4_equal_answers_are_refused_with_lines_and_count(jsonl):
+    rows = [row("ana", "p", "x", "y"), row("ana", "p", "x", "x"), row("ben", "p", "z", "z"), row("ben", "p", "z", "x")]
+    with pytest.raises(
+        ValueError, match=r"answers that differ, got the same text twice in 2 lines \(2, 3\) of .*: dr"
+    ):
+        fast.read(jsonl("a.jsonl", rows))
+
+
+@pytest.mark.parametrize("texts", [("", "x", "y"), ("p", " ", "y"), ("p", "x", "\n")])
+def test_b5_a_blank_text_is_missing_as_it_is_in_train_rm(jsonl, texts):
+    with pytest.raises(
+        ValueError, match="line 1 of .* needs a text in '(prompt|chosen|rejected)', got .*: fill it in"
+    ):
+        fast.read(jsonl("a.jsonl", [row("ana", *texts)]))
+
+
+# ---- texts that are longer than the backbone reads: 256 tokens of a byte each ----
+
+
+def test_a4_prompts_are_cut_from_the_left_and_counted(jsonl, tiny, tmp_path):
+    """The answers decide, whatever stands before them. They used to be cut away."""
+    rng, rows, said = np.random.default_rng(0), [], []
+    for pair in range(30):
+        loud, calm = f"{rng.integers(1000)}!!!!!!!!", f"{rng.integers(1000)}"
+        rows += [row("ana", "once upon a time " * 40 + f"{pair} ", loud, calm)]
+        rows += [row("ben", "once upon a time " * 40 + f"{pair} ", calm, loud)]
+    rows += [row("ana", "short ", "!!!!!", "."), row("ben", "short ", ".", "!!!!!")]
+    fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m", 1, 1.0, say=said.append)
+    assert said == ["60 of 62 texts are longer than 256 tokens: their prompts are cut from the left"]
+    model = load(tmp_path / "m")
+    users, prompts, chosen, rejected = zip(*(tuple(one.values()) for one in rows))
+    own = model.coefficients[[model.users.index(user) for user in users]]
+    features = model.base_rewards(prompts, chosen) - model.base_rewards(prompts, rejected)
+    assert ((features * own).sum(1) > 0).mean() > 0.9
+
+
+def test_a4_an_answer_that_does_not_fit_is_refused_with_lines(jsonl, tiny, tmp_path):
+    rows = [row("ana", "p", "x", "y"), row("ana", "p", "x" * 400, "y"), row("ben", "q", "x", "y")]
+    with pytest.raises(ValueError, match="answer needs to fit into the 256 tokens .*, got a longer one in line 2 of"):
+        fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m", 1, 1.0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a4_texts_that_the_backbone_reads_alike_are_refused_with_lines(jsonl, tiny, tmp_path):
+    """Two texts that differ, of one and the same tokens: the second brings its end token along."""
+    rows = ["", row("ana", "p", "x", "y"), row("ana", "p", "x<eos>", "x"), row("ben", "p", "x", "x<eos>")]
+    with pytest.raises(
+        ValueError, match=r"reads as the same tokens in 2 lines \(3, 4\) of .*: drop them, or name anot"
+    ):
+        fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m", 1, 1.0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_d12_a_very_long_prompt_takes_no_memory_of_its_length_for_each_pair(
+    annotations, jsonl, tiny, tmp_path, monkeypatch
+):
+    """A table of texts of equal length would take 4 MB for each of 41 pairs."""
+    monkeypatch.setattr(fast, "MOST_FACTORS", 1)
+    rows = [*annotations.read_text().splitlines(), row("u0", "a" * 10**6, "x", "y")]
+    path, said = jsonl("a.jsonl", rows), []
+    tracemalloc.start()
+    try:
+        fast.factorize(path, tiny / "model", tmp_path / "m", l2=1.0, pooling="mean", say=said.append)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 120e6 and "2 of 82 texts are longer than 256 tokens" in said[0]
+
+
+# ---- data that say little ----
+
+
+def noise(users=6, pairs=24):
+    rng = np.random.default_rng(0)
+    for pair in range(pairs):
+        for user in range(users):
+            answers = [f"yes {pair}", f"no {pair}"]
+            chosen = rng.integers(2)
+            yield row(f"u{user}", f"{pair} says: ", answers[chosen], answers[1 - chosen])
+
+
+def test_d13_answers_that_nothing_explains_are_said_to_be_like_a_coins(jsonl, tiny, tmp_path, monkeypatch):
+    """Either nothing is written, or a model with a warning; no word of a penalty that nobody gave."""
+    monkeypatch.setattr(fast, "MOST_FACTORS", 2)
+    said = []
+    try:
+        fast.factorize(jsonl("a.jsonl", list(noise())), tiny / "model", tmp_path / "m", say=said.append)
+    except ValueError as error:
+        said.append(str(error))
+        assert "held-out log loss" in said[-1] and not (tmp_path / "m").exists()
+    told = " ".join(said)
+    assert "predicted no better than by a coin, whose log loss is 0.6931" in told and "at this l2" not in told
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_d13_a_handful_of_answers_says_what_is_too_little(jsonl, tiny, tmp_path, count):
+    rows = [row(f"u{number}", f"{number} says: ", "yes", "no") for number in range(count)]
+    with pytest.raises(
+        ValueError, match="hold out in each, got too few pairs or users .*: ask more, or choose the num"
+    ):
+        fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "factors, l2, message",
+    [
+        (0, None, "at least one base reward"),
+        (9, None, "as many users, got 8"),
+        (None, 0.0, "l2 needs a finite"),
+        (None, float("nan"), "l2 needs a finite"),
+        (-1, 1.0, "at least one"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_a_text_is_read(
+    annotations, tiny, tmp_path, monkeypatch, factors, l2, message
+):
+    monkeypatch.setattr(fast, "embed", None)
+    with pytest.raises(ValueError, match=message):
+        fast.factorize(annotations, tiny / "model", tmp_path / "m", factors, l2)
+
+
+# ---- where it is written ----
+
+
+def test_b1_a_policy_is_not_replaced_by_a_reward_model_on_it(annotations, tiny, tmp_path, monkeypatch):
+    """By its own name, through a link, or when it is another model's; before a text is read."""
+    monkeypatch.setattr(fast, "embed", None)
+    policy, other = (shutil.copytree(tiny / "model", tmp_path / name) for name in ("policy", "other"))
+    (tmp_path / "link").symlink_to(policy)
+    before = {path.name: path.read_bytes() for path in policy.iterdir()}
+    for folder in (policy, tmp_path / "link", tmp_path / "other" / ".." / "policy", other):
+        with pytest.raises(ValueError, match="--output needs a (folder of its own|new or empty folder)"):
+            fast.factorize(annotations, policy, folder, 1, 1.0)
+    assert {path.name: path.read_bytes() for path in policy.iterdir()} == before
+
+
+def test_a15_the_same_command_twice_gives_the_same_model(annotations, tiny, tmp_path):
+    for name in ("one", "one", "two"):
+        fast.factorize(annotations, tiny / "model", tmp_path / name, 1, 1.0)
+    assert load(tmp_path / "one").fingerprint == load(tmp_path / "two").fingerprint

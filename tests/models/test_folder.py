@@ -1,6 +1,7 @@
 """The folder of a factorized reward model: its files, its fingerprint, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from openrlhf_pgrpo.models import folder as folders
+from openrlhf_pgrpo.models import output_folder
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.scoring import load
 
@@ -97,3 +99,136 @@ def test_writing_that_fails_leaves_the_old_folder(backbone, tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, backbone, **{**GOOD, "users": ["c", "d"]})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# ---- how long a text may be ----
+
+
+def with_config(folder: Path, to: Path, **change) -> Path:
+    copied(folder, to)
+    content = json.loads((to / "config.json").read_text()) | change
+    (to / "config.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return to
+
+
+def test_a4_a_folder_knows_how_long_its_texts_may_be(made, tmp_path):
+    """256 positions; a record of more is not believed, and a folder without one falls back to the positions."""
+    folder = made[0]
+    assert json.loads((folder / "config.json").read_text())["base_reward_max_length"] == 256
+    assert Folder(folder).max_length == 256
+    for number, (recorded, found) in enumerate(((100, 100), (10**6, 256), (None, 256))):
+        assert Folder(with_config(folder, tmp_path / f"{number}", base_reward_max_length=recorded)).max_length == found
+
+
+def test_a4_a_tokenizer_may_say_less_than_the_backbone(backbone, tmp_path):
+    mine = copied(backbone, tmp_path / "short")
+    (mine / "tokenizer_config.json").write_text(
+        json.dumps(json.loads((mine / "tokenizer_config.json").read_text()) | {"model_max_length": 77})
+    )
+    write(tmp_path / "made", mine, **GOOD)
+    assert Folder(tmp_path / "made").max_length == 77
+
+
+# ---- where a model may be written ----
+
+
+def test_b1_a_folder_with_another_model_is_refused(backbone, made, tmp_path):
+    for folder in (copied(backbone, tmp_path / "policy"), copied(made[0], tmp_path / "rm")):
+        with pytest.raises(
+            ValueError, match="--output needs a folder without a model, got .* which would be replaced"
+        ):
+            output_folder.check_output(folder, "--output")
+        output_folder.check_output(folder, "--output", again=True)
+    for name in ("adapter_config.json", "pytorch_model.bin", "model-00001-of-00002.safetensors", "users.json"):
+        other = tmp_path / f"with {name}"
+        other.mkdir()
+        (other / name).touch()
+        with pytest.raises(ValueError, match="would be replaced"):
+            output_folder.check_output(other, "--output")
+
+
+def test_b1_a_model_that_is_read_is_refused_however_it_is_spelled(backbone, tmp_path, monkeypatch):
+    mine = copied(backbone, tmp_path / "policy")
+    (tmp_path / "link").symlink_to(mine)
+    monkeypatch.chdir(tmp_path)
+    for folder in (mine, "policy", "./policy/", "link", "x/../policy", tmp_path / "link" / ".." / "policy"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        for given in (str(mine), "policy", "link"):
+            for again in (False, True):
+                with pytest.raises(ValueError, match="needs a folder of its own, got .* the model that is read"):
+                    output_folder.check_output(folder, "--output", [None, "a/hub-name", given], again)
+
+
+def test_b1_a_folder_of_checkpoints_and_logs_takes_a_model(tmp_path):
+    (tmp_path / "checkpoints_ppo_ray" / "_actor").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").touch()
+    output_folder.check_output(tmp_path, "--ckpt.output_dir", ["a/hub-name"])
+    output_folder.check_output(tmp_path / "new" / "folder", "--ckpt.output_dir")
+
+
+def test_b1_what_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    for folder, message in (("file", "which is something else"), ("nowhere", "else"), ("file/new", "can be written")):
+        with pytest.raises(ValueError, match=message):
+            output_folder.check_output(tmp_path / folder, "--output")
+
+
+def test_b1_a_fitted_model_may_be_fitted_again_and_nothing_else_is_replaced(made, backbone, tmp_path):
+    """A model that `write` made came of a file and flags in minutes. One that was trained is never replaced."""
+    fitted = copied(made[0], tmp_path / "fitted")
+    output_folder.check_new(fitted, "--output", refit=True)
+    output_folder.check_new(tmp_path / "new", "--output")
+    refused = [copied(backbone, tmp_path / "policy")]
+    refused.append(with_config(made[0], tmp_path / "trained", base_reward_fitted=False))
+    refused.append(with_config(made[0], tmp_path / "of an older version", base_reward_fitted=None))
+    notes = copied(made[0], tmp_path / "with notes")
+    (notes / "notes.txt").touch()
+    for folder in (*refused, notes):
+        with pytest.raises(
+            ValueError, match="--output needs a new or empty folder, or one with a model that factorize"
+        ):
+            output_folder.check_new(folder, "--output", refit=True)
+    with pytest.raises(ValueError, match="--output needs a new or empty folder, got"):
+        output_folder.check_new(fitted, "--output")
+
+
+def test_b1_training_takes_the_mark_of_a_fitted_model_away(made, tmp_path):
+    model = load(made[0])
+    folders.save(tmp_path / "trained", model.config, model.model.state_dict(), model.users, model.texts.tokenizer)
+    assert Folder(tmp_path / "trained").config.base_reward_fitted is False
+
+
+# ---- how it is written ----
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_e2_files_have_the_mode_that_the_umask_gives(backbone, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "made", backbone, **GOOD)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()} == {mode}
+
+
+def test_e4_links_in_the_folder_are_replaced_and_not_followed(backbone, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in ("model.safetensors", "users.json", "config.json", "tokenizer.json"):
+        (folder / name).symlink_to(precious)
+    write(folder, backbone, **GOOD)
+    assert precious.read_text() == "keep me" and Folder(folder).users == ["a", "b"]
+    assert not [path for path in folder.iterdir() if path.is_symlink() or path.name.startswith(output_folder.NEW)]
+
+
+def test_weights_that_share_memory_are_written(tmp_path, made):
+    """As a backbone that ties some of its own has them; safetensors would refuse them."""
+    model = load(made[0])
+    weights = dict(model.model.state_dict())
+    weights["model.tied.weight"] = weights["model.embed_tokens.weight"]
+    folders.save(tmp_path / "tied", model.config, weights, model.users, model.texts.tokenizer)
+    found = load_file(tmp_path / "tied" / "model.safetensors")
+    assert (found["model.tied.weight"] == found["model.embed_tokens.weight"]).all()

@@ -5,14 +5,13 @@ import torch
 
 from openrlhf_pgrpo.models.network import factorized_reward_model
 from openrlhf_pgrpo.models.scoring import load
-from openrlhf_pgrpo.models.texts import encode
 
 pytestmark = pytest.mark.core
 
 
 def test_forward_gives_the_users_of_rows_too(made):
     model = load(made[0])
-    batch = encode(["a <eos>", "bc <eos>"], model.tokenizer, 9)
+    batch = model.texts.pad(model.texts.tokens(["", ""], ["a", "bc"]).ids)
     with torch.no_grad():
         base_rewards, coefficients, outputs = model.model(**batch, users=torch.tensor([2, 0]))
         plain = model.model(**batch)
@@ -24,7 +23,7 @@ def test_forward_gives_the_users_of_rows_too(made):
 
 def test_padding_may_be_on_either_side(made):
     model = load(made[0])
-    batch = encode(["abc <eos>", "d <eos>"], model.tokenizer, 9)
+    batch = model.texts.pad(model.texts.tokens(["", ""], ["abc", "d"]).ids)
     pad = int(batch["attention_mask"][1].eq(0).sum())
     right = {name: torch.stack([rows[0], rows[1].roll(-pad)]) for name, rows in batch.items()}
     assert not torch.equal(right["input_ids"], batch["input_ids"])

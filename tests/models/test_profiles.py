@@ -57,6 +57,11 @@ def test_every_truncation_is_refused_and_the_file_stays(profile, tmp_path):
     "change",
     [
         dict(user=3),
+        dict(user=" "),
+        dict(user="\ud800"),
+        dict(coefficients=[1e101, 1.0]),
+        dict(covariance=[[2.0, 0.3], [0.4, 1.0]]),
+        dict(answers=[{"pair": "p", "features": [1e300, 2.0], "preference": 1.0}]),
         dict(fingerprint=None),
         dict(answers={}),
         dict(answers=[{}]),
@@ -75,7 +80,7 @@ def test_every_truncation_is_refused_and_the_file_stays(profile, tmp_path):
         dict(extra=1),
     ],
 )
-def test_what_is_no_profile_is_refused(profile, tmp_path, change):
+def test_e5_what_is_no_profile_is_refused(profile, tmp_path, change):
     path = tmp_path / "ana.json"
     profile.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

@@ -28,7 +28,7 @@ def as_the_host_scores(hooks, monkeypatch):
         host = importlib.import_module("openrlhf.models.model")
         model = host.get_llm_for_sequence_regression(str(folder), "reward", attn_implementation="sdpa")
         assert type(model).__qualname__ == "_get_reward_model.<locals>.RewardModel"
-        texts = [f"{prompt}{response} <eos>" for prompt, response in zip(PROMPTS, RESPONSES)]
+        texts = [f"{prompt}{response}<eos>" for prompt, response in zip(PROMPTS, RESPONSES)]
         tokenizer.padding_side = "left"
         batch = tokenizer(texts, return_tensors="pt", add_special_tokens=False, padding=True)
         with torch.no_grad():
@@ -43,7 +43,7 @@ def test_an_exported_user_is_a_plain_reward_model_of_the_host(factorized, tmp_pa
     coefficients = expected.coefficients[expected.users.index(user)]
     export_user(Folder(factorized), coefficients, tmp_path / "out")
     rewards = expected.base_rewards(PROMPTS, RESPONSES) @ coefficients
-    found = as_the_host_scores(tmp_path / "out", expected.tokenizer)
+    found = as_the_host_scores(tmp_path / "out", expected.texts.tokenizer)
     assert found.shape == (3,) and np.abs(found.double().numpy() - rewards).max() < 1e-4
     assert np.abs(rewards).max() > 1  # or 1e-4 would say little
 
@@ -56,7 +56,7 @@ def test_an_exported_user_is_a_plain_reward_model_of_the_host(factorized, tmp_pa
 
 def test_what_cannot_be_exported_is_refused(factorized, tiny, tmp_path):
     (tmp_path / "something").touch()
-    with pytest.raises(ValueError, match="the export needs a new or empty folder, got"):
+    with pytest.raises(ValueError, match="--output needs a new or empty folder, got"):
         export_user(Folder(factorized), np.ones(3), tmp_path)
     model = Folder(factorized)
     for coefficients in ([1.0, 2.0], [1.0, 2.0, float("nan")]):

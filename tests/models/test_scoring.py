@@ -1,10 +1,13 @@
 """Base rewards are the head times the state of each text alone, whatever it is batched with."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, RobertaConfig
 
+from openrlhf_pgrpo.models import scoring
 from openrlhf_pgrpo.models.folder import write
 from openrlhf_pgrpo.models.network import POOLINGS
 from openrlhf_pgrpo.models.scoring import embed, load
@@ -21,8 +24,7 @@ def by_hand(backbone, pooling):
     model = AutoModel.from_pretrained(backbone, dtype=torch.float32).eval()
     rows = []
     for prompt, response in zip(PROMPTS, RESPONSES):
-        text = (prompt + response).rstrip("\n")
-        text = text if text.endswith("<eos>") else text + " <eos>"
+        text = prompt + response.removesuffix("<eos>") + "<eos>"
         with torch.no_grad():
             hidden = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).last_hidden_state[0]
         rows.append(hidden[-1] if pooling == "last" else hidden.mean(0))
@@ -58,16 +60,16 @@ def encoder(request, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_an_encoder_sees_a_text_as_it_does_alone(encoder, pooling):
+def test_d10_an_encoder_reads_the_end_of_a_long_text_within_its_positions(encoder, pooling):
+    """A query of more tokens than positions was an IndexError, for the short texts of the same request too."""
     folder, model, tokenizer = encoder
-    texts = ["yes", "a longer answer", "x" * 100]
-    found = embed(folder, [""] * 3, texts, pooling)
+    prompts, texts = ["", "", "x" * 100], ["yes", "a longer answer", "the answer"]
+    found = embed(folder, prompts, texts, pooling)
     room = 32 - (6 if model.config.model_type == "roberta" else 0)
-    for text, state in zip(texts, found):
-        ids = tokenizer(f"{text} <eos>", add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([ids if len(ids) <= room else [*ids[: room - 1], 1]])  # <eos> is 1
+    for prompt, text, state in zip(prompts, texts, found):
+        ids = tokenizer(f"{prompt}{text}<eos>", add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            hidden = model(ids).last_hidden_state[0].double()
+            hidden = model(torch.tensor([ids[-room:]])).last_hidden_state[0].double()
         expected = hidden[-1] if pooling == "last" else hidden.mean(0)
         assert np.allclose(state, expected, atol=1e-5)
 
@@ -76,5 +78,65 @@ def test_a_model_on_an_encoder_scores_what_it_was_fitted_on(encoder, tmp_path):
     folder, _, _ = encoder
     head = np.random.default_rng(0).normal(size=(2, 16))
     write(tmp_path / "made", folder, head, np.ones((1, 2)), ["ana"], "mean")
-    scored = load(tmp_path / "made").base_rewards(["p ", "p "], ["yes", "no" * 40])
-    assert np.allclose(scored, embed(folder, ["p ", "p "], ["yes", "no" * 40], "mean") @ head.T, atol=1e-5)
+    prompts = ["p ", "p " * 40]
+    scored = load(tmp_path / "made").base_rewards(prompts, ["yes", "no"])
+    assert np.allclose(scored, embed(folder, prompts, ["yes", "no"], "mean") @ head.T, atol=1e-5)
+
+
+def test_a4_prompts_beyond_the_context_leave_answers_apart(made):
+    """The answers were cut away, so all candidates had one reward. The caller can ask which prompts were cut."""
+    model = load(made[0])
+    prompts, responses = ["once upon a time " * 40] * 2, ["yes", "no"]
+    one, other = model.base_rewards(prompts, responses)
+    assert np.abs(one - other).max() > 0.01
+    found = model.texts.tokens([*prompts, "a"], [*responses, "b"])
+    assert found.cut.tolist() == [True, True, False] and model.texts.max_length == model.max_length == 256
+
+
+def test_a4_an_answer_that_does_not_fit_is_refused_with_its_number(made, backbone):
+    message = (
+        "fit into the 256 tokens that the model reads, got 301 with its end in text 1: shorten it, or leave it out"
+    )
+    for read in (load(made[0]).base_rewards, partial(embed, backbone)):
+        with pytest.raises(ValueError, match=message):
+            read(["", ""], ["yes", "x" * 300])
+
+
+def test_e3_a_batch_has_few_tokens_however_many_texts_there_are(monkeypatch):
+    """One text of 2,500 words padded two hundred short ones to its length: 20.9 GB."""
+    monkeypatch.setattr(scoring, "MOST_TOKENS", 100)
+    ids = [[7] * length for length in [300, *[2] * 200, 30, 31]]
+    found = list(scoring.batches(ids, 64))
+    assert found[:2] == [[0], [202, 201, 1]] and sorted(sum(found, [])) == list(range(len(ids)))
+    assert max(len(batch) for batch in found) == 50  # of 2 tokens each
+    assert list(map(len, scoring.batches(ids[1:201], 7))) == [7] * 28 + [4]
+    assert list(scoring.batches([], 7)) == []
+
+
+def test_equal_texts_have_equal_rewards_and_are_read_once(made):
+    """So two equal candidates tie, whatever they are batched with."""
+    model = load(made[0])
+    read, forward = [], model.model.forward
+    model.model.forward = lambda **batch: read.append(len(batch["input_ids"])) or forward(**batch)
+    found = model.base_rewards(["a "] * 4, ["yes", "no", "yes", "yes<eos>"], batch_size=2)
+    assert (found[0] == found[2]).all() and (found[0] == found[3]).all() and sum(read) == 2
+
+
+def test_a_token_that_the_weights_lack_is_refused(made):
+    """A tokenizer of another model was an IndexError on a CPU; on a GPU such an assert takes the process down."""
+    model = load(made[0])
+    model.texts.tokenizer.add_tokens(["new"])
+    message = "one of the 258 that the model knows, got 258 in text 1: tokenizer and weights are of different models"
+    with pytest.raises(ValueError, match=message):
+        model.base_rewards(["a", "b"], ["c", "new"])
+
+
+def test_c3_a_long_job_says_how_far_it_is(made, monkeypatch, capsys):
+    """Nothing was said in the ten minutes that the texts of a large file take."""
+    model = load(made[0])
+    capsys.readouterr()
+    model.base_rewards([""] * 4, list("abcd"))
+    assert capsys.readouterr().err == ""  # it was quick
+    monkeypatch.setattr(scoring, "PATIENCE", 0.0)
+    model.base_rewards([""] * 4, list("abcd"), batch_size=1)
+    assert "2/4" in capsys.readouterr().err

@@ -71,6 +71,35 @@ def test_a_new_user_is_new(model, profile):
         Users(model, [twice, twice])
 
 
+def test_a14_a_folder_of_hidden_files_holds_no_profile_and_all_that_is_broken_is_named(model, profile, tmp_path):
+    """A folder without profiles never means the average user; a folder with many faults is mended in one go."""
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "._eve.json").write_text("left by a file system")
+    with pytest.raises(ValueError, match="profiles need a file, or a folder with .*.json files, got .*profiles"):
+        Users(model, [folder])
+    profile("eve", folder=folder)
+    assert list(Users(model, [folder]).names) == ["ana", "bob", "eve"]
+    profile("ana", folder=folder)
+    (folder / "broken.json").write_text("{")
+    (folder / "twin.json").write_bytes((folder / "eve.json").read_bytes())
+    with pytest.raises(ValueError) as caught:
+        Users(model, [folder])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "ana.json needs to be of a new user, got 'ana', who is known" in lines[0]
+    assert "broken.json needs to be a whole profile" in lines[1]
+    assert "twin.json needs to be of a new user, got 'eve'" in lines[2]
+
+
+def test_a14_a_profile_needs_as_many_coefficients_as_the_model(model, tmp_path):
+    path = tmp_path / "eve.json"
+    Profile("eve", "f00d", np.ones(3), np.eye(3), ()).save(path)
+    for use in (lambda: Users(model, [path]), lambda: coefficients_for(model, None, path)):
+        with pytest.raises(ValueError, match="eve.json needs 2 coefficients, as rm has, got 3: restore it"):
+            use()
+
+
 def test_profiles_that_do_not_fit_are_refused(model, profile, tmp_path):
     with pytest.raises(ValueError, match="profile for the model f00d, got one for beef"):
         Users(model, [profile("eve", fingerprint="beef")])

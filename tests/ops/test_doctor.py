@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf_pgrpo.host import hooks, versions
+from openrlhf_pgrpo.host.ppo.seams import SEAMS
 from openrlhf_pgrpo.ops import doctor
 from openrlhf_pgrpo.ops.doctor import FAULT, NOTE, OK
 
@@ -169,7 +170,7 @@ def test_a_healthy_machine_passes_every_trial(host_copy):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("faults: 0; a training run can start\n") and FAULT not in done.stdout
     for line in (
-        "host          6 modules of the host have the functions that we replace",
+        f"host          {len(SEAMS)} modules of the host have the functions that we replace",
         "vllm          imports, for cpu",
         "ray           starts, and a worker ran our setup hook",
     ):

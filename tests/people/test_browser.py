@@ -21,7 +21,7 @@ def serving(session, port=0):
     """The address of a session's page, as `serve` prints it."""
     listener = socket.create_server(("127.0.0.1", port))
     app = web.create_app(session, "127.0.0.1", "s3cret")
-    server = web.uvicorn.Server(web.uvicorn.Config(app, log_level="error"))
+    server = web.server_of(app)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -1,13 +1,15 @@
 """Preference groups: found where they are, one where there is one, and chances that follow Bayes' rule."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import expit
 from scipy.stats import multivariate_normal
 
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
-from openrlhf_pgrpo.models.profiles import Answer
-from openrlhf_pgrpo.people.groups import assign, cluster
+from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.people.groups import assign, chances_of, cluster, describe_choice, name_users
 
 pytestmark = pytest.mark.core
 
@@ -37,6 +39,23 @@ def test_people_who_differ_by_degrees_are_one_preference_group_unless_told():
     coefficients = np.random.default_rng(1).normal(0, 1, (200, 3))
     assert len(cluster(coefficients).shares) == 1
     assert len(cluster(coefficients, 4).shares) == 4
+
+
+def test_d17_what_was_not_tried_is_not_claimed():
+    """Eight users in two clear camps: too few for the choice, and that is what is said."""
+    camps = np.repeat([[3.0, 0.0], [-3.0, 0.0]], 4, 0) + np.random.default_rng(0).normal(0, 0.1, (8, 2))
+    (line,) = describe_choice(cluster(camps), 8)
+    assert line.startswith("only one preference group was tried: 8 users are too few to choose more, 5 for each")
+    assert "by degrees" in describe_choice(cluster(np.random.default_rng(1).normal(0, 1, (200, 3))), 200)[1]
+
+
+@pytest.mark.parametrize("user", [None, "", " ", float("nan"), {"id": 1}, ["ann"]])
+def test_a7_a_row_without_a_user_is_refused_with_its_line(user):
+    assert name_users([(3, {"user": 7, "x": 1})], "user", Path("data.jsonl")) == [(3, {"user": "7", "x": 1})]
+    with pytest.raises(ValueError, match="line 3 of data.jsonl needs a user in 'user', a text or a number, got "):
+        name_users([(3, {"user": user})], "user", Path("data.jsonl"))
+    with pytest.raises(ValueError, match="line 3 of data.jsonl needs the column 'user', got 'who'"):
+        name_users([(3, {"who": "ann"})], "user", Path("data.jsonl"))
 
 
 def test_the_same_people_give_the_same_preference_groups():
@@ -107,3 +126,11 @@ def test_rows_get_their_columns_and_keep_the_rest():
             ValueError, match=f"line 3 needs a new column for the preference group, got '{taken}', which it has"
         ):
             assign([(3, {"who": "ann", taken: 0})], chances, ["group-1", "group-2"], "who", "g")
+
+
+def test_e5_answers_out_of_all_proportion_name_their_user():
+    """A profile may be whole and still say what no posterior follows from."""
+    found = cluster(crowd()[0])
+    profile = Profile("eve", "f00d", np.ones(2), np.eye(2), (Answer("x", (1e99, -1e99), 1.0),))
+    with pytest.raises(ValueError, match="the profile of 'eve' needs answers that fit the model, got .*ask again"):
+        chances_of(profile, found)

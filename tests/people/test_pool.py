@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, write_scores
+from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, tell_apart, write_scores
 
 pytestmark = pytest.mark.core
 
@@ -26,14 +26,31 @@ def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
         ({**GOOD, "b": 3}, "line 3 of .* needs a text as 'b', got '3'"),
         ({**GOOD, "b": None}, "needs a text as 'b', got 'None'"),
         ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text as 'b'"),
-        ({**GOOD, "b": "x"}, "line 3 of .* needs two different answers, got 'x' twice"),
-        (GOOD, "line 3 of .* needs a new pair, got that of line 1: leave one out"),
-        ({"prompt": "p", "a": "y", "b": "x"}, "line 3 of .* got that of line 1"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_line(jsonl, row, message):
     with pytest.raises(ValueError, match=message):
         read_pool(jsonl("pool.jsonl", [GOOD, {**GOOD, "prompt": "q"}, row]))
+
+
+def test_d15_equal_and_repeated_pairs_are_left_out_with_their_number(jsonl, capsys):
+    other = {**GOOD, "prompt": "q"}
+    turned = {**GOOD, "a": GOOD["b"], "b": GOOD["a"]}
+    rows = [GOOD, other, {**GOOD, "b": GOOD["a"]}, {**GOOD, "b": f" {GOOD['a']}\n"}, GOOD, turned]
+    assert [pair._asdict() for pair in read_pool(jsonl("pool.jsonl", rows))] == [GOOD, other]
+    assert "2 of 6 pairs of " in (said := capsys.readouterr().out) and "2 of equal answers, 2 repeated" in said
+    with pytest.raises(ValueError, match="needs a pair of two different answers, got none in 1 rows"):
+        read_pool(jsonl("equal.jsonl", rows[2:3]))
+
+
+def test_a4_pairs_that_the_model_cannot_tell_apart_are_not_asked(capsys):
+    pairs = [Pair("p", "x", "y"), Pair("q", "x", "y")]
+    a, b = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[1.0, 2.0], [1.0, 2.5]])
+    left, of_a, of_b = tell_apart(pairs, a, b)
+    assert left == pairs[1:] and of_a.tolist() == [[1.0, 2.0]] and of_b.tolist() == [[1.0, 2.5]]
+    assert capsys.readouterr().out == "1 of 2 pairs are the same to the model and are not asked\n"
+    with pytest.raises(ValueError, match="tells apart, got none in 2 pairs"):
+        tell_apart(pairs, a, a)
 
 
 def test_an_empty_or_missing_or_binary_file_is_refused(jsonl, tmp_path):
@@ -84,3 +101,21 @@ def test_scores_come_back_for_the_same_model_and_pool_alone(model, pairs, tmp_pa
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="needs to hold the base rewards"):
         read_scores(path, pairs, "f00d")
+
+
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        (np.ones((1, 2)), np.ones((1, 3)), "base rewards of 1 pairs in float64, got float64 of shape"),
+        (np.ones((2, 2)), np.ones((2, 2)), "base rewards of 1 pairs in float64, got float64 of shape"),
+        (np.ones(1), np.ones(1), "base rewards of 1 pairs in float64, got float64 of shape"),
+        (np.ones((1, 2), np.int64), np.ones((1, 2)), "got int64 of shape"),
+        (np.ones((1, 2)), np.array([[1.0, np.nan]]), "needs finite base rewards, got nan or inf: delete it"),
+    ],
+)
+def test_e5_scores_are_checked_when_they_are_read(tmp_path, a, b, message):
+    """Numbers that nothing finite follows from are refused before the first question."""
+    pairs = [Pair("p", "x", "y")]
+    write_scores(tmp_path / "scores", a, b, pairs, "f00d")
+    with pytest.raises(ValueError, match=message):
+        read_scores(tmp_path / "scores", pairs, "f00d")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openrlhf_pgrpo.models.users import coefficients_for
-from openrlhf_pgrpo.people.rerank import generate, rank_responses, read_candidates
+from openrlhf_pgrpo.people.rerank import check_texts, generate, rank_responses, read_candidates
 
 pytestmark = pytest.mark.core
 
@@ -37,11 +37,39 @@ def test_equal_rewards_keep_their_order(model):
         ({"prompt": "p", "responses": []}, "line 2 of .* at least one text as 'responses', got an empty list"),
         ({"prompt": "p"}, "line 2 of .* needs the column 'responses'"),
         ({"prompt": "p", "responses": ["x", None]}, "line 2 of .* needs a list of texts"),
+        ({"prompt": "p", "responses": ["x", " "]}, "line 2 of .* needs texts as 'responses', got ' '"),
+        *[
+            ({"prompt": "p", "responses": ["x"], taken: 0}, f"line 2 of .* needs new columns .*, got '{taken}'")
+            for taken in ("rewards", "order", "best")  # case A16
+        ],
     ],
 )
 def test_bad_candidates_are_refused_by_their_line(jsonl, row, message):
     with pytest.raises(ValueError, match=message):
         read_candidates(jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"]}, row]))
+
+
+def test_a4_what_the_model_cannot_read_is_said_or_refused():
+    class Letters:
+        """A tokenizer of letters that reads six, in the shape of `models.texts.Texts`."""
+
+        max_length = 6
+
+        def tokens(self, prompts, responses):
+            ids = [list(prompt + response)[-6:] for prompt, response in zip(prompts, responses)]
+            cut = np.array([len(prompt + response) > 6 for prompt, response in zip(prompts, responses)])
+            sizes = np.array([*map(len, responses)])
+            return SimpleNamespace(ids=ids, cut=cut, too_long=sizes > 6, answers=sizes)
+
+    model = SimpleNamespace(texts=Letters())
+    rows = [{"prompt": "p", "responses": ["x", "y"]}, {"prompt": "a long one", "responses": ["x", "ex"]}]
+    assert check_texts(model, rows[:1]) == []
+    assert check_texts(model, [*rows, {"prompt": "ex", "responses": ["xxxxx", "xxxxxx"]}]) == [
+        "2 of 3 prompts are longer than the model reads: their beginnings were cut away",
+        "1 of 3 prompts have responses that are the same to the model: they rank alike",
+    ]
+    with pytest.raises(ValueError, match="a response needs at most 6 tokens, got 7 in response 1 to 'p': drop it"):
+        check_texts(model, [{"prompt": "p", "responses": ["x", "seven.."]}])
 
 
 def test_rewards_that_are_not_finite_are_refused(model):
@@ -54,7 +82,7 @@ def test_candidates_from_vllm(jsonl, monkeypatch):
     asked = {}
 
     class LLM:
-        def __init__(self, policy, enforce_eager):
+        def __init__(self, policy, enforce_eager, trust_remote_code):
             asked["policy"] = policy
 
         def generate(self, prompts, sampling):

@@ -1,16 +1,23 @@
 """What a session asks, takes, keeps and shows."""
 
 import json
+import multiprocessing
+import os
+from copy import deepcopy
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
 from openrlhf_pgrpo.core.questions import next_questions
-from openrlhf_pgrpo.models.profiles import Profile
+from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user
 from openrlhf_pgrpo.people.pool import Pair, score_pool
-from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, NotNow, Session, check_user
+from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, NotNow, Session, profile_name
+from openrlhf_pgrpo.people.terminal import question_text, summary
+from openrlhf_pgrpo.people.web import view
 
 pytestmark = pytest.mark.core
 
@@ -235,14 +242,291 @@ def test_somebody_elses_profile_is_refused(session_of, model, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ana", "Ana.B-2", "user_7", "ana@home", "\u00c5sa", "7", "a" * 64, "a+b"])
-def test_names_of_users(name):
+def test_plain_names_name_their_file(name):
     check_user(name)
+    assert profile_name(name) == f"{name}.json"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "../ana", "a/b", "a\\b", "/etc/x", ".ana", "a\0", "a\n", "ana\n", "a b", "-x", "a" * 65, "~"],
-)
-def test_path_tricks_in_names_are_refused(name):
-    with pytest.raises(ValueError, match="a user needs a name of 1 to 64 letters"):
+ODD_NAMES = [
+    *(
+        "Ana Mar\u00eda",
+        "user:1",
+        "../x",
+        "..",
+        ".",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "ana\n",
+        "-x",
+        "~",
+        "%",
+        "%2E",
+    ),
+    *(
+        ".ana",
+        "%sha256-0",
+        "\U0001f600",
+        "\U0001f600" * 99,
+        "x" * 300,
+        "x" * 301,
+        "\u0939\u093f\u0928\u094d",
+        "\u202eana",
+    ),
+]
+
+
+def test_d16_any_name_has_a_file_of_its_own_in_this_folder(tmp_path):
+    """Every name that is not blank is a user's; only the file's name is made safe, and no two users share one."""
+    files = [profile_name(name) for name in ODD_NAMES]
+    assert len(set(files)) == len(ODD_NAMES)
+    for name, file in zip(ODD_NAMES, files):
         check_user(name)
+        assert "/" not in file and "\\" not in file and not file.startswith((".", "-"))
+        (tmp_path / file).touch()
+    assert len(list(tmp_path.iterdir())) == len(ODD_NAMES)
+    assert profile_name("Ana Mar\u00eda") == "Ana%20Mar\u00eda.json" and profile_name("../x") == "%2E.%2Fx.json"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80))
+def test_d16_two_names_never_share_a_file(one, other):
+    """Safe, short and different, whatever the two names are."""
+    names = [name for name in (one, other) if name.strip() and not any("\ud800" <= c <= "\udfff" for c in name)]
+    files = {profile_name(name) for name in names}
+    assert len(files) == len(set(names))
+    assert all(len(os.fsencode(file)) < 240 and "/" not in file and file[0] not in ".-" for file in files)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n\t", "\u3000", "\ud800", "ana\udcff"])
+def test_d16_what_is_no_name_is_refused(name):
+    """A blank name, or one that UTF-8 cannot hold."""
+    with pytest.raises(ValueError, match="a user needs a name that is not blank, in UTF-8, got"):
+        check_user(name)
+
+
+def test_d16_a_session_of_an_odd_name_keeps_it(session_of, model, pairs, tmp_path):
+    """The name in the profile is the one that was given; it is made safe in the file's name alone."""
+    user, scored, prior = "Ana Mar\u00eda / x", score_pool(model, pairs), Prior.of(model.coefficients)
+    path = tmp_path / profile_name(user)
+    for _ in range(2):
+        session = Session(pairs, *scored, prior, user, model.fingerprint, path)
+        assert on_disk(session)["user"] == session.profile.user == user
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+# --- B4: two sessions ------------------------------------------------------------------------------------------------
+
+
+def answer_at_machine_speed(make, until, saved):
+    """Answers until the profile holds enough, starts again when told that another session was faster."""
+    while True:
+        session = make()
+        try:
+            while len(session.profile.answers) < until:
+                name = session.question.name
+                session.answer(name, LEFT)
+                saved.put(name)
+        except OSError:
+            continue
+        saved.put(None)
+        return
+
+
+def test_b4_two_sessions_at_machine_speed_lose_no_answer(model, tmp_path):
+    """No answer that was reported as saved is gone, though two processes write one profile as fast as they can."""
+    rng = np.random.default_rng(0)
+    pool = [Pair("p", f"a{number}", f"b{number}") for number in range(80)]
+    a, b = rng.normal(0, 1, (2, 80, 2))
+
+    def make():
+        return Session(
+            pool, a, b, Prior.of(model.coefficients), "ana", model.fingerprint, tmp_path / "ana.json", questions=60
+        )
+
+    fork = multiprocessing.get_context("fork")
+    saved = fork.Queue()
+    workers = [fork.Process(target=answer_at_machine_speed, args=(make, 60, saved)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    ended, names = 0, []
+    while ended < 2:
+        name = saved.get(timeout=60)
+        ended, names = (ended + 1, names) if name is None else (ended, [*names, name])
+    for worker in workers:
+        worker.join()
+    kept = [answer.pair for answer in Profile.load(tmp_path / "ana.json", model.fingerprint).answers]
+    assert sorted(names) == sorted(kept) and len(kept) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["ana.json"]
+
+
+def test_b4_a_change_within_one_tick_of_the_clock_is_seen(session_of):
+    """The content is compared, since a file's time and number may be the same after it was written again."""
+    session = session_of()
+    before = session.path.stat()
+    changed = session.path.read_bytes().replace(b"ana", b"eve")
+    session.path.write_bytes(changed)
+    os.utime(session.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(OSError, match="changed by another session"):
+        session.answer(session.question.name, LEFT)
+    assert session.path.read_bytes() == changed
+
+
+def test_b4_two_links_to_one_profile_are_one_file(session_of, model, pairs, tmp_path):
+    """A link is followed, so that the sessions see each other, and it stays a link."""
+    one, link = session_of(), tmp_path / "link.json"
+    link.symlink_to("ana.json")
+    other = Session(pairs, *score_pool(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, link)
+    one.answer(one.question.name, LEFT)
+    with pytest.raises(OSError, match="changed by another session"):
+        other.answer(other.question.name, LEFT)
+    assert link.is_symlink() and len(on_disk(one)["answers"]) == 1
+
+
+# --- E5: profiles that were changed ----------------------------------------------------------------------------------
+
+
+def change_profile(session, **changes):
+    session.path.write_text(json.dumps({**on_disk(session), **changes}))
+
+
+def see_everything(session):
+    """Everything that page and terminal show. JSON without nan proves that it is finite."""
+    json.dumps(view(session), allow_nan=False)
+    assert "nan" not in summary(session) and "inf" not in summary(session)
+    for _, ranked in session.ranking():
+        json.dumps(ranked, allow_nan=False)
+    return session.question and question_text(session)
+
+
+@pytest.mark.parametrize("size", [1e5, 1e99, 1e101, 1e300])
+def test_e5_features_that_nothing_finite_follows_from_are_refused_when_read(session_of, size):
+    """Such a profile was accepted, and then every page was status 500."""
+    session = session_of()
+    answer = {"pair": "x", "features": [size, -size], "preference": 1.0}
+    change_profile(session, answers=[answer])
+    before = session.path.read_bytes()
+    with pytest.raises(ValueError, match="ana.json needs .*: restore it or ask again"):
+        session_of()
+    assert session.path.read_bytes() == before
+
+
+def test_e5_a_pair_that_was_answered_twice_ends_no_session(session_of, pairs):
+    """The end of the pool is counted in pairs, not in answers."""
+    session = session_of(questions=None)
+    for _ in range(3):
+        session.answer(session.question.name, LEFT)
+    change_profile(session, answers=on_disk(session)["answers"] * 4)
+    again = session_of(questions=None)
+    assert again.question is not None and len(again.profile.answers) == len(pairs)
+
+
+def test_e5_a_profile_with_another_number_of_coefficients_is_refused(session_of):
+    """Features of three numbers were cut into pairs of two."""
+    session = session_of()
+    answers = [{"pair": name, "features": [1.0, 2.0, 3.0], "preference": 1.0} for name in "xy"]
+    change_profile(session, answers=answers, coefficients=[0.0] * 3, covariance=np.eye(3).tolist())
+    with pytest.raises(ValueError, match="ana.json needs 2 coefficients, as the model has, got 3"):
+        session_of()
+    with pytest.raises(ValueError):
+        Profile.of("ana", "f00d", [Answer("x", (1.0, 2.0, 3.0), 1.0)] * 2, session.prior)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_e5_base_rewards_that_no_model_gives_are_refused(model, pairs, tmp_path, bad):
+    """The same number in both answers has no effect on the features, but on the ranking at the end."""
+    a, b = score_pool(model, pairs)
+    a[3] = b[3] = bad
+    path = tmp_path / "eve.json"
+    with pytest.raises(ValueError, match="finite base rewards, got .* for pair 3"):
+        Session(pairs, a, b, Prior.of(model.coefficients), "eve", model.fingerprint, path)
+    with pytest.raises(ValueError, match=r"base rewards of shape \(12, 2\), got \(11, 2\)"):
+        Session(pairs, a[1:], b, Prior.of(model.coefficients), "eve", model.fingerprint, path)
+    assert not path.exists()
+
+
+NUMBERS = st.sampled_from(
+    [0, 1, -1, 0.5, 1e-320, 1e-30, 1e3, 3e3, 1e5, -1e9, 1e30, 1e99, 1e155, 1.7e308, 10**25, 10**400]
+)
+VALUES = (
+    NUMBERS
+    | st.floats()
+    | st.sampled_from(
+        [None, True, "", " ", "x", "ana", "\ud800", [], {}, [1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], [[1e9]]]
+    )
+)
+
+
+def places(value, at=()):
+    """The path of everything in a profile."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield (*at, key)
+        yield from places(part, (*at, key))
+
+
+@st.composite
+def changes(draw, profile):
+    """A profile with one to three changes: a value replaced, scaled, left out, or doubled."""
+    profile = deepcopy(profile)
+    for _ in range(draw(st.integers(1, 3))):
+        if not (found := list(places(profile))):
+            break
+        *above, key = draw(st.sampled_from(found))
+        owner = profile
+        for step in above:
+            owner = owner[step]
+        action = draw(st.sampled_from(["replace", "scale", "scale", "delete", "double", "other"]))
+        if action == "scale" and type(owner[key]) is float:
+            owner[key] *= draw(st.sampled_from([-1, 0, 1e-200, 1e-9, 1.001, 10, 1e3, 1e6, 1e50, 1e150]))
+        elif action == "delete":
+            del owner[key]
+        elif action == "double" and isinstance(owner, list):
+            owner.insert(key, deepcopy(owner[key]))
+        elif action == "other":
+            other = profile
+            for step in draw(st.sampled_from(found)):
+                other = (
+                    other[step]
+                    if isinstance(other, (dict, list))
+                    and step in (other if isinstance(other, dict) else range(len(other)))
+                    else other
+                )
+            owner[key] = deepcopy(other)
+        else:
+            owner[key] = deepcopy(draw(VALUES))  # a later change must not reach the next profile
+    return profile
+
+
+def test_e5_a_changed_profile_is_refused_by_name_or_works_to_the_end(session_of, monkeypatch):
+    """Thousands of profiles with changed, lost and doubled values. What is accepted can be shown and gone on with."""
+    session = session_of()
+    for _ in range(4):
+        session.answer(session.question.name, louder(session))
+    whole, path = on_disk(session), session.path
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here has to outlive the machine
+    counts = {"refused": 0, "accepted": 0}
+
+    @settings(max_examples=3000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(changes(whole))
+    def every(profile):
+        path.write_text(json.dumps(profile))
+        try:
+            again = session_of(questions=6)
+        except ValueError as error:
+            assert "ana.json" in str(error) and str(error).isprintable()
+            counts["refused"] += 1
+            return
+        counts["accepted"] += 1
+        see_everything(again)
+        if again.question:
+            again.answer(again.question.name, RIGHT)
+            see_everything(again)
+        while again.profile.answers:
+            again.undo()
+        see_everything(again)
+
+    every()
+    print(counts)
+    assert min(counts.values()) > 100

@@ -4,7 +4,7 @@ import pytest
 
 from openrlhf_pgrpo.models.profiles import Profile
 from openrlhf_pgrpo.people.pool import Pair
-from openrlhf_pgrpo.people.terminal import ask
+from openrlhf_pgrpo.people.terminal import ask, plain
 
 pytestmark = pytest.mark.core
 
@@ -111,3 +111,11 @@ def test_texts_cannot_steer_the_terminal(session_of):
     shown = run(session_of(pool=[Pair(evil, evil + "1", "2" + evil)], questions=1), "1")
     assert not set(shown) & set("\x1b\x07\x9b\r\x00")
     assert "\u200d and \u00e9 too" in shown
+
+
+def test_e8_texts_cannot_turn_the_line_or_break_the_output():
+    """Characters that turn the direction of writing, and halves of surrogate pairs, in texts and in file names."""
+    evil = "a\u202eb\u2066c\u2069d\ud800e\udcfff\x85g"
+    assert plain(evil) == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffdf\ufffdg"
+    plain(evil).encode("utf-8")
+    assert plain("\u05d0\u0628 \u200f\u00e9") == "\u05d0\u0628 \u200f\u00e9"

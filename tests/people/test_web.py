@@ -1,18 +1,22 @@
 """What the server behind the page takes and refuses."""
 
 import json
+import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.profiles import Profile
-from openrlhf_pgrpo.people import web
-from openrlhf_pgrpo.people.pool import Pair
-from openrlhf_pgrpo.people.web import TOKEN, create_app, serve
+from openrlhf_pgrpo.people import connections, web
+from openrlhf_pgrpo.people.pool import Pair, score_pool
+from openrlhf_pgrpo.people.session import Session
+from openrlhf_pgrpo.people.web import TOKEN, create_app, listen, serve, server_of
 
 pytestmark = pytest.mark.core
 
@@ -212,14 +216,47 @@ def test_texts_are_data_in_the_page(session_of):
     assert "{{ 7*7 }}" in page.text
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_all_addresses_at_once_are_refused(session, host):
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "", " ", "[::]", "[]", "0", "0x0", "00.0.0.0", "0.0", "::0", "::ffff:0.0.0.0", "224.0.0.1"],
+)
+def test_e6_all_addresses_at_once_are_refused_however_they_are_written(host):
+    """The address that is bound counts, not its spelling."""
     with pytest.raises(ValueError, match="--host needs one address of this machine"):
-        serve(session, host, 0)
+        listen(host, 0)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_serve_prints_the_address_with_a_token_and_listens_on_it_alone(session, host, monkeypatch, capsys):
+def test_e6_a_name_that_means_all_addresses_is_refused(monkeypatch):
+    """A name may stand for 0.0.0.0."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("0.0.0.0", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ValueError, match="got 'all.example', which is 0.0.0.0"):
+        listen("all.example", 0)
+
+
+@pytest.mark.parametrize("host", ["no such host", "a" * 300, "a..b", "\0", "\ud800"])
+def test_e6_what_is_no_address_is_refused(host):
+    """With the flag named."""
+    with pytest.raises(ValueError, match="--host needs one address of this machine, got"):
+        listen(host, 0)
+    with pytest.raises(ValueError, match="--port needs a number from 0 to 65535, got 70000"):
+        listen("127.0.0.1", 70000)
+
+
+@pytest.mark.parametrize(
+    "host, bound",
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("::1", "::1"),
+        ("[::1]", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_e6_serve_prints_an_address_that_opens_and_listens_on_it_alone(session, host, bound, monkeypatch, capsys):
+    """However it was written: the page opens at the printed address, with its token."""
     seen = {}
 
     def run(server, sockets):
@@ -238,11 +275,94 @@ def test_serve_prints_the_address_with_a_token_and_listens_on_it_alone(session, 
 
     inner = web.uvicorn.Server.run
     monkeypatch.setattr(web.uvicorn.Server, "run", run)
-    serve(session, host, 0)
+    with listen(host, 0) as listener:
+        serve(session, listener)
     assert seen["page"].status_code == 200 and session.question.prompt in seen["page"].text
-    assert seen["without"].status_code == 403 and seen["bound"] == host
+    assert seen["without"].status_code == 403 and seen["bound"] == bound
 
 
-def test_a_port_that_is_taken_is_an_error(session):
+def test_a_port_that_is_taken_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError):
-        serve(session, "127.0.0.1", taken.getsockname()[1])
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+# --- E8: clients that keep a connection ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(session):
+    """The address of a real server of the session's page."""
+    with listen("127.0.0.1", 0) as listener:
+        server = server_of(create_app(session, "127.0.0.1", SECRET))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def ended(connection, seconds=5):
+    """Whether the other side ends the connection in that time; what it sends before is read."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_e8_idle_connections_without_a_token_do_not_keep_the_person_waiting(served, session):
+    """Far more than the server takes: the page opens, answers are saved, and those that ask for nothing give way."""
+    url = f"http://127.0.0.1:{served[1]}"
+    with ExitStack() as stack:
+        client = stack.enter_context(httpx.Client(base_url=url, headers=HEADERS, timeout=5))
+        assert client.get("/state").status_code == 200
+        idle = [stack.enter_context(socket.create_connection(served, timeout=5)) for _ in range(400)]
+        assert httpx.get(f"{url}/?token={SECRET}", timeout=5).status_code == 200
+        body = {"question": session.question.name, "choice": "left"}
+        assert client.post("/answer", json=body).status_code == 200 and len(saved(session)) == 1
+        assert ended(idle[0])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ",
+        b"POST /undo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /undo HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Elicit-Token: s3cret\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
+def test_e8_a_request_that_does_not_come_is_not_waited_for(session, monkeypatch, sent, request):
+    """Neither its head nor its body, with the token or without."""
+    monkeypatch.setattr(connections, "PATIENCE", 0.2)
+    monkeypatch.setattr(web, "PATIENCE", 0.2)
+    address = request.getfixturevalue("served")
+    with socket.create_connection(address) as connection:
+        connection.sendall(sent)
+        assert ended(connection)
+
+
+def test_e8_a_head_that_never_ends_is_refused(served):
+    """It is not collected in memory."""
+    with socket.create_connection(served, timeout=5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 40000)
+        assert connection.recv(12) == b"HTTP/1.1 400"
+
+
+def test_e8_a_file_name_that_is_no_utf8_can_be_shown(model, pairs, tmp_path):
+    """On the page, in its replies and in the errors about the file."""
+    path = tmp_path / os.fsdecode(b"ana\xff.json")
+    session = Session(pairs, *score_pool(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, path)
+    client = TestClient(create_app(session, "127.0.0.1", SECRET), base_url="http://127.0.0.1:8000")
+    assert client.get(f"/?token={SECRET}").status_code == 200
+    assert post(client, session).status_code == 200
+    path.unlink()
+    answer = post(client, session)
+    assert answer.status_code == 500 and "changed by another session" in answer.json()["detail"]

@@ -26,7 +26,10 @@ def found_behind(tiny, host_copy):
             "--data.label_key": "answer",
             "--reward.remote_url": tiny / "reward.py",
             "--rollout.n_samples_per_prompt": 2,
+            "--vllm.num_engines": 1,
             "--train.batch_size": 8,
+            "--train.micro_batch_size": 4,
+            "--rollout.micro_batch_size": 4,
             "--rollout.batch_size": 4,
         }
         words = [str(word) for pair in argv.items() for word in pair] + ["--train.async_enable"]

@@ -190,3 +190,22 @@ def test_steps_that_were_written_again_count_once_in_their_later_form(make_row, 
     assert run.row_step.tolist() == run.samples.step.tolist() == [0, 1, 2, 3]
     nan_equal(run.train["rollout/reward_mean"], [0.1, 0.2, 0.1 * 3, 0.4])
     assert run.starts == [] and run.replaced_steps == 2
+
+
+def test_d8_a_line_of_null_is_no_step_and_blank_lines_are_none(write_run, make_row):
+    file = write_run("a", [make_row(1, {})], tail="\n \n")
+    assert read(file, "a").steps.tolist() == [1]
+    file = write_run("b", [make_row(1, {})], tail="null\n")
+    with pytest.raises(ValueError, match="line 2 of .* is not a training step"):
+        read(file, "b")
+
+
+def test_e4_a_report_does_not_replace_the_metrics_that_it_draws(write_run, make_row, tmp_path):
+    from openrlhf_pgrpo.report import write_report
+
+    file = write_run("a", [make_row(1, {})])
+    (tmp_path / "link.html").symlink_to(file)
+    for output in (file, tmp_path / "link.html"):
+        with pytest.raises(ValueError, match="a report needs a file of its own, got .*, which it reads: name another"):
+            write_report([file], output)
+    assert read(file, "a").steps.tolist() == [1]

@@ -1,6 +1,6 @@
 """The door to the host's preference trainer."""
 
-from openrlhf_pgrpo.host import single_process
+from openrlhf_pgrpo.host import look, single_process
 from openrlhf_pgrpo.host.door import Door
 from openrlhf_pgrpo.host.dpo import flags
 from openrlhf_pgrpo.host.dpo.seams import SEAMS
@@ -11,5 +11,6 @@ DPO = Door(
     seams=SEAMS,
     extend=flags.extend,
     check=flags.check,
+    look=look.dpo,
     start=lambda args: single_process.allow(),
 )

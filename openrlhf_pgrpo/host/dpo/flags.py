@@ -13,6 +13,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     """Adds `--robust.*` and the flags of all trainers to the host's parser."""
     group = parser.add_argument_group("group-robust preference optimisation (openrlhf_pgrpo)")
     flags.add_device(group, "Where training runs.")
+    flags.add_trust(group)
     _add_robust_flags(group)
 
 

@@ -1,12 +1,12 @@
 """What we replace in the host for DPO and IPO. There is no Ray here: every rank runs the host's script itself."""
 
 from openrlhf_pgrpo.host.hooks import Seam
-from openrlhf_pgrpo.host.shared_seams import LOAD_CHECKPOINT, PAIRS, READING
+from openrlhf_pgrpo.host.shared_seams import CHECKPOINTS, PAIRS, READING
 
 SEAMS = {
     "openrlhf.datasets.utils": READING,
     "openrlhf.datasets.reward_dataset": Seam(PAIRS, "openrlhf_pgrpo.host.dpo.data:install"),
-    "openrlhf.utils.deepspeed.deepspeed": Seam(LOAD_CHECKPOINT, "openrlhf_pgrpo.host.dpo.checkpoints:install"),
+    "openrlhf.utils.deepspeed.deepspeed": Seam(CHECKPOINTS.contract, "openrlhf_pgrpo.host.dpo.checkpoints:install"),
     "openrlhf.trainer.dpo_trainer": Seam(
         {
             "DPOTrainer.__init__": (

@@ -30,7 +30,7 @@ from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.host.dpo import flags
 from openrlhf_pgrpo.host.dpo.checkpoints import saved_state
 from openrlhf_pgrpo.host.flags import metrics_path
-from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeSteps, log_evaluation
+from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeEpochs, log_evaluation
 from openrlhf_pgrpo.host.resume import KEY, SCHEMA
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
@@ -39,13 +39,17 @@ LR_FACTOR, ETA_FACTOR, LEAST_LR = 0.1, 0.5, 1e-8
 
 
 def install(module) -> None:
-    """Lets the host's script build a `GroupRobustTrainer` if `--data.pref_group_key` is given, else its own."""
+    """Lets the host's script build a `GroupRobustTrainer` if `--data.pref_group_key` is given, or a `PlainTrainer`."""
 
     def trainer(*, strategy, **kwargs):
         robust = strategy.args.data.pref_group_key is not None
-        return (GroupRobustTrainer if robust else DPOTrainer)(strategy=strategy, **kwargs)
+        return (GroupRobustTrainer if robust else PlainTrainer)(strategy=strategy, **kwargs)
 
     module.DPOTrainer = trainer
+
+
+class PlainTrainer(WholeEpochs, DPOTrainer):
+    """The host's own method."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Plateau:
     ended: bool = False
 
 
-class GroupRobustTrainer(DPOTrainer):
+class GroupRobustTrainer(WholeEpochs, DPOTrainer):
     """`DPOTrainer` whose loss weighs preference groups. Loop, forward passes and the loss of a pair are the host's.
 
     Attributes: weights, the adversary; plateau, what evaluations have shown so far. Both are in every checkpoint.
@@ -78,12 +82,9 @@ class GroupRobustTrainer(DPOTrainer):
 
         micro_batches = self.strategy.accumulated_gradient
         self.looks_ahead = options.weights == "exact" and micro_batches > 1
-        self.train_dataloader = WholeSteps(
-            self.train_dataloader,
-            micro_batches,
-            self._move_weights_ahead if self.looks_ahead else lambda step: None,
-            lambda: self.plateau.ended,
-        )
+        if self.looks_ahead:
+            self.train_dataloader.before_step = self._move_weights_ahead
+        self.train_dataloader.ended = lambda: self.plateau.ended
         self.host_loss, self.loss_fn = self.loss_fn, self._loss
         self.device = next(self.model.parameters()).device
         ranks = self.strategy.ds_device_mesh["dp"].get_group()

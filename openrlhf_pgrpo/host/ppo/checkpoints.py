@@ -11,6 +11,8 @@ import ray
 
 from openrlhf_pgrpo.host import resume
 
+# What the host begins with; its trainer asks for it even if it has found no checkpoint to load.
+ANEW = {"episode": 0, "global_step": 0, "total_consumed_prompts": 0, "data_loader_state_dict": {}}
 OTHERWISE = "pass --pgrpo.fresh_history to start with an empty history"
 
 
@@ -27,7 +29,10 @@ def attach(actor_group, owner) -> None:
             kwargs["client_states"] = ray.put({**(kwargs.get("client_states") or {}), resume.KEY: state})
         refs = run(method_name, *args, **kwargs)
         if method_name == "get_checkpoint_states":
-            owner.restore(ray.get(refs[0]).get(resume.KEY))
+            states = ray.get(refs[0])
+            if not states:  # there was no whole checkpoint
+                return [ray.put(ANEW), *refs[1:]]
+            owner.restore(states.get(resume.KEY))
         return refs
 
     actor_group.async_run_method = async_run_method

@@ -1,5 +1,6 @@
 """The door to the host's PPO script."""
 
+from openrlhf_pgrpo.host import look
 from openrlhf_pgrpo.host.door import Door
 from openrlhf_pgrpo.host.ppo import flags, ray_start
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
@@ -10,5 +11,6 @@ PPO = Door(
     seams=SEAMS,
     extend=flags.extend,
     check=flags.check,
+    look=look.ppo,
     start=ray_start.prepare,
 )

@@ -16,6 +16,7 @@ from openrlhf_pgrpo.core.estimator import (
 )
 from openrlhf_pgrpo.core.group_robust import GroupRobust, check_names
 from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.host import flags
 
@@ -68,8 +69,14 @@ def make_user_rewards(args):
 
 
 def check_pref_groups(args, names: Sequence[str]) -> None:
-    """Refuses preference groups of the data that the options of a robust estimator leave out."""
+    """Refuses preference groups of the data that the options of a robust estimator leave out, and a single one."""
     if args.robust.estimator is not None:
+        if len(names) < 2:
+            raise ValueError(
+                f"{args.robust.estimator} needs at least two preference groups in --{flags.PREF_GROUP_KEY} "
+                f"{args.data.pref_group_key}, got {listed(names)}: name another column, or take an estimator without "
+                "weights"
+            )
         try:
             check_names(names, *_robust_options(args))
         except ValueError as error:

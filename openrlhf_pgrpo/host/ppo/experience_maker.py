@@ -1,5 +1,7 @@
 """The host's experience maker with our estimators instead of its reward shaping. It runs in the trainer actor."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from openrlhf.models.utils import compute_reward
@@ -8,11 +10,12 @@ from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_pgrpo import __version__
-from openrlhf_pgrpo.core.estimator import RewardBatch, estimate
+from openrlhf_pgrpo.core.estimator import RewardBatch, SampleError, estimate
 from openrlhf_pgrpo.core.history import segment_moments
 from openrlhf_pgrpo.core.names import Names
 from openrlhf_pgrpo.host import resume
 from openrlhf_pgrpo.host.ppo import checkpoints, estimators, metrics
+from openrlhf_pgrpo.host.ppo.rewards import excerpt, whose
 from openrlhf_pgrpo.host.run_log import SamplePicker
 from openrlhf_pgrpo.host.tags import TaggedPrompt
 
@@ -27,10 +30,11 @@ def install(module) -> None:
 class PreferenceExperienceMaker(RemoteExperienceMaker):
     """`RemoteExperienceMaker` whose advantages may come from a registered estimator.
 
-    For names that the host does not know, `compute_advantages_and_returns` is ours and a sample without a reward is
-    refused; the host's own estimators run its own code. Both get metrics per preference group, and both may be the
-    base of a robust estimator, which multiplies their final advantages by a weight per preference group. It holds the
-    estimator, the weights and their state for the life of the run.
+    For names that the host does not know, `compute_advantages_and_returns` is ours; the host's own estimators run its
+    own code. For both, a sample without a finite reward, an action token or finite advantages is refused, and named;
+    both get metrics per preference group, and both may be the base of a robust estimator, which multiplies their final
+    advantages by a weight per preference group. It holds the estimator, the weights and their state for the life of
+    the run.
     """
 
     # For an instance that was made without __init__, as tests of the host do.
@@ -41,7 +45,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         self.estimator = estimators.make_estimator(self.args)
         self.robust = estimators.make_robust(self.args)
         self.user_rewards = estimators.make_user_rewards(self.args)
-        self.pref_group_metrics, self.pref_group_samples = {}, []
+        self.pref_group_metrics, self.pref_group_samples, self.partial_logs = {}, [], {}
         self.sample_picker = SamplePicker(self.tokenizer)
         checkpoints.attach(self.actor_model_group, self)
         self._log_methods()
@@ -79,7 +83,13 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         if not self._stateful_parts:
             return {"settings": {"advantage_estimator": self.advantage_estimator}, "estimator": {}}
         states = {name: part.state_dict() for name, part in self._stateful_parts.items()}
-        return {"settings": estimators.settings(self.args), "estimator": {}, **states}
+        return {"settings": self._settings(), "estimator": {}, **states}
+
+    def _settings(self) -> dict:
+        """The settings that give the state its meaning. Not `outliers`: a run that was refused because of one may be
+        resumed with the other choice."""
+        found = estimators.settings(self.args)
+        return {name: value for name, value in found.items() if not name.endswith(".outliers")}
 
     def restore(self, state: dict | None) -> None:
         """Takes over the state of a resumed checkpoint.
@@ -93,7 +103,7 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
                 logger.warning("the reward history in the checkpoint is not used and will not be saved again")
             return
         resume.check_schema(state, f"the state of {name}", checkpoints.OTHERWISE)
-        resume.check_settings(state["settings"], estimators.settings(self.args), checkpoints.OTHERWISE)
+        resume.check_settings(state["settings"], self._settings(), checkpoints.OTHERWISE)
         for part_name, part in self._stateful_parts.items():
             part.load_state_dict(state[part_name])
         logger.info(f"restored the state of {name} from the checkpoint")
@@ -112,8 +122,16 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         return experiences
 
     def make_experience_batch(self, rollout_samples):
-        if self._stateful_parts and self.reward_model_group is None:
+        """Calls the host's. Logs that only some samples have are taken out: the host can neither batch nor average
+        them, and ranks that reduce other keys wait for each other for ever.
+
+        Raises:
+            ValueError: a sample without a reward, or without an action token. Nothing has changed.
+        """
+        if self.reward_model_group is None:
             _refuse_missing_rewards(rollout_samples)
+        _refuse_missing_actions(rollout_samples, self.args)
+        self.partial_logs = metrics.take_partial_logs(rollout_samples)
         return super().make_experience_batch(rollout_samples)
 
     # ---- advantages ----
@@ -122,7 +140,14 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences):
         """For the host's estimators, the host's own code. For ours, its steps (0.11.2) with the estimator instead of
         reward shaping. They are written out because the host applies length penalties, and logs the reward, only
-        after shaping."""
+        after shaping.
+
+        Raises:
+            ValueError: a reward or an advantage that is not finite, or a reward that the estimator or the signal of
+                the weights refuses.
+        """
+        prompts = [prompt for experience in experiences for prompt in experience.prompts]
+        _refuse_infinite_rewards(experiences, prompts)
         if self.estimator is None:
             experiences = super().compute_advantages_and_returns(experiences)
         else:
@@ -131,14 +156,15 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
                 experience.rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
             apply_length_penalties(experiences, self.args)
 
-        prompts = [prompt for experience in experiences for prompt in experience.prompts]
         batch = None
-        if self._stateful_parts:
-            batch = self._reward_batch(experiences, prompts)
-        if self.estimator is not None:
-            self._estimate(experiences, batch)
-        if self.robust is not None:
-            self._apply_weights(experiences, batch)
+        with _naming_prompts(prompts):
+            if self._stateful_parts:
+                batch = self._reward_batch(experiences, prompts)
+            if self.estimator is not None:
+                self._estimate(experiences, batch)
+            if self.robust is not None:
+                self._apply_weights(experiences, batch)
+        self._check_advantages(experiences, prompts)
         if prompts and all(getattr(prompt, "pref_group", None) is not None for prompt in prompts):
             if batch is None:
                 names, rows = _pref_group_rows(prompts)
@@ -155,12 +181,6 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         index = torch.tensor([i for experience in experiences for i in experience.index])
         if self.robust is not None or self.estimator.uses_pref_groups:
             _refuse_missing_pref_groups(prompts)
-        bad = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(
-                f"every sample needs a finite reward, got {rewards[bad[0]].item()} for {_described(prompts[bad[0]])} "
-                f"({len(bad)} of {len(rewards)} samples): correct the reward function or model"
-            )
         return RewardBatch(
             rewards=rewards.numpy(),
             prompt_groups=(index // self.args.rollout.n_samples_per_prompt).numpy(),
@@ -199,6 +219,35 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         for experience, weight in zip(experiences, weights.split(sizes)):
             experience.advantages = experience.advantages * weight[:, None]
 
+    def _check_advantages(self, experiences, prompts) -> None:
+        for experience in experiences:
+            if experience.advantages.shape != experience.action_mask.shape:
+                found, needed = tuple(experience.advantages.shape), tuple(experience.action_mask.shape)
+                raise ValueError(
+                    f"the estimator {self.advantage_estimator} needs to give one advantage per token, shape {needed}, "
+                    f"got {found} for {whose(experience.prompts[0])}"
+                )
+        finite = [(e.advantages.isfinite() | ~e.action_mask.bool()).all(-1) for e in experiences]
+        bad = (~torch.cat(finite)).nonzero().flatten().tolist() if finite else []
+        if bad:
+            rewards = torch.cat([experience.rewards.flatten() for experience in experiences])
+            low, high = self.args.reward.clip_range
+            raise ValueError(
+                f"every sample needs finite advantages, got others from the estimator {self.advantage_estimator} "
+                f"for {whose(prompts[bad[0]])} ({len(bad)} of {len(prompts)} samples). Its reward is "
+                f"{rewards[bad[0]].item():.6g}, so look at --reward.clip_range, which is {low} to {high}, and at KL "
+                "and values: a policy or critic that has diverged gives no finite ones"
+            )
+
+
+@contextmanager
+def _naming_prompts(prompts):
+    """Adds the prompt to an error about a sample, which the methods know by its number alone."""
+    try:
+        yield
+    except SampleError as error:
+        raise ValueError(f"{error}; it is of {whose(prompts[error.sample])}") from error
+
 
 def _pref_group_rows(prompts) -> tuple[list[str], np.ndarray]:
     """The distinct preference groups (G,) of prompts, and the row (B,) of each prompt in them."""
@@ -213,30 +262,42 @@ def _prompt_group_stds(batch: RewardBatch) -> torch.Tensor:
     return torch.as_tensor(moments.std("sample")[batch.prompt_groups], dtype=torch.float32)
 
 
+def _refuse_infinite_rewards(experiences, prompts) -> None:
+    rewards = [experience.rewards.flatten() for experience in experiences]
+    bad = (~torch.cat(rewards).isfinite()).nonzero().flatten().tolist() if rewards else []
+    if bad:
+        raise ValueError(
+            f"every sample needs a finite reward, got {torch.cat(rewards)[bad[0]].item()} for "
+            f"{whose(prompts[bad[0]])} ({len(bad)} of {len(prompts)} samples): correct the reward function or model"
+        )
+
+
 def _refuse_missing_pref_groups(prompts) -> None:
     for prompt in prompts:
         if not isinstance(prompt, TaggedPrompt) or prompt.pref_group is None:
             raise ValueError(
-                f"every prompt needs to carry its preference group, got one without: {_excerpt(prompt)}. An agent "
+                f"every prompt needs to carry its preference group, got one without: {excerpt(prompt)}. An agent "
                 "executor must return the very prompt object that it was given"
             )
 
 
 def _refuse_missing_rewards(rollout_samples) -> None:
-    """The host hides exceptions of reward functions and servers. Here they stop the run before any state changes."""
     missing = [sample for sample in rollout_samples if sample.rewards is None]
     if missing:
         raise ValueError(
-            f"every sample needs a reward, got none for {_described(missing[0].prompts[0])} "
-            f"({len(missing)} of {len(rollout_samples)} samples). The reward function or server raised an exception: "
-            "it is in the output of the RolloutRayActor, in the line that begins '[SingleTurnExecutor] Failed to "
-            "fetch reward from remote RM'"
+            f"every sample needs a reward, got none for {whose(missing[0].prompts[0])} ({len(missing)} of "
+            f"{len(rollout_samples)} samples): the reward function, server or agent has to give one finite number"
         )
 
 
-def _described(prompt: str) -> str:
-    return f"preference group {getattr(prompt, 'pref_group', None)!r}, prompt {_excerpt(prompt)}"
-
-
-def _excerpt(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= 80 else f"...{prompt[-77:]}")
+def _refuse_missing_actions(rollout_samples, args) -> None:
+    """Such a sample trains nothing, while its reward would enter baselines and the history."""
+    missing = [sample for sample in rollout_samples if not sample.action_mask.any()]
+    if missing:
+        sample = missing[0]
+        raise ValueError(
+            f"every sample needs an action token, got none for {whose(sample.prompts[0])} ({len(missing)} of "
+            f"{len(rollout_samples)} samples): {sample.sequences.shape[-1]} tokens came back, --data.max_len is "
+            f"{args.data.max_len} and --rollout.max_new_tokens {args.rollout.max_new_tokens}. Leave room for the "
+            "prompt and an answer in --data.max_len; an agent must generate at least once"
+        )

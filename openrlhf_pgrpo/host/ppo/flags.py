@@ -2,9 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
+from functools import partial
 
 from openrlhf_pgrpo.core.estimator import (
+    AdvantageEstimator,
     advantage_estimators,
     make_advantage_estimator,
     namespace_of,
@@ -13,10 +14,10 @@ from openrlhf_pgrpo.core.estimator import (
 )
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.signals import SignalOptions
-from openrlhf_pgrpo.host import flags
+from openrlhf_pgrpo.host import device, flags, look
 from openrlhf_pgrpo.host.ppo.estimators import ROBUST_ESTIMATORS
-from openrlhf_pgrpo.host.user_flags import add_user_flags, set_user_flags
-from openrlhf_pgrpo.models.users import ERROR, MEAN, Users
+from openrlhf_pgrpo.host.user_flags import add_user_flags, check_profiles, set_user_flags
+from openrlhf_pgrpo.models.users import ERROR, MEAN
 
 ESTIMATOR = "algo.advantage.estimator"
 ROBUST = "robust.estimator"  # not a flag: keeps the name of a robust estimator after its base replaced it
@@ -67,6 +68,7 @@ def _add_pref_group_flags(group) -> None:
         help="Resume model and optimizer but start with an empty reward history and, if robust, equal weights.",
     )
     flags.add_device(group, "Where the whole stack runs.", " and RAY_ADDRESS names no cluster")
+    flags.add_trust(group)
     flags.add_plugin(group)
     flags.add_metrics_path(group)
 
@@ -121,15 +123,20 @@ def _check_robust(flat: dict) -> None:
         return
     _need_pref_groups(name, flat)
     flags.read_options(RobustOptions, "robust", flat)
-    flags.read_options(SignalOptions, "robust", flat)
+    signal = flags.read_options(SignalOptions, "robust", flat)
+    if signal.signal != "excess" and signal.reference_samples != SignalOptions.reference_samples:
+        raise ValueError(
+            f"--robust.reference_samples needs --robust.signal excess, got {signal.signal}: leave one of them out"
+        )
     flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
 
 
 def _check_estimator(flat: dict) -> None:
-    name = flat[ESTIMATOR]
+    name, estimator = flat[ESTIMATOR], None
     chosen = {space: flags.read_options(options, space, flat) for space, options in option_classes().items()}
+    namespace = namespace_of(options_of(name)) if name in advantage_estimators() else None
+    _refuse_options_of_others(name, namespace, flat)
     if name in advantage_estimators():
-        namespace = namespace_of(options_of(name))
         estimator = make_advantage_estimator(name, chosen.get(namespace))
         if estimator.uses_pref_groups:
             _need_pref_groups(name, flat)
@@ -139,6 +146,32 @@ def _check_estimator(flat: dict) -> None:
                 f"{name} with these options needs --rollout.n_samples_per_prompt >= {needed}, got {n}: raise it, or "
                 "take a baseline that needs fewer samples of a prompt"
             )
+    _check_fresh_history(estimator, flat)
+
+
+def _refuse_options_of_others(name: str, own: str | None, flat: dict) -> None:
+    """Refuses options of estimators other than `name`, whose options have the namespace `own`."""
+    for namespace in option_classes().keys() - {own}:
+        if given := flags.set_flags(partial(_add_estimator_options, namespace=namespace), flat):
+            takers = [known for known in advantage_estimators() if namespace_of(options_of(known)) == namespace]
+            raise ValueError(
+                f"--{', --'.join(given)} needs --advantage_estimator {' or '.join(takers)}, got {name}: choose one of "
+                "them or leave the flags out"
+            )
+
+
+def _check_fresh_history(estimator: AdvantageEstimator | None, flat: dict) -> None:
+    if not flat["pgrpo.fresh_history"]:
+        return
+    if not flat["ckpt.load_enable"]:
+        raise ValueError(
+            "--pgrpo.fresh_history needs --ckpt.load_enable, got a new run, whose history is empty: leave it out"
+        )
+    remembers = estimator is not None and type(estimator).state_dict is not AdvantageEstimator.state_dict
+    if not remembers and flat[ROBUST] is None:
+        raise ValueError(
+            f"--pgrpo.fresh_history needs an estimator that remembers rewards, got {flat[ESTIMATOR]}: leave it out"
+        )
 
 
 def _need_pref_groups(name: str, flat: dict) -> None:
@@ -149,10 +182,13 @@ def _need_pref_groups(name: str, flat: dict) -> None:
 
 
 def _check_reward_model(flat: dict) -> None:
-    from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers: not before the host is ready for it
+    name, folder = flat["reward.model_name_or_path"], None
+    if name and not (flat["reward.remote_url"] or flat["train.agent_func_path"]):
+        if look.model("reward.model_name_or_path", name, remote=device.cluster() is not None):
+            return  # the trainer actor, on the cluster, checks the rest
+        from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
 
-    local = not (flat["reward.remote_url"] or flat["train.agent_func_path"])
-    folder = factorized_folder(flat["reward.model_name_or_path"]) if local else None
+        folder = factorized_folder(name)
     if folder is None:
         if given := set_user_flags(flat):
             raise ValueError(
@@ -160,8 +196,7 @@ def _check_reward_model(flat: dict) -> None:
                 "name one, or give the flags to the server that has it"
             )
         return
-    if flat["reward.profiles"]:
-        Users(folder, [Path(flat["reward.profiles"])])  # refuses what does not fit now, and not in the trainer actor
+    check_profiles(folder, flat["reward.profiles"])
     if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
         raise ValueError(
             f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "
@@ -171,4 +206,9 @@ def _check_reward_model(flat: dict) -> None:
         raise ValueError(
             f"a critic cannot start from the base rewards of {folder.name}: name another model with "
             "--critic.model_name_or_path, or use an estimator without critic"
+        )
+    if flat["data.max_len"] > folder.max_length:
+        raise ValueError(
+            f"--data.max_len needs at most {folder.max_length} tokens, the longest text of the reward model "
+            f"{folder.name}, got {flat['data.max_len']}: lower it, or train the reward model on longer texts"
         )

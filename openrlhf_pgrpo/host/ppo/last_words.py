@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from openrlhf_pgrpo.host import resume
+
 # If a process cannot be reached, its node may have died. Ray takes about 15 seconds to say so.
 OUT_OF_REACH = re.compile("is (temporarily )?unavailable|[Cc]onnection (closed|reset|refused)")
 PATIENCE = 30  # seconds
@@ -41,7 +43,8 @@ def install(checkpoints: Path) -> None:
             while not (lost := lost_nodes()) and time.monotonic() < deadline:
                 time.sleep(0.2)
             ray.shutdown()  # the workers' output ends here
-            words = f"the run has failed: {what_ended_it(str(error), lost)}\n[pgrpo] {how_to_go_on(checkpoints)}"
+            words = f"the run has failed: {what_ended_it(str(error), lost)}\n[pgrpo] "
+            words += how_to_go_on(checkpoints, died=bool(lost) or is_death(str(error)))
             print(f"[pgrpo] {words}", file=sys.stderr, flush=True)
 
     sys.excepthook = last_words
@@ -57,8 +60,23 @@ def what_ended_it(error: str, lost: list[str]) -> str:
     return [line.strip() for line in error.splitlines() if line.strip()][-1]
 
 
-def how_to_go_on(checkpoints: Path) -> str:
-    latest = checkpoints / "_actor" / "latest"
-    if not latest.is_file():
-        return f"there is no checkpoint in {checkpoints} yet: start again"
-    return f"resume from {latest.read_text()} in {checkpoints}: the same command, with --ckpt.load_enable"
+def is_death(error: str) -> bool:
+    """Whether a process died or was out of reach, which a second try may be spared; else code has raised an error."""
+    return "class_name: " in error or OUT_OF_REACH.search(error) is not None
+
+
+def how_to_go_on(checkpoints: Path, died: bool) -> str:
+    """One line. An error that code has raised comes again, unless its cause is mended.
+
+    Args:
+        died: as `is_death`.
+    """
+    first = "" if died else "mend its cause first, or it comes again; then "
+    folder = checkpoints / "_actor"
+    try:
+        tag = resume.latest(folder)
+    except (ValueError, OSError) as error:
+        return f"{first}{error}"
+    if tag is None:
+        return f"{first}start again: there is no complete checkpoint in {checkpoints}"
+    return f"{first}resume from {tag} in {checkpoints}: the same command, with --ckpt.load_enable"

@@ -46,7 +46,8 @@ class StepLog:
         self.progress = None
 
     def step(self, save_logs_and_checkpoints, global_step, logs_dict=None, client_states=None):
-        status, groups, samples = logs_dict or {}, self.maker.pref_group_metrics, self.maker.pref_group_samples
+        status = {**(logs_dict or {}), **self.maker.partial_logs}
+        groups, samples = self.maker.pref_group_metrics, self.maker.pref_group_samples
         row = {
             "step": global_step,
             "time": time.time(),
@@ -82,13 +83,26 @@ class StepLog:
         return steps * args.train.batch_size // (args.rollout.n_samples_per_prompt * args.train.max_epochs)
 
 
+def take_partial_logs(rollout_samples) -> dict[str, float]:
+    """Takes out of `info` what only some samples have; the mean of each such key, over the samples that have it."""
+    found = {}
+    for sample in rollout_samples:
+        for key, value in sample.info.items():
+            found.setdefault(key, []).append(value)
+    partial_keys = [key for key, values in found.items() if len(values) < len(rollout_samples)]
+    for sample in rollout_samples:
+        for key in partial_keys:
+            sample.info.pop(key, None)
+    return {key: torch.cat(found[key]).double().mean().item() for key in partial_keys}
+
+
 def by_pref_group(experiences, names: Sequence[str], rows: np.ndarray, *reporters) -> dict[str, dict[str, float]]:
     """Metrics of one step for each preference group in it, or for the MOST_PREF_GROUPS with most samples.
 
     samples, share: number and part of the batch. reward_mean, reward_std: raw rewards after length penalties.
-    response_length_mean: tokens. advantage_mean, advantage_std: final advantages, KL, clip and weights included,
-    averaged over the action tokens of a sample. Standard deviations are population ones. The `metrics` of `reporters`
-    are added to these.
+    response_length_mean: tokens of the policy, without those of tools. advantage_mean, advantage_std: final
+    advantages, KL, clip and weights included, averaged over the action tokens of a sample. Standard deviations are
+    population ones. The `metrics` of `reporters` are added to these.
 
     Args:
         names: (G,) preference groups of the step. rows: (B,) that of each sample, in the order of `experiences`.
@@ -96,7 +110,7 @@ def by_pref_group(experiences, names: Sequence[str], rows: np.ndarray, *reporter
     size = len(names)
     rewards = torch.cat([experience.rewards.flatten() for experience in experiences]).double().numpy()
     advantages = torch.cat([_sample_means(experience) for experience in experiences]).double().numpy()
-    lengths = torch.cat([experience.response_length for experience in experiences]).double().numpy()
+    lengths = torch.cat([experience.action_mask.sum(-1) for experience in experiences]).double().numpy()
     reward, advantage, length = (segment_moments(rows, values, size) for values in (rewards, advantages, lengths))
     reward_std, advantage_std = reward.std(), advantage.std()
     shown = range(size)

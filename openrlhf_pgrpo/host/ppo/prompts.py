@@ -9,21 +9,46 @@ import inspect
 
 import wrapt
 
-from openrlhf_pgrpo.host import columns, flags
+from openrlhf_pgrpo.core.names import name_of
+from openrlhf_pgrpo.host import columns, flags, rows
 from openrlhf_pgrpo.host.ppo.estimators import check_pref_groups
 from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 
+def check(dataset, args, source: str, training: bool = True) -> list[str]:
+    """Checks the rows of prompts, without a tokenizer, so before anything heavy; `args` are nested host arguments.
+
+    Returns:
+        What is worth a sentence, though nothing is wrong.
+
+    Raises:
+        ValueError: a row that cannot be used or would be used wrongly, or, in training data, one without its
+            preference group or user.
+    """
+    data = args.data
+    if not len(dataset):
+        what = "training" if training else "an evaluation"
+        raise ValueError(f"{what} needs at least one prompt, got an empty dataset {source}: add rows")
+    said = rows.check_prompts(dataset, data, source)
+    # The rewards of an evaluation never reach an estimator, so its rows need no groups.
+    for flag, key in ((flags.PREF_GROUP_KEY, data.pref_group_key), (flags.USER_KEY, data.user_key)):
+        if training and key is not None:
+            names = columns.names(dataset, f"--{flag}", key, source, data.label_key)
+            said += columns.spellings(names, f"--{flag}", source)
+            if flag == flags.PREF_GROUP_KEY:
+                check_pref_groups(args, list(dict.fromkeys(names)))
+    return said
+
+
 def install_check(module) -> None:
-    """Makes `blending_datasets` refuse training data in which a prompt lacks its preference group or user."""
+    """Makes `blending_datasets` refuse prompts that cannot be used, for training and for evaluation."""
 
     def load(wrapped, _instance, args, kwargs):
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-        dataset = wrapped(*args, **kwargs)
+        dataset, files = wrapped(*args, **kwargs), call["datasets"]
         host_args = getattr(call.get("strategy"), "args", None)
-        # Evaluation sets pass through here too; their rewards never reach an estimator, so they need no groups.
-        if hasattr(host_args, "pgrpo") and call["datasets"] == host_args.data.prompt_dataset:
-            _check(dataset, call["datasets"], host_args)
+        if hasattr(host_args, "pgrpo"):
+            check(dataset, host_args, repr(files), training=files == host_args.data.prompt_dataset)
         return dataset
 
     columns.install(module)
@@ -46,22 +71,15 @@ def install_tags(module) -> None:
         if pref_groups is None and users is None:
             return
         nobody = [None] * len(self.prompts)
-        rows = zip(self.prompts, pref_groups or nobody, users or nobody, strict=True)
-        self.prompts = [TaggedPrompt(prompt, _name(pref_group), _name(user)) for prompt, pref_group, user in rows]
+        tags = zip(self.prompts, pref_groups or nobody, users or nobody, strict=True)
+        self.prompts = [TaggedPrompt(prompt, _name(pref_group), _name(user)) for prompt, pref_group, user in tags]
 
     wrapt.wrap_function_wrapper(module, "PromptDataset.__init__", init)
 
 
 def _name(value) -> str | None:
-    return None if value is None else str(value)
-
-
-def _check(dataset, source: str, host_args) -> None:
-    if len(dataset) == 0:
-        raise ValueError(f"training needs at least one prompt, got an empty dataset {source!r}")
-    data = host_args.data
-    for flag, key in ((flags.PREF_GROUP_KEY, data.pref_group_key), (flags.USER_KEY, data.user_key)):
-        if key is not None:
-            names = columns.names(dataset, f"--{flag}", key, repr(source), data.label_key)
-            if flag == flags.PREF_GROUP_KEY:
-                check_pref_groups(host_args, list(dict.fromkeys(names)))
+    """The name in a row; None in an evaluation whose row has none. `check` has refused such a row in training."""
+    try:
+        return name_of(value)
+    except ValueError:
+        return None

@@ -1,6 +1,5 @@
 """Starts Ray for us: its workers run our hook, and without a GPU it counts logical ones. This runs in the driver."""
 
-import os
 from pathlib import Path
 
 import wrapt
@@ -9,13 +8,14 @@ from openrlhf_pgrpo.host import device
 from openrlhf_pgrpo.host.cpu import launch
 from openrlhf_pgrpo.host.ppo import last_words, worker
 from openrlhf_pgrpo.host.versions import SeamError
+from openrlhf_pgrpo.models import remote_code
 
 
 def worker_environment() -> dict:
     """The `runtime_env` that makes a Ray worker ready for us, on the device chosen in this process."""
     return {
         "worker_process_setup_hook": f"{worker.__name__}.{worker.setup.__name__}",
-        "env_vars": device.environment(),
+        "env_vars": {**device.environment(), remote_code.VARIABLE: str(int(remote_code.trusted()))},
     }
 
 
@@ -24,7 +24,7 @@ def own_ray() -> dict:
 
     Without the address, Ray would join whatever cluster it finds running on this machine.
     """
-    if device.is_cpu() and "RAY_ADDRESS" not in os.environ:
+    if device.is_cpu() and device.cluster() is None:
         return {"address": "local", "include_dashboard": False}
     return {}
 

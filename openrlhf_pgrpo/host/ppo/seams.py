@@ -10,6 +10,23 @@ SEAMS = {
         "openrlhf_pgrpo.host.ppo.prompts:install_tags",
     ),
     "openrlhf.models.model": REWARD_MODEL,
+    "openrlhf.utils.agent": Seam(
+        {
+            "SingleTurnAgentExecutor.__init__": ("self", "remote_rm_url"),
+            "SingleTurnAgentExecutor._fetch_rewards_via_func": ("self", "queries_list", "prompts_list", "labels_list"),
+            "SingleTurnAgentExecutor._fetch_rewards_via_http": ("self", "queries_list", "prompts_list", "labels_list"),
+            "MultiTurnAgentExecutor.__init__": ("self", "agent_instance_cls"),
+        },
+        "openrlhf_pgrpo.host.ppo.rewards:install_executors",
+    ),
+    "openrlhf.trainer.ppo_utils.samples_generator": Seam(
+        {
+            "SamplesGenerator._process_response_into_experience": ("self", "response", "generate_kwargs"),
+            "SamplesGenerator._dispatch_prompts_to_vllm": ("self", "prompts", "labels", "images", "generate_kwargs"),
+            "SamplesGenerator.generate_eval_samples": ("self", "generate_kwargs"),
+        },
+        "openrlhf_pgrpo.host.ppo.rewards:install_samples",
+    ),
     "openrlhf.trainer.ppo_utils.experience_maker": Seam(
         {
             "RemoteExperienceMaker.__init__": (
@@ -33,8 +50,10 @@ SEAMS = {
             ),
             "BasePPOTrainer.save_logs_and_checkpoints": ("self", "global_step", "logs_dict", "client_states"),
             "BasePPOTrainer.init_checkpoint_states": ("self",),
+            "prepare_datasets": ("strategy", "tokenizer"),
+            "SamplesGenerator.generate_samples": ("self", "generate_kwargs"),
         },
-        "openrlhf_pgrpo.host.ppo.metrics:install",
+        "openrlhf_pgrpo.host.ppo.trainer:install",
     ),
     "openrlhf.utils.deepspeed.deepspeed": CHECKPOINTS,
 }

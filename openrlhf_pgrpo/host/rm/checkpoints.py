@@ -33,7 +33,10 @@ def install(module) -> None:
         if strategy.args.reward.factors is not None:
             call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
             check_before_loading(Path(call["load_dir"]), call.get("tag"), state(strategy, call["model"]))
-        return wrapped(*args, **kwargs)
+        path, states = wrapped(*args, **kwargs)
+        if path is not None:
+            strategy.client_states = states
+        return path, states
 
     def save(wrapped, strategy, args, kwargs):
         if strategy.args.reward.factors is None:

@@ -3,20 +3,52 @@
 The host drops every dataset column but prompt, chosen and rejected, and gives each pair one more number, `extra`: a
 margin. That number travels unchanged through collating, so it becomes a `TaggedMargin`.
 
-One function, `models.texts.text_of`, makes text and tokens of both responses, because their form must not tell which
-one was chosen.
+One account, `models.texts.Texts`, makes the tokens of both responses, because their form must not tell which one was
+chosen.
 """
 
 import inspect
+import math
 from collections.abc import Sequence
 
 import wrapt
 
-from openrlhf_pgrpo.core.names import Names, listed
-from openrlhf_pgrpo.host import columns, flags
+from openrlhf_pgrpo.core.annotations import preference_of
+from openrlhf_pgrpo.core.names import Names, in_words, listed, name_of
+from openrlhf_pgrpo.host import columns, flags, pair_texts, rows
 from openrlhf_pgrpo.host.tags import TaggedMargin
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
-from openrlhf_pgrpo.models.texts import encode, end_of_text, text_of
+from openrlhf_pgrpo.models.texts import Texts
+
+AT_ONCE = 1000  # texts whose tokens are counted together
+
+
+def check(dataset, args, source: str, training: bool = True) -> list[str]:
+    """Checks the rows of pairs, without a tokenizer, so before anything heavy; `args` are nested host arguments.
+
+    Returns:
+        What is worth a sentence, though nothing is wrong.
+
+    Raises:
+        ValueError: a row that cannot be used or would be used wrongly; with `--reward.factors`, one that does not say
+            whose pair it is or which response is preferred, or whose responses are equal.
+    """
+    data = args.data
+    if not len(dataset):
+        raise ValueError(f"a reward model needs at least one pair, got an empty dataset {source}: add rows")
+    said, chosen, rejected = rows.check_pairs(dataset, data, source)
+    unread = rows.unread_prompts(dataset, chosen, data, source)
+    _check_margins(dataset, args, source)
+    if args.reward.factors is None:
+        said += [f"warning: {unread}"] if unread else []
+        return [*said, *rows.check_chosen_is_preferred(dataset, source)]
+    if unread:
+        raise ValueError(unread)
+    users = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source)
+    said += columns.spellings(users, f"--{flags.USER_KEY}", source)
+    _check_preferences(dataset, data, source)
+    _refuse_equal([row for row, (one, other) in enumerate(zip(chosen, rejected)) if one == other], source)
+    return said
 
 
 def install(module) -> None:
@@ -25,38 +57,52 @@ def install(module) -> None:
 
     def process_data(self, data):
         # A plain function: `datasets` pickles it for its worker processes, which no wrapper of wrapt survives.
-        row = host_process_data(self, data)
-        args = self.strategy.args
+        row, args = host_process_data(self, data), self.strategy.args
+        if self.apply_chat_template and row["prompt"]:
+            pair_texts.check_template(row["prompt"], data, args.data, self.apply_chat_template)
         if args.reward.factors is not None:
-            preference = 1.0 if args.data.preference_key is None else float(data[args.data.preference_key])
+            key = preference_key(args.data, data)
+            preference = 1.0 if key is None else preference_of(data[key])
             if preference < 0.5:  # the host counts a pair as right if its chosen side scores higher
                 row["chosen"], row["reject"], preference = row["reject"], row["chosen"], 1 - preference
-            extra = {"margin": float(row["extra"]), "user": str(data[args.data.user_key]), "preference": preference}
-            row["extra"] = extra
+            row["extra"] = {"user": name_of(data[args.data.user_key]), "preference": preference}
         return row
 
     def item(self, index):
         if self.strategy.args.reward.factors is None:
             return host_item(self, index)
-        prompt, end = self.prompts[index], end_of_text(self.tokenizer)
-        chosen, reject = (text_of(prompt, side[index], end) for side in (self.chosens, self.rejects))
-        tokens = [encode([text], self.tokenizer, self.max_length) for text in (chosen, reject)]
-        return (*(of_text[name] for of_text in tokens for name in ("input_ids", "attention_mask")), self.extras[index])
+        prompt, sides = self.prompts[index], (self.chosens[index], self.rejects[index])
+        tokens = self.texts.tokens([prompt, prompt], sides)
+        padded = [self.texts.pad([ids]) for ids in tokens.ids]
+        return (*(side[name] for side in padded for name in ("input_ids", "attention_mask")), self.extras[index])
 
     def init(wrapped, self, args, kwargs):
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-        strategy = call["strategy"]
-        if strategy.args.reward.factors is None:
-            return wrapped(*args, **kwargs)
-        known = _known_users(strategy, _check(call["dataset"], strategy.args.data))
+        strategy, dataset = call["strategy"], call["dataset"]
+        if not len(dataset):  # the training data have been looked at
+            raise ValueError(
+                "the evaluation of a reward model needs at least one pair, got none: give --eval.dataset, or at least "
+                "100 pairs in --data.dataset, of which the host takes the first 1 %"
+            )
+        check(dataset, strategy.args, "the pairs")
+        factorized = strategy.args.reward.factors is not None
+        if factorized:
+            known = _known_users(strategy, [*map(name_of, dataset[strategy.args.data.user_key][:])])
         wrapped(*args, **kwargs)
-        extras = list(self.extras)
-        rows = known.rows([extra["user"] for extra in extras]).tolist()
-        self.extras = [TaggedMargin(extra["margin"], row, extra["preference"]) for extra, row in zip(extras, rows)]
+        if factorized:
+            extras = list(self.extras)
+            numbers = known.rows([extra["user"] for extra in extras]).tolist()
+            self.extras = [TaggedMargin(0.0, row, extra["preference"]) for extra, row in zip(extras, numbers)]
+            self.texts = Texts(self.tokenizer, self.max_length)
+        for sentence in _lengths(self) if factorized else _equal(self):
+            strategy.print(f"[pgrpo] {sentence}")
 
     module.RewardDataset.process_data = process_data
     module.RewardDataset.__getitem__ = item
     wrapt.wrap_function_wrapper(module, "RewardDataset.__init__", init)
+
+
+# ---- users ----------------------------------------------------------------------------------------------------------
 
 
 def _known_users(strategy, users: Sequence[str]) -> Names:
@@ -88,27 +134,107 @@ def _check_known(users: Sequence[str], known: Names, where: str) -> None:
         raise ValueError(f"every pair needs a user of {where}, got {found}: drop their pairs, or add them there first")
 
 
-def _check(dataset, data) -> list[str]:
-    """The user (B,) of each pair.
+# ---- preferences and margins ----------------------------------------------------------------------------------------
+
+
+def preference_key(data, present) -> str | None:
+    """The column with the preference for the chosen response: that of the flag, else `preference` if it is among those
+    that are present, as `openrlhf-pgrpo factorize` reads it; None if chosen is always preferred."""
+    return data.preference_key or (rows.PREFERENCE if rows.PREFERENCE in present else None)
+
+
+def _check_preferences(dataset, data, source: str) -> None:
+    key, flag = preference_key(data, dataset.column_names), f"--{flags.PREFERENCE_KEY}"
+    if key is None:
+        return
+    wrong = {}
+    for row, value in enumerate(columns.column(dataset, flag, key, source)):
+        try:
+            preference_of(value)
+        except ValueError as error:
+            wrong[row] = error
+    if wrong:
+        raise ValueError(
+            f"every row needs a number from 0 (rejected) to 1 (chosen) in {key!r} ({flag}), got "
+            f"{next(iter(wrong.values()))} in {columns.at([*wrong], source)}: correct it or drop the row"
+        )
+
+
+def _check_margins(dataset, args, source: str) -> None:
+    """The host reads a column `margin` without being asked to, and trains on it with --model.margin_loss_enable."""
+    if args.reward.factors is not None or "margin" not in dataset.column_names:
+        return
+    for row, value in enumerate(dataset["margin"][:]):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number or value is None and not args.model.margin_loss_enable):
+            raise ValueError(
+                f"every row needs a finite number in 'margin', got {in_words(value)} in row {row} of {source}: "
+                "correct it, or give the column another name"
+            )
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_equal(equal: Sequence[int], source: str) -> None:
+    if equal:
+        raise ValueError(
+            f"both responses of a pair need different texts, got equal ones in {columns.at(equal, source)}: drop such "
+            "rows, because they teach nothing"
+        )
+
+
+def _lengths(dataset) -> list[str]:
+    """Says how many prompts are cut.
 
     Raises:
-        ValueError: a column is missing, or a row does not say whose pair it is or which response is preferred.
+        ValueError: a response that does not fit, or two of a pair that are the same tokens.
     """
-    if data.preference_key is not None:
-        columns.check_column(dataset, f"--{flags.PREFERENCE_KEY}", data.preference_key, "the pairs")
-    users = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, "the pairs")
-    if data.preference_key is not None:
-        for row, preference in enumerate(dataset[data.preference_key]):
-            if not isinstance(preference, (int, float)) or not 0 <= preference <= 1:
-                raise ValueError(
-                    f"every row needs a number from 0 to 1 in {data.preference_key!r} (--{flags.PREFERENCE_KEY}), got "
-                    f"{preference!r} in row {row} of the pairs: correct it or drop the row"
-                )
-    # A published result was wrong because one response was a list and the other its printed form.
-    chosen, rejected = (dataset.features.get(key) for key in (data.chosen_key, data.rejected_key))
-    if chosen != rejected:
+    prompts, texts = list(dataset.prompts), dataset.texts
+    pairs = [*zip(list(dataset.chosens), list(dataset.rejects))]
+    # Those that are certainly short are not looked at.
+    long = [
+        row
+        for row, (prompt, pair) in enumerate(zip(prompts, pairs))
+        if pair_texts.may_fill(prompt + max(pair, key=len), 0, texts.max_length)
+        or pair_texts.may_be_equal(*pair, pair_texts.common_start(*pair))
+    ]
+    cut, equal, too_long = 0, [], {}
+    for start in range(0, len(long), AT_ONCE):
+        part = long[start : start + AT_ONCE]
+        both = [texts.tokens([prompts[row] for row in part], [pairs[row][side] for row in part]) for side in (0, 1)]
+        for row, *sizes in zip(part, both[0].answers.tolist(), both[1].answers.tolist()):
+            if max(sizes) > texts.max_length:
+                too_long[row] = max(sizes)
+        cut += int((both[0].cut | both[1].cut).sum())
+        equal += [row for row, one, other in zip(part, both[0].ids, both[1].ids) if one == other]
+    if too_long:
         raise ValueError(
-            f"{data.chosen_key!r} and {data.rejected_key!r} need the same form, got {chosen} and {rejected}: give "
-            "both one form, because a difference tells which response was chosen"
+            f"every response needs room in {texts.max_length} tokens (--data.max_len), got one of "
+            f"{next(iter(too_long.values()))} tokens in {columns.at([*too_long], 'the pairs')}: raise it, or drop "
+            "such rows"
         )
-    return users
+    _refuse_equal(equal, "the pairs, once they are tokens")
+    if not cut:
+        return []
+    return [
+        f"{cut} of {len(pairs)} prompts are cut from the left, to fit with their responses into {texts.max_length} "
+        "tokens (--data.max_len)"
+    ]
+
+
+def _equal(dataset) -> list[str]:
+    """Says how many pairs the host cuts to equal texts, in its own training.
+
+    Raises:
+        ValueError: all of them.
+    """
+    before = (len(prompt.encode("utf-8", "replace")) for prompt in list(dataset.prompts))
+    equal, pairs = pair_texts.equal_tokens(dataset, before), len(dataset)
+    where = f"their first {dataset.max_length} tokens (--data.max_len)"
+    if len(equal) == pairs:
+        raise ValueError(
+            f"training needs pairs whose responses differ in {where}, got none among {pairs}: raise --data.max_len, "
+            "or look whether both columns are the same"
+        )
+    return [f"{len(equal)} of {pairs} pairs teach nothing, because they are equal in {where}"] if equal else []

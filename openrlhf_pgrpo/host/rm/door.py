@@ -1,6 +1,6 @@
 """The door to the host's reward-model trainer."""
 
-from openrlhf_pgrpo.host import single_process
+from openrlhf_pgrpo.host import look, single_process
 from openrlhf_pgrpo.host.door import Door
 from openrlhf_pgrpo.host.rm import flags
 from openrlhf_pgrpo.host.rm.seams import SEAMS
@@ -24,5 +24,6 @@ RM = Door(
     seams=SEAMS,
     extend=flags.extend,
     check=flags.check,
+    look=look.rm,
     start=start,
 )

@@ -64,6 +64,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     """Adds `--reward.*` and the flags of all trainers to the host's parser."""
     group = parser.add_argument_group("factorized reward model (openrlhf_pgrpo)")
     flags.add_device(group, "Where training runs.")
+    flags.add_trust(group)
     _add_reward_flags(group)
 
 
@@ -73,8 +74,8 @@ def _add_reward_flags(group) -> None:
     group.add_argument(
         f"--{flags.PREFERENCE_KEY}",
         default=None,
-        help="Dataset column with the preference for the chosen response, from 0 to 1; 0.5 is a tie. Default: 1, "
-        "chosen is preferred.",
+        help="Dataset column with the preference for the chosen response, from 0 to 1; 0.5 is a tie. Default: the "
+        "column preference, if there is one, as openrlhf-pgrpo factorize reads it; else chosen is preferred.",
     )
     flags.add_metrics_path(group)
 

@@ -15,6 +15,10 @@ from peft import PeftModel
 from openrlhf_pgrpo.host import reward_factory
 from openrlhf_pgrpo.host.reward_factory import NewModel
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
+from openrlhf_pgrpo.models import backbone
+from openrlhf_pgrpo.models.folder import LENGTH
+from openrlhf_pgrpo.models.network import longest_text, skeleton
+from openrlhf_pgrpo.models.output_folder import FITTED
 
 
 def install(module) -> None:
@@ -34,14 +38,19 @@ def prepare(args) -> None:
     """Tells the host's factory what a plain backbone becomes; nested arguments of the host's script.
 
     Raises:
-        ValueError: the model to start from is a factorized one that does not fit the flags.
+        ValueError: the model to start from is a factorized one that does not fit the flags, is no backbone, or reads
+            no texts as long as `--data.max_len`.
     """
-    options, folder = args.reward, factorized_folder(args.model.model_name_or_path)
-    new = None
+    options, name = args.reward, args.model.model_name_or_path
+    folder, new = factorized_folder(name), None
     if folder is not None:
         _check_start(args, folder)
+        _check_length(args, folder.max_length)
     elif options.factors is not None:
-        new = NewModel(options.factors, options.pooling or "last")
+        config = backbone.read_config(name)
+        backbone.check(config, name)
+        _check_length(args, longest_text(skeleton(config)))
+        new = NewModel(options.factors, options.pooling or "last", args.data.max_len)
     reward_factory.install(importlib.import_module("openrlhf.models.model"), new)
 
 
@@ -63,12 +72,22 @@ def _check_start(args, folder) -> None:
             )
 
 
+def _check_length(args, longest: int) -> None:
+    if args.data.max_len > longest:
+        raise ValueError(
+            f"--data.max_len needs to be at most {longest}, the longest text that {args.model.model_name_or_path} "
+            f"reads, got {args.data.max_len}: lower it"
+        )
+
+
 def trained_parameters(strategy, get, model, **kwargs):
     """The result of `get`, the host's `_get_model_parameters`, with the users' table in a group of its own.
 
     Head and table train even where adapters have frozen the rest.
     """
     plain = without_adapters(model)
+    setattr(plain.config, LENGTH, strategy.args.data.max_len)
+    setattr(plain.config, FITTED, False)  # from here on it holds more than `openrlhf-pgrpo factorize` can make
     if factorized_folder(strategy.args.model.model_name_or_path) is None:
         _add_table(plain, len(strategy.reward_users), strategy.args.train.seed)
     head, table = (parameter.requires_grad_(True) for parameter in own_parameters(plain))

@@ -1,7 +1,7 @@
 """What we replace in the host for reward models. There is no Ray here: every rank runs the host's script itself."""
 
 from openrlhf_pgrpo.host.hooks import Seam
-from openrlhf_pgrpo.host.shared_seams import LOAD_CHECKPOINT, PAIRS, READING, REWARD_MODEL
+from openrlhf_pgrpo.host.shared_seams import CHECKPOINTS, PAIRS, READING, REWARD_MODEL
 
 SEAMS = {
     "openrlhf.datasets.utils": READING,
@@ -22,9 +22,8 @@ SEAMS = {
     ),
     "openrlhf.utils.deepspeed.deepspeed": Seam(
         {
-            **LOAD_CHECKPOINT,
+            **CHECKPOINTS.contract,
             "DeepspeedStrategy._get_model_parameters": ("self", "model", "optim", "weight_decay"),
-            "DeepspeedStrategy.save_model": ("self", "model", "tokenizer", "output_dir", "kwargs"),
         },
         "openrlhf_pgrpo.host.rm.checkpoints:install",
     ),

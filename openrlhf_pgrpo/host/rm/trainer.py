@@ -21,19 +21,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.host import resume
 from openrlhf_pgrpo.host.flags import metrics_path
-from openrlhf_pgrpo.host.pairs import Evaluation, WholeSteps, log_evaluation
+from openrlhf_pgrpo.host.pairs import Evaluation, WholeEpochs, log_evaluation
 from openrlhf_pgrpo.host.rm import checkpoints
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
 
 def install(module) -> None:
-    """Lets the host's script build a `FactorizedRewardTrainer` if `--reward.factors` is given, else its own."""
+    """Lets the host's script build a `FactorizedRewardTrainer` if `--reward.factors` is given, or a `PlainTrainer`."""
 
     def trainer(*, strategy, **kwargs):
         factorized = strategy.args.reward.factors is not None
-        return (FactorizedRewardTrainer if factorized else RewardModelTrainer)(strategy=strategy, **kwargs)
+        return (FactorizedRewardTrainer if factorized else PlainTrainer)(strategy=strategy, **kwargs)
 
     module.RewardModelTrainer = trainer
+
+
+class PlainTrainer(WholeEpochs, RewardModelTrainer):
+    """The host's own method."""
 
 
 class EachBatch:
@@ -51,7 +55,7 @@ class EachBatch:
             yield batch
 
 
-class FactorizedRewardTrainer(RewardModelTrainer):
+class FactorizedRewardTrainer(WholeEpochs, RewardModelTrainer):
     """`RewardModelTrainer` for D base rewards and a table of users; the loop is the host's.
 
     Raises:
@@ -64,8 +68,7 @@ class FactorizedRewardTrainer(RewardModelTrainer):
         self.device = next(self.model.parameters()).device
         ranks = self.strategy.ds_device_mesh["dp"].get_group()
         self.evaluation = Evaluation(len(self.users), self.device, ranks)
-        steps = WholeSteps(self.train_dataloader, self.strategy.accumulated_gradient)
-        self.train_dataloader = EachBatch(steps, self._read_margins)
+        self.train_dataloader = EachBatch(self.train_dataloader, self._read_margins)
         self.eval_dataloader = EachBatch(self.eval_dataloader, self._read_margins)
         self.loss_fn = self._loss
         self.file, self.description = JSONLines(metrics_path(self.args)), description(self.args)

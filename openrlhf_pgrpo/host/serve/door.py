@@ -2,8 +2,9 @@
 
 import sys
 
+from openrlhf_pgrpo.host import look
 from openrlhf_pgrpo.host.door import Door
-from openrlhf_pgrpo.host.flags import flatten
+from openrlhf_pgrpo.host.flags import flatten, set_flags
 from openrlhf_pgrpo.host.serve import flags
 from openrlhf_pgrpo.host.serve.seams import SEAMS
 from openrlhf_pgrpo.host.user_flags import set_user_flags
@@ -23,7 +24,8 @@ def start(args) -> None:
 
         serve(args, folder)
         sys.exit()
-    if given := set_user_flags(flatten(args)):
+    flat = flatten(args)
+    if given := [*set_user_flags(flat), *set_flags(flags.add_limits, flat)]:
         raise ValueError(
             f"--{', --'.join(given)} needs a factorized reward model in --reward.model_name_or_path, got a plain one: "
             "name a factorized one or leave the flags out"
@@ -36,5 +38,6 @@ SERVE = Door(
     seams=SEAMS,
     extend=flags.extend,
     check=lambda args: None,
+    look=look.serve,
     start=start,
 )

@@ -2,83 +2,227 @@
 
 The host's script ignores the label of a query. Here the label says whose reward is asked for: it is the user, or an
 object that holds the user under `--data.user_key`. In PPO the label is the column of `--data.label_key`.
+
+Every other text of a request is somebody else's, so a request may be anything. It has limits of its size, it is scored
+in batches that do not grow with it, one request at a time, and the server listens on this machine alone unless --host
+says otherwise.
 """
 
+import asyncio
+import ipaddress
+import json
+import logging
+import socket
+from typing import Any, NamedTuple
+
 import numpy as np
-import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
 from openrlhf.cli.serve_rm import RewardModelProxy
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from openrlhf_pgrpo.core.names import name_of
+from openrlhf_pgrpo.host.serve.flags import HostDefault
 from openrlhf_pgrpo.host.user_rewards import UserRewards
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.texts import encode, end_of_text, text_of
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS, score
+from openrlhf_pgrpo.models.texts import Texts, TooLong
+
+SLOWEST = 60.0  # seconds that a client may take to send a request
+logger = logging.getLogger("uvicorn.error")
+
+
+class Limits(NamedTuple):
+    """The most that a request may hold: texts, characters of a text, bytes of its body."""
+
+    texts: int
+    characters: int
+    body: int
 
 
 def serve(args, folder: Folder) -> None:
     """Serves until it is stopped; nested arguments of the host's script.
 
     Raises:
-        ValueError: a profile that does not fit.
+        ValueError: a profile that does not fit, or another longest text than the model's.
+        OSError: the port is taken, or the address is not of this machine.
     """
-    uvicorn.run(application(UserRewardProxy(args, folder)), host=args.host, port=args.port, log_level="info")
+    asked = args.data.max_len
+    if not isinstance(asked, HostDefault) and asked != folder.max_length:
+        raise ValueError(
+            f"--data.max_len needs to be {folder.max_length}, the longest text that {folder.name} was made for, got "
+            f"{asked}: leave it out"
+        )
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((args.host, args.port))  # before the model is loaded; nobody is kept waiting until it is
+        limits = Limits(args.max_texts, args.max_characters, args.max_body)
+        app = application(UserRewardProxy(args, folder, limits), limits)
+        config = uvicorn.Config(app, http=PatientProtocol, ws="none", log_level="info")
+        print(f"[pgrpo] serves {folder.name} at {_place(listener)}", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _place(listener: socket.socket) -> str:
+    """The address that the socket is bound to, and who can reach it."""
+    address, port = listener.getsockname()[:2]
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/get_reward"
+    if ip.is_loopback:
+        return f"{url}, for this machine alone: --host 0.0.0.0 opens it to other machines"
+    return (
+        f"{url}, {'on all interfaces, ' if ip.is_unspecified else ''}for everybody who reaches it: it has no password"
+    )
+
+
+class PatientProtocol(AutoHTTPProtocol):
+    """uvicorn's HTTP, without the patience that it has for ever: for the first request of a connection, and for the
+    rest of a header."""
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(SLOWEST, self._close_if_idle, None)
+
+    def _close_if_idle(self, earlier) -> None:
+        """Closes the connection unless a request came since, or the `earlier` one is still being answered."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is earlier and (earlier is None or earlier.response_complete):
+            self.transport.close()
+        else:
+            self.loop.call_later(SLOWEST, self._close_if_idle, self.cycle)
 
 
 class UserRewardProxy(RewardModelProxy):
     """The host's model behind its server, with users."""
 
-    def __init__(self, args, folder: Folder):
-        self.users, self.user_key = UserRewards(folder, args.reward), args.data.user_key
+    def __init__(self, args, folder: Folder, limits: Limits):
+        self.users, self.user_key, self.limits = UserRewards(folder, args.reward), args.data.user_key, limits
         super().__init__(args)
-        self.end = end_of_text(self.tokenizer)
+        self.texts = Texts(self.tokenizer, folder.max_length)
 
-    @torch.no_grad()
-    def get_reward(self, queries, labels) -> tuple[list[float], np.ndarray]:
+    def get_reward(self, queries, labels=None, prompts=None) -> tuple[list[float], np.ndarray]:
         """Rewards (B,) and base rewards (B, D) of whole texts, prompt and response.
 
+        Args:
+            prompts: where each query has its prompt, if that is known. Such a prompt is cut, its response never.
+
         Raises:
-            ValueError: the request does not say whose rewards it asks for.
+            TooLong: more texts, a longer text or a longer response than fits.
+            ValueError: the request does not say whose rewards it asks for, or has no finite ones.
         """
-        labels = [None] * len(queries) if labels is None and isinstance(queries, list) else labels
-        if not (_texts(queries) and isinstance(labels, list) and len(queries) == len(labels)):
+        queries = _list_of_texts("query", queries, self.limits)
+        prompts = [None] * len(queries) if prompts is None else _list_of_texts("prompts", prompts, self.limits)
+        labels = [None] * len(queries) if labels is None else labels
+        if not isinstance(labels, list) or not len(queries) == len(labels) == len(prompts):
             raise ValueError(
                 "a request needs a list `query` of texts, and an equally long list `labels` of their users, got "
                 f"{_kind_of(queries)} and {_kind_of(labels)}"
+                + (f", and {_kind_of(prompts)} of prompts" if len(prompts) != len(queries) else "")
             )
-        users = [label.get(self.user_key) if isinstance(label, dict) else label for label in labels]
-        users = [None if user is None else str(user) for user in users]
-        texts = [text_of("", query, self.end) for query in queries]
-        size, found = self.batch_size or len(texts), []
-        for start in range(0, len(texts), size):
-            batch = encode(texts[start : start + size], self.tokenizer, self.max_length)
-            found.append(self.reward_model(*(tensor.to(self.reward_model.device) for tensor in batch.values())).cpu())
-        base_rewards = torch.cat(found).double().numpy()
+        users = [self._user(number, label) for number, label in enumerate(labels)]
+        known = np.array([prompt is not None and query.startswith(prompt) for query, prompt in zip(queries, prompts)])
+        before = [prompt if is_known else "" for prompt, is_known in zip(prompts, known)]
+        tokens = self.texts.tokens(before, [query[len(prompt) :] for query, prompt in zip(queries, before)])
+        # A text whose prompt is not known is cut as if all of it were prompt.
+        cut, tokens = tokens.cut | tokens.too_long, tokens._replace(too_long=tokens.too_long & known)
+        base_rewards = score(self.reward_model, self.reward_model, self.texts, tokens, self.batch_size or MOST_TEXTS)
+        if cut.any():
+            logger.warning(f"{cut.sum()} of {len(cut)} texts were cut from the left to {self.texts.max_length} tokens")
+        if not np.isfinite(base_rewards).all():
+            number = int(np.isfinite(base_rewards).all(1).argmin())
+            raise ValueError(
+                f"every reward needs to be finite, got nan or inf for text {number}: look for other numbers with "
+                "another --ds.param_dtype, or train the model again"
+            )
         return self.users(base_rewards, users).tolist(), base_rewards
 
+    def _user(self, number: int, label: Any) -> str | None:
+        """The user that a label names; None if it names nobody."""
+        user = label.get(self.user_key) if isinstance(label, dict) else label
+        try:
+            return None if user is None else name_of(user)
+        except ValueError as error:
+            raise ValueError(f"every label needs to name a user, got {error} in label {number}") from error
 
-def application(proxy: UserRewardProxy) -> FastAPI:
-    app = FastAPI()
+
+def application(proxy: UserRewardProxy, limits: Limits) -> FastAPI:
+    """The one request of the host's protocol. While one is scored, others wait in line and are still heard."""
+    app, one_at_a_time = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), asyncio.Lock()
 
     @app.post("/get_reward")
-    async def get_reward(request: Request):
+    async def get_reward(request: Request) -> Response:
         try:
-            data = await request.json()
-            if not isinstance(data, dict):
-                raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
-            rewards, base_rewards = proxy.get_reward(data.get("query"), data.get("labels"))
-        except ValueError as error:
-            return JSONResponse({"detail": str(error)}, status_code=422)
-        # One number of each kind for a text: lists among the logs of a sample crash the host's actor.
-        logs = {f"base_reward_{number}": column.tolist() for number, column in enumerate(base_rewards.T)}
-        return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": logs})
+            async with asyncio.timeout(SLOWEST):
+                body = await _body(request, limits.body)
+        except TimeoutError:
+            return _refusal(408, f"a request needs to arrive within {SLOWEST:.0f} seconds: send it faster, or less")
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except TooLong as error:
+            return _refusal(413, error)
+        async with one_at_a_time:
+            if await request.is_disconnected():
+                return Response(status_code=400)  # nobody reads it
+            return await run_in_threadpool(_reply, proxy, body)
 
     return app
 
 
-def _texts(values) -> bool:
-    return isinstance(values, list) and len(values) > 0 and all(isinstance(value, str) for value in values)
+async def _body(request: Request, most: int) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise TooLong(f"a request may have {most} bytes, got more: send fewer texts at once, or raise --max_body")
+    return b"".join(parts)
 
 
-def _kind_of(values) -> str:
+def _reply(proxy: UserRewardProxy, body: bytes) -> JSONResponse:
+    try:
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"a request needs to be JSON, got what is none: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
+        rewards, base_rewards = proxy.get_reward(data.get("query"), data.get("labels"), data.get("prompts"))
+    except TooLong as error:
+        return _refusal(413, error)
+    except ValueError as error:
+        return _refusal(422, error)
+    # One number of each kind for a text: lists among the logs of a sample crash the host's actor.
+    logs = {f"base_reward_{number}": column.tolist() for number, column in enumerate(base_rewards.T)}
+    return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": logs})
+
+
+def _refusal(status: int, reason: object) -> JSONResponse:
+    """The sentence for the client. It goes to the log as well, because the host's clients show the status alone."""
+    text = str(reason).encode("utf-8", "backslashreplace").decode()
+    logger.warning(f"refused with {status}: {text}")
+    return JSONResponse({"detail": text}, status)
+
+
+def _list_of_texts(name: str, values: Any, limits: Limits) -> list[str]:
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"a request needs a list `{name}` of texts, got {_kind_of(values)}")
+    if len(values) > limits.texts:
+        raise TooLong(
+            f"a request may have {limits.texts} texts, got {len(values)}: send fewer at once, or raise --max_texts"
+        )
+    if (longest := max(map(len, values))) > limits.characters:
+        raise TooLong(
+            f"a text may have {limits.characters} characters, got {longest} in text "
+            f"{[len(value) for value in values].index(longest)}: shorten it, or raise --max_characters"
+        )
+    return values
+
+
+def _kind_of(values: Any) -> str:
     return f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__

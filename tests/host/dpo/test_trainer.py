@@ -27,13 +27,13 @@ def parse(host_parser, tmp_path, monkeypatch):
     """Nested arguments of the preference trainer from a command line, as its script gets them."""
     from openrlhf.utils.config import hierarchize
 
-    monkeypatch.setenv("RANK", "0")  # otherwise prepare would set the variables of a single process
+    monkeypatch.setenv("RANK", "0")  # otherwise start would set the variables of a single process
 
     def parse(*argv):
         words = [str(word) for word in (*argv, "--ckpt.output_dir", tmp_path, "--ckpt.path", tmp_path / "ckpt")]
         flat = doors.DPO.parse_args(host_parser(MODULE), words)
-        doors.DPO.prepare(flat)
         args = hierarchize(flat)
+        doors.DPO.start(args)
         args.eval.steps, args.ckpt.save_steps = 1, float("inf")
         return args
 
@@ -95,13 +95,20 @@ class Words:
         ids = torch.tensor([[ord(letter) for letter in text[:max_length]]])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def apply_chat_template(self, conversation, tokenize, add_generation_prompt=False):
+        """Thoughts are dropped, as templates of reasoning models do, after a prompt that ends with their start."""
+        start = "<A><think>" if conversation[0]["content"] == "Think!" else "<A>"
+        turns = [f"<{turn['role'][0].upper()}>{turn['content'].split('</think>')[-1]}" for turn in conversation]
+        return "".join(turns) + start * add_generation_prompt
 
-def dataset_of(args, rows, max_length=30):
+
+def dataset_of(args, rows, max_length=30, printed=None):
     from datasets import Dataset
     from openrlhf.datasets.reward_dataset import RewardDataset
 
-    args.data.prompt_key = "prompt"
-    strategy = SimpleNamespace(args=args)
+    if "prompt" in rows[0]:
+        args.data.prompt_key = "prompt"
+    strategy = SimpleNamespace(args=args, print=[].append if printed is None else printed.append)
     return RewardDataset(Dataset.from_list(rows), Words(), max_length, strategy, is_dpo=True, num_processors=2)
 
 
@@ -123,13 +130,184 @@ def test_a_pair_carries_its_preference_group_on_the_length_of_its_prompt(parse):
     "key, rows, message",
     [
         ("whose", rows_of("a", "b"), "needs a column of the pairs, got 'whose'; columns are .*'who'"),
-        ("who", rows_of("a", None), "every row needs a value in 'who' .*, got None in row 1"),
+        ("who", rows_of("a", None), "every row needs a name in 'who' .*, got null in row 1"),
         ("who", rows_of("a") + rows_of("b", prompt="p" * 40), "a pair that fits --data.max_len 30, got none of 'b'"),
     ],
 )
 def test_a_pair_without_a_preference_group_is_refused(parse, key, rows, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(parse("--data.pref_group_key", key), rows)
+
+
+# ---- pairs that teach nothing, or the wrong thing -------------------------------------------------------------------
+
+
+def check(args, rows, training=True, prompt_key="prompt"):
+    from datasets import Dataset
+
+    from openrlhf_pgrpo.host.dpo import data
+
+    args.data.prompt_key = prompt_key
+    return data.check(Dataset.from_list(rows), args, "'x.jsonl'", training)
+
+
+def pair_of(who, chosen="yes", rejected="no", prompt="p", **more):
+    return dict(prompt=prompt, chosen=chosen, rejected=rejected, who=who, **more)
+
+
+LATE = "a" * 28  # answers that differ only after what --data.max_len 24 keeps
+
+
+@pytest.mark.parametrize("answers", [(LATE + "x", LATE + "y"), ("tie", "tie"), ("tie", "tie\n")])
+def test_a5_a_preference_group_whose_answers_are_equal_is_refused(parse, answers):
+    """Its loss would stay ln 2 for ever, and draw all the weight."""
+    rows = [pair_of("a")] * 3 + [pair_of("b", *answers)] * 8
+    where = "their first 24 tokens .--data.max_len." if answers[0] != "tie" else "the pairs"
+    with pytest.raises(
+        ValueError, match=f"answers differ in {where}, got none of 'b'; pair 3 is the first of 8: drop"
+    ):
+        dataset_of(parse(*GROUP), rows, 24)
+
+
+def test_a5_equal_answers_are_counted_per_preference_group(parse):
+    rows, printed = [pair_of("a"), pair_of("b"), pair_of("b", LATE + "x", LATE + "y"), pair_of("c")], []
+    dataset_of(parse(*GROUP), rows, 24, printed)
+    assert printed == [
+        "[pgrpo] 1 of 4 pairs teach nothing, because their answers are equal in their first 24 tokens (--data.max_len)"
+        ": 1 of 2 of 'b'"
+    ]
+    (said,) = check(parse(*GROUP), [pair_of("a"), pair_of("b"), pair_of("b", "tie", "tie")])
+    assert said == ("1 of 3 pairs teach nothing, because their answers are equal in 'x.jsonl': 1 of 2 of 'b'")
+
+
+def test_a5_without_preference_groups_all_pairs_are_one(parse):
+    printed = []
+    dataset_of(parse(), [pair_of("a"), pair_of("b", LATE + "x", LATE + "y")], 24, printed)
+    assert printed == [
+        "[pgrpo] 1 of 2 pairs teach nothing, because their answers are equal in their first 24 tokens (--data.max_len)"
+    ]
+    with pytest.raises(
+        ValueError, match="^training needs pairs whose answers differ in .*, got none; pair 0 is the fir"
+    ):
+        dataset_of(parse(), [pair_of("a", LATE + "x", LATE + "y")], 24)
+
+
+def test_a5_only_what_the_host_cuts_to_equal_tokens_counts(parse):
+    """The last token that is kept becomes the end: a difference there is lost, one before it is not."""
+    for common, equal in ((21, False), (22, True), (23, True), (40, True)):
+        rows, printed = [pair_of("a"), pair_of("b"), pair_of("b", "a" * common + "x", "a" * common + "y")], []
+        dataset = dataset_of(parse(*GROUP), rows, 24, printed)
+        chosen, _, rejected, *_ = dataset[2]
+        assert torch.equal(chosen, rejected) == equal == bool(printed)
+
+
+def test_a4_pairs_without_room_for_an_answer_are_counted(parse):
+    rows, printed = [pair_of("a"), pair_of("b"), pair_of("b", prompt="p" * 40)], []
+    assert dataset_of(parse(*GROUP), rows, 24, printed).pref_groups == {"a": 1, "b": 1}
+    assert printed == [
+        "[pgrpo] 1 of 3 pairs are left out, because their prompts leave no room for an answer in --data.max_len 24"
+        ": 1 of 2 of 'b'"
+    ]
+    with pytest.raises(ValueError, match="^training needs a pair that fits --data.max_len 24, got none: raise it"):
+        dataset_of(parse(), rows[2:], 24)
+
+
+def test_a1_preferences_that_no_loss_reads_are_refused(parse):
+    for flags in ((), GROUP):
+        assert check(parse(*flags), [pair_of("a", preference=1.0), pair_of("b", preference=1.0)]) == []
+        with pytest.raises(
+            ValueError, match="answers as chosen ones, got 0.0 in 'preference' in row 1 of 'x.jsonl': swap"
+        ):
+            check(parse(*flags), [pair_of("a", preference=1.0), pair_of("b", preference=0.0)])
+
+
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize(
+    "value, said", [(None, "null"), ("", "an empty text"), (3, "int 3"), (["a"], "a list, .'a'.")]
+)
+def test_b5_a_missing_text_is_refused(parse, key, value, said):
+    with pytest.raises(ValueError, match=f"a text in '{key}' .--data.{key}_key., got {said} in row 0 of 'x.jsonl'"):
+        check(parse(), [{**pair_of("a"), key: value}])
+
+
+def test_one_preference_group_is_refused_before_the_model_is_built(parse):
+    with pytest.raises(ValueError, match="at least two preference groups in 'who' .*, got 'a' alone in 'x.jsonl'"):
+        check(parse(*GROUP), [pair_of("a")])
+    assert check(parse(*GROUP), [pair_of("a")], training=False) == []
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def reply(text):
+    return {"role": "assistant", "content": text}
+
+
+CHAT = "--data.apply_chat_template"
+
+
+def test_d19_conversations_whose_prompts_differ_are_refused(parse):
+    """The host cut the rejected answer out by the length of the chosen one's prompt: it became ""."""
+    pairs = [
+        dict(chosen=[user("why?"), reply("so")], rejected=[user("why?"), reply("no")]),
+        dict(chosen=[user("once upon a time"), reply("so")], rejected=[user("?"), reply("no")]),
+    ]
+    with pytest.raises(ValueError, match="different ones in 'chosen' and 'rejected' in row 1 of 'x.jsonl': corr"):
+        check(parse(CHAT), pairs, prompt_key=None)
+    assert check(parse(CHAT), pairs[:1], prompt_key=None) == []
+
+
+NO_CONVERSATION = {
+    "'so', .* in row 0": "so",
+    "null in row 0": None,
+    "a list, .. in row 0": [],
+    "null as the content of message 1": [user("why?"), reply(None)],
+    "an empty text as the content of the last message": [user("why?"), reply("")],
+    "a last message of the role 'user' in row 0 .*: end it with": [user("why?")],
+    "one message in row 0 .*: add the prompt": [reply("so")],
+}
+
+
+@pytest.mark.parametrize("said", NO_CONVERSATION)
+def test_d19_what_is_no_conversation_is_refused(parse, said):
+    value = NO_CONVERSATION[said]
+    with pytest.raises(
+        ValueError, match=f"every row needs .* in 'chosen' .--data.chosen_key., got {said.split(', .*')[0]}"
+    ):
+        check(parse(CHAT), [dict(chosen=value, rejected=value)], prompt_key=None)
+
+
+def test_d19_a_column_of_prompts_holds_conversations_too(parse):
+    good = dict(prompt=[user("why?")], chosen=[reply("so")], rejected=[reply("no")])
+    assert check(parse(CHAT), [good]) == []
+    for prompt, said in (("why?", "'why.'"), ([user("a"), reply("b")], "a last message of the assistant")):
+        with pytest.raises(
+            ValueError, match=f"an answer can follow in 'prompt' .--data.prompt_key., got {said} in row 0"
+        ):
+            check(parse(CHAT), [{**good, "prompt": prompt}])
+
+
+@pytest.mark.parametrize("form", ["prompt", "conversation"])
+def test_d19_a_template_that_does_not_begin_with_the_prompt_is_refused(parse, form):
+    """The host takes for the answer what follows after as many characters as the prompt has."""
+
+    def rows(text):
+        start = [user(text)]
+        if form == "prompt":
+            return [dict(prompt=start, chosen=[reply("so it is said")], rejected=[reply("not at all")])]
+        return [dict(chosen=[*start, reply("so it is said")], rejected=[*start, reply("not at all")])]
+
+    dataset = dataset_of(parse(CHAT), rows("why?"), 60)
+    assert (dataset.prompts[0], dataset.chosens[0], dataset.rejects[0]) == (
+        "<U>why?<A>",
+        "so it is said",
+        "not at all",
+    )
+    with pytest.raises(
+        ValueError, match="begins a conversation with its prompt, got 'so it is said' .* with '<think>'"
+    ):
+        dataset_of(parse(CHAT), rows("Think!"), 60)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -297,7 +475,7 @@ def test_fixed_weights_are_importance_sampling(make):
 
 def test_a_step_starts_and_ends_with_its_epoch(make):
     """Nine pairs are two steps of four: the ninth is left, whatever the micro batch."""
-    from openrlhf_pgrpo.host.dpo.trainer import WholeSteps
+    from openrlhf_pgrpo.host.pairs import WholeSteps
 
     for size, micro_batches in ((4, 1), (2, 2), (1, 4)):
         looked = []
@@ -438,7 +616,7 @@ def test_loading_keeps_what_the_hosts_script_throws_away(hooks):
     strategy = DeepspeedStrategy.__new__(DeepspeedStrategy)
     for path, states in ((None, {}), ("there", {"mine": 1})):
         engine.load_checkpoint = partial(lambda found, *args, **kwargs: found, (path, states))
-        strategy.load_ckpt(engine, "folder")
+        strategy.load_ckpt(engine, "folder", "global_step1")
         assert getattr(strategy, "client_states", None) == (states if path else None)
 
 

@@ -8,7 +8,8 @@ from openrlhf_pgrpo.host.resume import KEY
 pytestmark = pytest.mark.host
 
 N = 4
-RUN = ("--rollout.n_samples_per_prompt", str(N), "--data.pref_group_key", "persona", "--pgrpo.min_count", "4")
+STOCK_RUN = ("--rollout.n_samples_per_prompt", str(N), "--data.pref_group_key", "persona")
+RUN = (*STOCK_RUN, "--pgrpo.min_count", "4")
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def trained(host_args, make_maker, make_experiences):
     """A maker after two steps, for a command line."""
 
     def train(*argv):
-        maker = make_maker(host_args(*argv, *RUN))
+        maker = make_maker(host_args(*argv, *(STOCK_RUN if "group_norm" in argv else RUN)))
         for step in range(2):
             maker.compute_advantages_and_returns(make_experiences(np.random.default_rng(step).normal(size=(6, N))))
         return maker
@@ -89,20 +90,24 @@ def test_a_checkpoint_without_history_is_refused_unless_asked_for(host_args, mak
     maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
     with pytest.raises(ValueError, match="got one without: .* or pass --pgrpo.fresh_history"):
         resume(maker, {"global_step": 3})
-    fresh = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN, "--pgrpo.fresh_history"))
+    fresh = make_maker(
+        host_args("--advantage_estimator", "pgrpo", *RUN, "--pgrpo.fresh_history", "--ckpt.load_enable")
+    )
     assert resume(fresh, {"global_step": 3}) == [{"global_step": 3}]
 
 
 def test_fresh_history_leaves_the_saved_one_aside(trained, host_args, make_maker):
     saved = save(trained("--advantage_estimator", "pgrpo"))
-    fresh = make_maker(host_args("--advantage_estimator", "pgrpo_eb", *RUN, "--pgrpo.fresh_history"))
+    fresh = make_maker(
+        host_args("--advantage_estimator", "pgrpo_eb", *RUN, "--pgrpo.fresh_history", "--ckpt.load_enable")
+    )
     resume(fresh, saved)
     assert len(fresh.estimator.history) == 0
 
 
 def test_stock_estimators_resume_from_any_checkpoint(trained, host_args, make_maker):
     saved = save(trained("--advantage_estimator", "pgrpo"))
-    stock = make_maker(host_args("--advantage_estimator", "group_norm", *RUN))
+    stock = make_maker(host_args("--advantage_estimator", "group_norm", *STOCK_RUN))
     resume(stock, saved)
     resume(stock, {"global_step": 1})
     assert save(stock)[KEY]["settings"] == {"advantage_estimator": "group_norm"}
@@ -112,3 +117,10 @@ def test_a_stock_checkpoint_is_refused_for_pgrpo_with_both_names(trained, host_a
     saved = save(trained("--advantage_estimator", "group_norm"))
     with pytest.raises(ValueError, match="'group_norm' in the checkpoint, 'pgrpo' now"):
         resume(make_maker(host_args("--advantage_estimator", "pgrpo", *RUN)), saved)
+
+
+def test_d1_without_a_whole_checkpoint_the_run_starts_anew(host_args, make_maker):
+    """The host's trainer asks for the states of a checkpoint that its actors did not find."""
+    maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
+    (states,) = resume(maker, {})
+    assert states == {"episode": 0, "global_step": 0, "total_consumed_prompts": 0, "data_loader_state_dict": {}}

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.host
 
 STOCK = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce")
 N = 4
-RUN = ("--rollout.n_samples_per_prompt", str(N), "--data.pref_group_key", "persona", "--pgrpo.min_count", "4")
+STOCK_RUN = ("--rollout.n_samples_per_prompt", str(N), "--data.pref_group_key", "persona")
+RUN = (*STOCK_RUN, "--pgrpo.min_count", "4")
 
 
 def rewards(seed=0, prompts=6):
@@ -36,7 +37,7 @@ def core_advantages(name, values, **options):
 @pytest.mark.parametrize("name", STOCK)
 def test_stock_estimators_are_bit_equal(name, host_args, make_maker, make_experiences):
     penalty = ("--reward.overlong_buffer_len", "2", "--rollout.max_new_tokens", "3")
-    args = host_args("--algo.advantage.estimator", name, *RUN, *penalty)
+    args = host_args("--algo.advantage.estimator", name, *STOCK_RUN, *penalty)
     ours = make_maker(args, kl_coef=0.1)
     (original,) = type(ours).__bases__
     outputs = []
@@ -149,7 +150,7 @@ def test_metrics_per_preference_group(host_args, make_maker, make_experiences):
 
 
 def test_metrics_come_with_stock_estimators_too(host_args, make_maker, make_experiences):
-    maker = make_maker(host_args("--advantage_estimator", "group_norm", *RUN))
+    maker = make_maker(host_args("--advantage_estimator", "group_norm", *STOCK_RUN))
     maker.compute_advantages_and_returns(make_experiences(rewards()))
     assert maker.pref_group_metrics["b"]["reward_mean"] == pytest.approx(rewards()[1::2].mean(), rel=1e-5)
     assert "history_mean" not in maker.pref_group_metrics["b"]
@@ -165,12 +166,13 @@ def test_a_non_finite_reward_stops_before_the_history_changes(value, host_args, 
     assert len(maker.estimator.history) == 0
 
 
-def test_a_missing_reward_says_which_sample_and_where_the_exception_is(host_args, make_maker, make_experiences):
+def test_d2_a_missing_reward_says_which_sample_and_claims_no_exception(host_args, make_maker, make_experiences):
     maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
     samples = make_experiences(rewards(), pref_groups=("a",))
     samples[2].rewards = None
-    with pytest.raises(ValueError, match=r"got none for preference group 'a'.*\(1 of .*SingleTurnExecutor"):
+    with pytest.raises(ValueError, match=r"got none for preference group 'a'.*\(1 of .*one finite number") as error:
         maker.make_experience_batch(samples)
+    assert "exception" not in str(error.value)
 
 
 def test_a_prompt_without_its_preference_group_is_refused(host_args, make_maker, make_experiences):
@@ -229,3 +231,100 @@ def test_what_an_estimator_returns_is_checked(wrong, host_args, make_maker, make
     monkeypatch.setattr(type(maker.estimator), "__call__", lambda self, batch: wrong(batch))
     with pytest.raises(ValueError, match=r"pgrpo.*(23,|sample 0)"):
         maker.compute_advantages_and_returns(make_experiences(rewards()))
+
+
+def test_a12_infinite_advantages_of_a_host_estimator_name_estimator_group_and_prompt(
+    host_args, make_maker, make_experiences
+):
+    """A clip range of NaN makes every advantage NaN; DeepSpeed would drop the updates silently."""
+    maker = make_maker(host_args("--advantage_estimator", "group_norm", *STOCK_RUN))
+    maker.args.reward.clip_range = (float("nan"), 10.0)
+    with pytest.raises(
+        ValueError, match="finite advantages.*group_norm for preference group '.', prompt 'p.*clip_range"
+    ):
+        maker.compute_advantages_and_returns(make_experiences(rewards()))
+
+
+def test_a12_an_estimators_error_names_the_prompt(host_args, make_maker, make_experiences, monkeypatch):
+    """The methods know a sample by its number; the message has the prompt."""
+    maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
+    monkeypatch.setattr(type(maker.estimator), "__call__", lambda self, batch: batch.rewards * np.nan)
+    with pytest.raises(ValueError, match="pgrpo.*got nan for sample 0 .*; it is of preference group '.', prompt 'p"):
+        maker.compute_advantages_and_returns(make_experiences(rewards()))
+
+
+def test_a12_a_reward_that_is_not_finite_is_refused_for_host_estimators_too(host_args, make_maker, make_experiences):
+    """It would make the advantages of its whole prompt group, or batch, NaN."""
+    values = rewards()
+    values[2, 1] = np.nan
+    maker = make_maker(host_args("--advantage_estimator", "reinforce_baseline", *STOCK_RUN))
+    with pytest.raises(ValueError, match="needs a finite reward, got nan for preference group 'a', prompt 'p2'"):
+        maker.compute_advantages_and_returns(make_experiences(values))
+
+
+@pytest.mark.parametrize("name", ["pgrpo", "group_norm"])
+def test_a17_a_sample_without_an_action_token_enters_nothing(name, host_args, make_maker, make_experiences):
+    """Its whole reward would enter baseline and history while it trains no token."""
+    maker = make_maker(host_args("--advantage_estimator", name, *STOCK_RUN))
+    samples = make_experiences(rewards())
+    samples[3].action_mask[:] = False
+    with pytest.raises(ValueError, match=r"needs an action token, got none for preference.*--data.max_len is \d+ and"):
+        maker.make_experience_batch(samples)
+
+
+def test_a19_response_length_counts_action_tokens(host_args, make_maker, make_experiences):
+    """Tokens of a tool lie between those of the policy and are none of its own."""
+    maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
+    experiences = make_experiences(rewards(), tokens=5)
+    for experience in experiences:
+        experience.action_mask[:, 1:3] = False
+        experience.response_length[:] = 5
+    maker.compute_advantages_and_returns(experiences)
+    lengths = [group["response_length_mean"] for group in maker.pref_group_metrics.values()]
+    assert all(2 <= length <= 3 for length in lengths)
+
+
+def test_d6_logs_that_only_some_samples_have_count_where_they_are(host_args, make_maker):
+    """Keys per domain: means over the samples that have the key, and nothing partial for the host to batch."""
+    from openrlhf.trainer.ppo_utils.experience import Experience, split_experience_batch
+
+    maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
+    logs = [{"math": 1.0, "all": 1.0}, {"math": 3.0, "all": 2.0}, {"code": 5.0, "all": 3.0}, {"all": 4.0}]
+    samples = [
+        Experience(
+            sequences=torch.ones(1, 4, dtype=torch.long),
+            attention_mask=torch.ones(1, 4, dtype=torch.long),
+            action_mask=torch.ones(1, 3, dtype=torch.bool),
+            rewards=torch.tensor([1.0]),
+            prompts=[TaggedPrompt("p", "a", "u")],
+            labels=[""],
+            info={"reward": torch.tensor([1.0]), **{key: torch.tensor([value]) for key, value in log.items()}},
+        )
+        for log in logs
+    ]
+    maker.make_experience = lambda batches: batches
+    maker.compute_advantages_and_returns = lambda batches: batches
+    maker.args.rollout.micro_batch_size = 4
+    maker.tokenizer.pad_token_id = 0
+    (whole,) = maker.make_experience_batch(samples)
+    assert maker.partial_logs == {"math": 2.0, "code": 5.0}
+    assert set(whole.info) == {"reward", "all"} and whole.info["all"].tolist() == [1, 2, 3, 4]
+    assert len(split_experience_batch(whole)) == 4
+
+
+def test_e7_the_prompt_of_an_outlier_is_named_and_a_refused_run_may_be_resumed_with_clip(
+    host_args, make_maker, make_experiences
+):
+    """The choice about outliers is no setting that gives a history its meaning."""
+    values = rewards()
+    maker = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN))
+    maker.compute_advantages_and_returns(make_experiences(values))
+    state = {"schema": 2, **maker.checkpoint_state()}
+    values[3, 1] = 3e38
+    with pytest.raises(ValueError, match="got 3e.38 for sample .* of preference group 'b'.*prompt 'p3'"):
+        maker.compute_advantages_and_returns(make_experiences(values))
+    clipping = make_maker(host_args("--advantage_estimator", "pgrpo", *RUN, "--pgrpo.outliers", "clip"))
+    clipping.restore(state)
+    with pytest.warns(RuntimeWarning, match="clipped"):
+        clipping.compute_advantages_and_returns(make_experiences(values))
+    assert clipping.estimator.history.spread()[2].max() < 100

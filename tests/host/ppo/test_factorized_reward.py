@@ -13,6 +13,7 @@ pytestmark = pytest.mark.host
 
 
 KEYS = ("--data.user_key", "who")
+LENGTH = ("--data.max_len", "256")  # as many positions as the model has
 GROUPS = ("--data.pref_group_key", "persona")
 
 
@@ -26,6 +27,18 @@ GROUPS = ("--data.pref_group_key", "persona")
             ("--reward.model_name_or_path", "FOLDER", "--reward.unknown_user", "mean"),  # gae is the host's default
             "a critic cannot start from the base rewards of .*: name another model with --critic.model_name_or_path",
         ),
+        (
+            (
+                "--advantage_estimator",
+                "reinforce",
+                *KEYS,
+                "--reward.model_name_or_path",
+                "FOLDER",
+                "--data.max_len",
+                "257",
+            ),
+            "--data.max_len needs at most 256 tokens, the longest text of the reward model .*, got 257: lower it",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(host_args, factorized, words, message):
@@ -34,7 +47,7 @@ def test_what_cannot_work_is_refused(host_args, factorized, words, message):
 
 
 def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
-    model = ("--reward.model_name_or_path", str(factorized))
+    model = ("--reward.model_name_or_path", str(factorized), *LENGTH)
     args = host_args("--advantage_estimator", "reinforce", *KEYS, *model)
     assert list(make_user_rewards(args).users.names) == ["ana", "bob", "cleo"]
     plain = host_args(*GROUPS, *KEYS, "--reward.model_name_or_path", str(tiny / "model"))
@@ -46,7 +59,9 @@ def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
 @pytest.mark.parametrize("estimator", ["pgrpo", "reinforce", "group_norm"])
 def test_the_experience_maker_reduces_base_rewards(host_args, make_maker, factorized, monkeypatch, estimator):
     keys = (*GROUPS, *KEYS, "--rollout.n_samples_per_prompt", "2")
-    args = host_args("--advantage_estimator", estimator, *keys, "--reward.model_name_or_path", str(factorized))
+    args = host_args(
+        "--advantage_estimator", estimator, *keys, "--reward.model_name_or_path", str(factorized), *LENGTH
+    )
     maker = make_maker(args)
     users = ["ana", "ana", "cleo", "cleo"]
     base = torch.randn(4, 3, generator=torch.Generator().manual_seed(3))

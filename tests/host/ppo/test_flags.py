@@ -6,7 +6,7 @@ import pytest
 
 from openrlhf_pgrpo.core import estimator as registry
 from openrlhf_pgrpo.core import pgrpo
-from openrlhf_pgrpo.host.door import nest
+from openrlhf_pgrpo.host.flags import nest
 from openrlhf_pgrpo.host.ppo import estimators, flags
 
 pytestmark = pytest.mark.host
@@ -26,7 +26,7 @@ def test_without_our_flags_the_host_is_as_it_was(host_parser, host_args):
     from openrlhf.utils.config import hierarchize
 
     ours, host = host_args(), hierarchize(host_parser().parse_args([]))
-    del ours.pgrpo, ours.robust, ours.reward.unknown_user, ours.reward.profiles
+    del ours.pgrpo, ours.robust, ours.trust_remote_code, ours.reward.unknown_user, ours.reward.profiles
     del ours.data.pref_group_key, ours.data.user_key, ours.logger.metrics_path
     ours.ckpt.output_dir = host.ckpt.output_dir
     assert ours == host
@@ -57,6 +57,41 @@ def test_bad_values_are_refused(host_args, message):
     with pytest.raises(ValueError) as refusal:
         host_args(*REFUSALS[message])
     assert message in str(refusal.value)
+
+
+WITHOUT_EFFECT = {
+    "--pgrpo.half_life needs --advantage_estimator pgrpo or pgrpo_global or .*, got group_norm": (
+        *("--advantage_estimator", "group_norm", "--rollout.n_samples_per_prompt", "2", "--pgrpo.half_life", "64"),
+    ),
+    "--pgrpo.min_count, --pgrpo.center needs .*, got gae": ("--pgrpo.min_count", "4", "--pgrpo.center", "prompt"),
+    "--pgrpo.update needs .*, got group_norm": (
+        *("--advantage_estimator", "group_robust", *GROUP, "--pgrpo.update", "after"),
+    ),
+    "--robust.reference_samples needs --robust.signal excess, got quantiles": (
+        *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.reference_samples", "8"),
+    ),
+    "--pgrpo.fresh_history needs --ckpt.load_enable, got a new run": (*PGRPO, "--pgrpo.fresh_history"),
+    "--pgrpo.fresh_history needs an estimator that remembers rewards, got gae": (
+        *("--pgrpo.fresh_history", "--ckpt.load_enable"),
+    ),
+    "--pgrpo.fresh_history needs an estimator that remembers rewards, got pref_group_norm": (
+        *("--advantage_estimator", "pref_group_norm", *GROUP, "--pgrpo.fresh_history", "--ckpt.load_enable"),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WITHOUT_EFFECT)
+def test_d18_a_flag_that_would_do_nothing_is_refused(host_args, message):
+    """Half-lives beside an estimator of the host, histories that nobody reads, references that nobody asks for."""
+    with pytest.raises(ValueError, match=message):
+        host_args(*WITHOUT_EFFECT[message])
+
+
+def test_d18_the_base_of_a_robust_estimator_takes_its_options(host_args):
+    """They belong to pgrpo, which is the base of pgrpo_robust."""
+    args = host_args("--advantage_estimator", "pgrpo_robust", *GROUP, "--pgrpo.half_life", "64")
+    assert args.pgrpo.half_life == 64
+    assert host_args("--advantage_estimator", "group_robust", *GROUP, "--pgrpo.fresh_history", "--ckpt.load_enable")
 
 
 @pytest.mark.parametrize("name", ["pgrpo_global", "group_norm"])

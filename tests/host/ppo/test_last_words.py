@@ -1,6 +1,7 @@
 """What a run says at its end when something of it died; the errors are Ray's own."""
 
 import sys
+import zipfile
 
 import pytest
 import ray
@@ -83,12 +84,32 @@ def test_an_error_of_the_training_itself_is_its_last_line(ended):
     assert ended(error)[2] == "[pgrpo] the run has failed: ValueError: every sample needs a reward, got none"
 
 
+def save_checkpoint(folder, tag):
+    (folder / tag).mkdir(parents=True)
+    with zipfile.ZipFile(folder / tag / "mp_rank_00_model_states.pt", "w"):
+        pass
+    (folder / "latest").write_text(tag)
+
+
 def test_how_to_go_on_depends_on_what_was_saved(ended, tmp_path):
-    assert ended(death_of("X"))[3] == f"[pgrpo] there is no checkpoint in {tmp_path} yet: start again"
-    (tmp_path / "_actor").mkdir()
-    (tmp_path / "_actor" / "latest").write_text("global_step4")
+    assert ended(death_of("X"))[3] == f"[pgrpo] start again: there is no complete checkpoint in {tmp_path}"
+    save_checkpoint(tmp_path / "_actor", "global_step4")
     assert ended(death_of("X"))[3] == (
         f"[pgrpo] resume from global_step4 in {tmp_path}: the same command, with --ckpt.load_enable"
+    )
+
+
+def test_d1_half_a_checkpoint_is_not_advised(ended, tmp_path):
+    (tmp_path / "_actor" / "global_step4").mkdir(parents=True)
+    (tmp_path / "_actor" / "latest").write_text("global_step4")
+    assert "start again: there is no complete checkpoint" in ended(death_of("X"))[3]
+
+
+def test_d3_d7_an_error_of_code_is_not_to_be_resumed_into(ended, tmp_path):
+    save_checkpoint(tmp_path / "_actor", "global_step4")
+    error = ray.exceptions.RayTaskError("PPOTrainer.fit", "Traceback\nStopIteration", ValueError("…"))
+    assert ended(error.as_instanceof_cause())[3].startswith(
+        "[pgrpo] mend its cause first, or it comes again; then resume from global_step4"
     )
 
 

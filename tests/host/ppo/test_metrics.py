@@ -30,13 +30,14 @@ def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(
     experiences = make_experiences(np.random.default_rng(0).normal(size=(6, 4)), pref_groups=("a", "b/c"))
     trainer.experience_maker.compute_advantages_and_returns(experiences)
     status = {"reward": 2.5, "timing/step_total": 3.0, "generated_samples": ["text", 1.0]}
+    trainer.experience_maker.partial_logs = {"math": 0.5}  # d6: a log that only some samples have
     for step in (1, 2):
         trainer.save_logs_and_checkpoints(step, status, {"total_consumed_prompts": 96 * step})
     trainer.tensorboard_logger.close()
 
     row, second = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["step"] == 1 and row["estimator"] == "pgrpo"
-    assert row["train"] == {"reward": 2.5, "timing/step_total": 3.0}
+    assert row["train"] == {"reward": 2.5, "timing/step_total": 3.0, "math": 0.5}
     assert set(row["pref_groups"]) == {"a", "b/c"}
     assert set(row["pref_groups"]["a"]) == {
         *("samples", "share", "reward_mean", "reward_std", "advantage_mean", "advantage_std"),

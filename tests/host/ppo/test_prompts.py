@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import time
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 
@@ -90,7 +92,7 @@ def test_a_user_needs_no_preference_group(load):
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_row_without_its_user_is_named(load, value):
-    with pytest.raises(ValueError, match=r"value in 'who' \(--data.user_key\), got .* in row 1 of .*: fill it"):
+    with pytest.raises(ValueError, match=r"name in 'who' \(--data.user_key\), got .* in row 1 of .*: fill it"):
         rows = [ROWS[0], {**ROWS[1], "who": value}]
         load(rows, "--advantage_estimator", "pgrpo_global", "--data.user_key", "who")
 
@@ -98,14 +100,14 @@ def test_a_row_without_its_user_is_named(load, value):
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_row_without_its_group_is_named(load, value):
     with pytest.raises(
-        ValueError, match=r"value in 'persona' \(--data.pref_group_key\), got .* in row 1 of .*: fill it"
+        ValueError, match=r"name in 'persona' \(--data.pref_group_key\), got .* in row 1 of .*: fill it"
     ):
         load([ROWS[0], {**ROWS[1], "persona": value}], "--data.pref_group_key", "persona")
 
 
 def test_a_struct_label_without_its_group_is_named(load):
     rows = [{"input": "q", "answer": {"persona": "ann", "x": 1}}, {"input": "q", "answer": {"x": 1}}]
-    with pytest.raises(ValueError, match="got None in row 1"):
+    with pytest.raises(ValueError, match="got null in row 1"):
         load(rows, "--data.pref_group_key", "persona")
 
 
@@ -134,3 +136,129 @@ def test_an_empty_split_is_refused(host_args, monkeypatch):
 def test_an_evaluation_set_needs_no_groups(load):
     data = load([{"input": "q", "answer": "x"}], "--data.pref_group_key", "persona", source="another.jsonl")
     assert data.prompts == ["q"] and type(data.prompts[0]) is str
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"id": 1}, ["ann"], "  "])
+def test_a7_a_name_that_is_none_is_refused(load, value):
+    """NaN was the preference group 'nan', a struct its printed form."""
+    rows = [{**row, "persona": value} for row in ROWS]
+    with pytest.raises(ValueError, match=r"name in 'persona' .*, got .* in row 0 of '.*prompts.jsonl'"):
+        load(rows, "--data.pref_group_key", "persona")
+
+
+# ---- what is a prompt -----------------------------------------------------------------------------------------------
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+CHAT = [user("why?")]
+REPLY = {"role": "assistant", "content": "so"}
+NOT_PLAIN = {
+    "a list of messages in row 1 of '.*prompts.jsonl': pass --data.apply_chat_template": CHAT,
+    "null in row 1 of .*: fill it in or drop the row": None,
+    "int 3 in row 1 of .*: write it as a text": 3,
+    "an empty text in row 1": "",
+    r"a blank text, ' \\n' in row 1": " \n",
+    "a struct with the keys 'text' in row 1": {"text": "why?"},
+    "a list, .'why.'. in row 1": ["why?"],
+}
+NO_CHAT = {
+    "null in row 1 of .*: fill it in or drop the row": None,
+    "a struct with the keys 'role', 'content' in row 1": user("why?"),
+    "a struct with the keys 'from', 'value' as message 0 in row 1 of .*: write messages as": [
+        {"from": "a", "value": "b"}
+    ],
+    "null as the content of message 0 in row 1": [user(None)],
+    "int 3 as the content of message 0 in row 1": [user(3)],
+    "null as the role of message 0 in row 1": [{"role": None, "content": "why?"}],
+    "a last message of the assistant in row 1 of .*: drop it": [*CHAT, REPLY],
+    "an empty text as the content of the last message": [user("")],
+    "a list, .. in row 1": [],
+    "'why.' as message 0 in row 1": ["why?"],
+    "an empty text in row 1": "",
+}
+
+
+@pytest.fixture
+def check(host_args):
+    """The check of rows whose prompts are `given`, as the look before a run calls it."""
+    from openrlhf_pgrpo.host.ppo import prompts
+
+    def check(given, *argv, training=True, **columns):
+        dataset = Dataset(pa.table({"input": given, **columns}))
+        return prompts.check(dataset, host_args(*argv), "'p.jsonl'", training)
+
+    return check
+
+
+@pytest.mark.parametrize("message", NOT_PLAIN)
+def test_a6_a_prompt_that_is_no_text_is_refused(load, message):
+    """It would train on the text "[{'role': 'user', ...}]", on 'None' or on '3'."""
+    rows = [{"input": "q", "answer": "x", "g": "a"}, {"input": NOT_PLAIN[message], "answer": "x", "g": "a"}]
+    with pytest.raises(ValueError, match=f"every row needs a text in 'input' .--data.input_key., got {message}"):
+        load(rows, "--data.pref_group_key", "g")
+
+
+@pytest.mark.parametrize("message", NO_CHAT)
+def test_a6_a_prompt_that_is_no_conversation_is_refused(load, message):
+    rows = [{"input": CHAT, "answer": "x", "g": "a"}, {"input": NO_CHAT[message], "answer": "x", "g": "a"}]
+    with pytest.raises(ValueError, match=f"every row needs a .*messages.* in 'input' .*, got {message}"):
+        load(rows, "--data.pref_group_key", "g", "--data.apply_chat_template")
+
+
+def test_a6_all_rows_that_are_wrong_are_counted_at_once(check):
+    with pytest.raises(
+        ValueError, match=r"got null in row 1 of 'p.jsonl' \(and 6 more: row 2, 3, 4, 5, ...\): fill it in"
+    ):
+        check(["q", *[None] * 7])
+
+
+def test_a6_prompts_of_an_evaluation_are_checked_too(load):
+    with pytest.raises(ValueError, match="got a list of messages in row 0 of '.*prompts.jsonl': pass --data.apply"):
+        load([{"input": CHAT, "answer": "x"}], "--data.pref_group_key", "persona", source="another.jsonl")
+
+
+def test_a6_conversations_and_texts_are_fine_with_a_template(check):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "why?"}]}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]}
+    flag = "--data.apply_chat_template"
+    assert check(["why?", "how?"], flag) == []
+    assert check([CHAT, [user("a"), REPLY, user("b")]], flag) == []
+    assert check([parts], flag) == [] and check([[user("a"), call, {"role": "tool", "content": "noon"}]], flag) == []
+
+
+def test_a6_other_columns_that_the_flags_name_have_to_be_there(check):
+    with pytest.raises(ValueError, match="--data.input_key needs a column of 'p.jsonl', got 'text'; columns are"):
+        check(["q"], "--data.input_key", "text")
+    with pytest.raises(ValueError, match="--data.label_key needs a column of 'p.jsonl', got 'truth'; columns are"):
+        check(["q"], "--data.label_key", "truth")
+    with pytest.raises(ValueError, match="--data.max_images_per_prompt 2 needs a column of images .*, got 'images'"):
+        check(["q"], "--data.max_images_per_prompt", "2", "--actor.freeze_visual_encoder")
+
+
+def test_a6_what_only_looks_wrong_is_said(check):
+    (said,) = check(["q"] * 3, "--data.label_key", "y", y=[None, "a", None])
+    assert (
+        "no label in 'y' (--data.label_key) in row 0 of 'p.jsonl' (and 1 more: row 2)" in said and "gets None" in said
+    )
+    (said,) = check(["q"], images=["a.png"])
+    assert "images in 'images' of 'p.jsonl' are not read without --data.max_images_per_prompt" in said
+    (said,) = check(["q"], "--data.apply_chat_template", "--data.input_template", "Q: {}")
+    assert "--data.input_template does nothing" in said
+    (said,) = check(["q"] * 2, "--data.pref_group_key", "g", g=["a", " A"])
+    assert "differ only in case or white space" in said
+
+
+def test_a6_a_template_that_no_prompt_fits_is_refused(check):
+    with pytest.raises(ValueError, match="--data.input_template needs one {}, .* got 'Q: {} {json}': double them"):
+        check(["q"], "--data.input_template", "Q: {} {json}")
+
+
+def test_a6_a_check_of_many_rows_takes_a_moment(check):
+    """At most a second for 1e5 rows; here a tenth of them, with room for a busy machine."""
+    rows = 10_000
+    start = time.perf_counter()
+    check(["once upon a time " * 20] * rows, "--data.pref_group_key", "g", g=[f"u{i}" for i in range(rows)])
+    assert time.perf_counter() - start < 1

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from openrlhf_pgrpo.host import doors
-from openrlhf_pgrpo.host.door import nest
+from openrlhf_pgrpo.host.flags import nest
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def parse(host_parser, tiny):
     """Nested arguments of the reward-model trainer from a command line, as its script gets them."""
 
     def parse(*argv):
-        words = ("--model.model_name_or_path", tiny / "model", *argv)
+        words = ("--model.model_name_or_path", tiny / "model", "--data.max_len", 64, *argv)
         return nest(doors.RM.parse_args(host_parser(doors.RM.script), [str(word) for word in words]))
 
     return parse

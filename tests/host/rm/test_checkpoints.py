@@ -16,17 +16,33 @@ class Host:
     """Replaces the host's module. Its methods only say that they were called."""
 
     class DeepspeedStrategy:
+        use_ds_universal_ckpt = False
+
+        def __init__(self):
+            reward = SimpleNamespace(factors=None)
+            self.args = SimpleNamespace(ckpt=SimpleNamespace(load_enable=False, output_dir="out"), reward=reward)
+            self.printed = []
+
+        def print(self, line):
+            self.printed.append(line)
+
+        def is_rank_0(self):
+            return True
+
         def _get_model_parameters(self, model, *, optim=None, weight_decay=0.0):
             return model, [{"params": list(model.parameters()), "weight_decay": weight_decay}]
 
         def load_ckpt(self, model, load_dir, tag=None):
-            return "loaded"
+            return "loaded", {}
 
         def save_ckpt(self, model, save_dir, tag=None):
             return "saved by DeepSpeed"
 
         def save_model(self, model, tokenizer, output_dir, **kwargs):
             return "saved by the host"
+
+        def _read_ckpt_metric(self, ckpt_dir):
+            return None
 
         def _unwrap_model(self, model):
             return model
@@ -44,7 +60,7 @@ def new_strategy(hooks):
         strategy = module.DeepspeedStrategy()
         reward = SimpleNamespace(**{"factors": 2, "l2": 0.3, **options})
         data = SimpleNamespace(user_key=user_key, preference_key=None)
-        strategy.args, strategy.reward_users = SimpleNamespace(reward=reward, data=data), Names(users)
+        strategy.args.reward, strategy.args.data, strategy.reward_users = reward, data, Names(users)
         return strategy
 
     return new_strategy
@@ -70,10 +86,11 @@ def write(folder, state):
 
 def test_a_checkpoint_that_fits_is_taken(new_strategy, folder, tmp_path_factory):
     strategy = new_strategy()
-    assert strategy.load_ckpt(MODEL, str(folder)) == "loaded"
-    assert strategy.load_ckpt(MODEL, str(folder), tag="global_step1") == "loaded"
+    assert strategy.load_ckpt(MODEL, str(folder)) == ("loaded", {})
+    assert strategy.load_ckpt(MODEL, str(folder), tag="global_step1") == ("loaded", {})
     nothing = tmp_path_factory.mktemp("nothing")
-    assert strategy.load_ckpt(MODEL, str(nothing)) == "loaded"  # the host says that nothing is there
+    assert strategy.load_ckpt(MODEL, str(nothing)) == (None, {})  # the host starts anew
+    assert "there is no complete checkpoint in" in strategy.printed[-1]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(new_strategy, folder):
@@ -114,5 +131,4 @@ def test_a_plain_reward_model_is_left_to_the_host(new_strategy, folder):
     strategy, model = new_strategy(factors=None), torch.nn.Linear(2, 1)
     ((group),) = strategy._get_model_parameters(model)[1]
     assert len(group["params"]) == 2
-    assert strategy.save_model(None, None, "out") == "saved by the host"
-    assert strategy.load_ckpt(None, str(folder)) == "loaded"
+    assert strategy.load_ckpt(None, str(folder)) == ("loaded", {})

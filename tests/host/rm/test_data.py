@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from openrlhf_pgrpo.host.rm import data as rm_data
+from openrlhf_pgrpo.models.texts import Texts
 
 pytestmark = pytest.mark.host
 
@@ -27,11 +29,14 @@ def reward_dataset(fresh):
 def new_strategy(tiny):
     """What the host's script hands to each of its datasets."""
 
-    def new_strategy(factors=2, start=tiny / "model", **data):
+    def new_strategy(factors=2, start=tiny / "model", margin_loss=False, **data):
         keys = dict(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", user_key="user")
-        data = SimpleNamespace(**{**keys, "preference_key": None, **data})
-        options = dict(reward=SimpleNamespace(factors=factors), model=SimpleNamespace(model_name_or_path=str(start)))
-        return SimpleNamespace(args=SimpleNamespace(data=data, **options))
+        settings = dict(preference_key=None, apply_chat_template=False, input_template=None)
+        data = SimpleNamespace(**{**keys, **settings, **data})
+        model = SimpleNamespace(model_name_or_path=str(start), margin_loss_enable=margin_loss)
+        args = SimpleNamespace(data=data, reward=SimpleNamespace(factors=factors), model=model)
+        printed = []
+        return SimpleNamespace(args=args, printed=printed, print=printed.append)
 
     return new_strategy
 
@@ -39,14 +44,13 @@ def new_strategy(tiny):
 @pytest.fixture
 def dataset_of(reward_dataset, new_strategy, tiny):
     """The host's dataset of `rows`, for training with users, or as the host alone would have it."""
-    from datasets import Dataset
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
 
-    def make(rows, strategy=None, **settings):
+    def make(rows, strategy=None, max_len=30, **settings):
         strategy = strategy or new_strategy(**settings)
-        return reward_dataset.RewardDataset(Dataset.from_list(rows), tokenizer, 30, strategy, num_processors=1)
+        return reward_dataset.RewardDataset(Dataset.from_list(rows), tokenizer, max_len, strategy, num_processors=1)
 
     return make
 
@@ -70,15 +74,17 @@ def test_the_preferred_response_is_where_the_host_expects_it(dataset_of):
     assert (dataset.chosens[0], dataset.rejects[0], dataset.extras[0].preference) == ("no", "yes", 0.75)
 
 
-TEXTS = ["yes", "no\n", "a<eos>", "", "x" * 50, "tail\n\n"]
+TEXTS = ["yes", "no\n", "b<eos>", "x" * 20, "tail\n\n"]
+PAIRS = [pair(chosen=one, rejected=other) for one in TEXTS for other in TEXTS if one != other]
 
 
-def test_texts_and_tokens_are_the_hosts(dataset_of, reward_dataset):
-    rows = [pair(chosen=chosen, rejected=rejected) for chosen in TEXTS for rejected in TEXTS]
-    dataset = dataset_of(rows)
-    for index in range(len(rows)):
-        for ours, host in zip(dataset[index][:4], reward_dataset.host_item(dataset, index)[:4], strict=True):
-            assert torch.equal(ours, host) and ours.dtype == host.dtype
+def test_tokens_are_those_of_scoring(dataset_of):
+    """The prompt's tokens, the response's and one end: what `base_rewards`, the server and a rollout see."""
+    dataset = dataset_of(PAIRS)
+    for row, item in zip(PAIRS, dataset):
+        found = Texts(dataset.tokenizer, 30).tokens(["p "] * 2, [row["chosen"], row["rejected"]]).ids
+        assert [item[0].tolist(), item[2].tolist()] == [[found[0]], [found[1]]]
+        assert item[1].all() and item[3].all() and item[0].dtype == item[1].dtype == torch.long
 
 
 def test_without_factors_the_dataset_is_the_hosts(dataset_of, reward_dataset):
@@ -88,7 +94,7 @@ def test_without_factors_the_dataset_is_the_hosts(dataset_of, reward_dataset):
 
 
 def test_swapped_responses_are_swapped_tokens(dataset_of):
-    rows = [pair(chosen=chosen, rejected=rejected) for chosen in TEXTS for rejected in TEXTS]
+    rows = PAIRS
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     for one, other in zip(dataset_of(rows), dataset_of(swapped), strict=True):
         for here, there in ((0, 2), (1, 3), (2, 0), (3, 1)):
@@ -98,8 +104,8 @@ def test_swapped_responses_are_swapped_tokens(dataset_of):
 @pytest.mark.parametrize(
     "rows, settings, message",
     [
-        ([pair(None), pair("ana")], {}, r"a value in 'user' \(--data.user_key\), got None in row 0"),
-        ([pair("ana"), pair("")], {}, "got '' in row 1"),
+        ([pair(None), pair("ana")], {}, r"a name in 'user' \(--data.user_key\), got null in row 0"),
+        ([pair("ana"), pair("")], {}, "got an empty text in row 1"),
         ([pair()], dict(user_key="who"), "--data.user_key needs a column of the pairs, got 'who'; columns are"),
         (
             [pair()],
@@ -109,16 +115,148 @@ def test_swapped_responses_are_swapped_tokens(dataset_of):
         (
             [pair(share=1.5)],
             dict(preference_key="share"),
-            r"a number from 0 to 1 in 'share' \(--data.preference_key\), got 1.5 in row 0",
+            r"a number from 0 .rejected. to 1 .chosen. in 'share' \(--data.preference_key\), got float 1.5 in row 0",
         ),
-        ([pair(share=float("nan"))], dict(preference_key="share"), "got nan in row 0"),
+        ([pair(share=float("nan"))], dict(preference_key="share"), "got float nan in row 0"),
         ([pair(share="1")], dict(preference_key="share"), "got '1' in row 0"),
-        ([pair(rejected=["no"])], {}, "'chosen' and 'rejected' need the same form, got .*: give both one form"),
+        (
+            [pair(rejected=["no"])],
+            {},
+            "a text in 'rejected' .*, got a list, .'no'. in row 0 of the pairs: write it as",
+        ),
     ],
 )
 def test_data_that_does_not_fit_is_refused(dataset_of, rows, settings, message):
     with pytest.raises(ValueError, match=message):
         dataset_of(rows, **settings)
+
+
+# ---- rows that would teach nothing, or the wrong thing --------------------------------------------------------------
+
+
+def test_a1_the_column_preference_is_read_as_factorize_reads_it(dataset_of):
+    """Without a flag it was ignored: three rows in four said 0, and training learned the reverse."""
+    dataset = dataset_of([pair("bob", preference=0), pair("ana", preference=0.5), pair("bob", preference=1)])
+    assert [margin.preference for margin in dataset.extras] == [1.0, 0.5, 1.0]
+    assert list(dataset.chosens) == ["no", "yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    "value, said", [(None, "null"), ("0", "'0'"), (True, "bool True"), (-1, "int -1"), ([1], "a list")]
+)
+def test_a1_a_preference_that_is_none_is_refused(dataset_of, value, said):
+    with pytest.raises(ValueError, match=f"a number from 0 .* in 'preference' .*, got {said}.* in row 0 of the pairs"):
+        dataset_of([pair(preference=value)])
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 0.9, False])
+def test_a1_the_hosts_own_training_refuses_preferences_that_it_does_not_read(dataset_of, value):
+    """It would take every chosen response as preferred: the reverse of what was said, and ties as wins."""
+    with pytest.raises(ValueError, match=f"preferred answers as chosen ones, got {value} in 'preference' in row 1 of"):
+        dataset_of([pair(preference=type(value)(1)), pair(preference=value)], factors=None)
+
+
+def test_a1_a_column_that_only_bears_the_name_is_said(reward_dataset, new_strategy):
+    args = new_strategy(factors=None).args
+    (said,) = rm_data.check(Dataset.from_list([pair(preference="safe")]), args, "'x.jsonl'")
+    assert said == "warning: the column 'preference' of 'x.jsonl' is not read: 'chosen' counts as preferred"
+    assert rm_data.check(Dataset.from_list([pair(preference=1)]), args, "'x.jsonl'") == []
+
+
+@pytest.mark.parametrize("factors", [2, None])
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (None, "null"),
+        ("", "an empty text"),
+        (" \n", "a blank text"),
+        (3, "int 3"),
+        ([{"a": "b"}], "a list of messages"),
+    ],
+)
+def test_b5_a_missing_text_is_refused_before_the_first_step(new_strategy, factors, key, value, said):
+    """One null among thousands ended the training in the middle of an epoch, without a model."""
+    rows = Dataset.from_list([{**pair(), key: value}, {**pair(), key: None}])
+    with pytest.raises(ValueError, match=f"a text in '{key}' .--data.{key}_key., got {said}.* in row 0 of 'x.jsonl'"):
+        rm_data.check(rows, new_strategy(factors=factors).args, "'x.jsonl'")
+
+
+def test_b5_a_margin_that_is_no_number_is_refused(new_strategy):
+    def said(value, **settings):
+        return rm_data.check(Dataset.from_list([pair(margin=value)]), new_strategy(**settings).args, "'x.jsonl'")
+
+    for value in (float("nan"), "a", [1.0]):
+        with pytest.raises(ValueError, match="a finite number in 'margin', got .* in row 0 of 'x.jsonl'"):
+            said(value, factors=None)
+    with pytest.raises(ValueError, match="got null in row 0"):  # the host would take it as 0
+        said(None, factors=None, margin_loss=True)
+    assert said(None, factors=None) == said("a") == []  # a training with users reads none
+
+
+def test_a4_prompts_are_cut_from_the_left_and_counted(dataset_of, new_strategy):
+    strategy = new_strategy()
+    rows = [pair(), {**pair(chosen="yes!", rejected="no!"), "prompt": "once " * 20}]
+    dataset = dataset_of(rows, strategy)
+    assert strategy.printed == [
+        "[pgrpo] 1 of 2 prompts are cut from the left, to fit with their responses into 30 tokens (--data.max_len)"
+    ]
+    chosen, _, rejected, *_ = dataset[1]
+    assert chosen.shape == rejected.shape[:1] + (30,) and not torch.equal(chosen, rejected)
+    assert dataset.tokenizer.decode(chosen[0]).endswith("yes!<eos>")
+
+
+def test_a4_a_response_that_does_not_fit_is_refused(dataset_of):
+    with pytest.raises(ValueError, match="room in 30 tokens .--data.max_len., got one of 41 tokens in row 1 of"):
+        dataset_of([pair(), pair(rejected="n" * 40)])
+
+
+@pytest.mark.parametrize("other", ["yes", "yes<eos>"])
+def test_a5_equal_responses_are_refused(dataset_of, other):
+    """They teach nothing, and as tokens an end that the text brings along is no difference."""
+    with pytest.raises(
+        ValueError, match="need different texts, got equal ones in row 1 of the pairs.* .and 1 more: row 3.: drop"
+    ):
+        dataset_of([pair(), pair(rejected=other), pair(), pair(rejected=other)])
+
+
+def test_a5_the_hosts_own_training_says_how_many_pairs_it_cuts_to_equal_texts(dataset_of, new_strategy):
+    strategy, long = new_strategy(factors=None), {**pair(), "prompt": "once " * 20}
+    dataset_of([pair(), long, pair(rejected="yes")], strategy)
+    (said,) = strategy.printed
+    assert "2 of 3 pairs teach nothing, because they are equal in their first 30 tokens (--data.max_len)" in said
+    with pytest.raises(ValueError, match="pairs whose responses differ in their first 30 tokens .*, got none among 1"):
+        dataset_of([long], factors=None)
+
+
+def test_d14_an_evaluation_without_pairs_says_what_is_needed(dataset_of):
+    """Under 100 pairs the host takes none of them for its evaluation: "Column 'prompt' doesn't exist"."""
+    with pytest.raises(
+        ValueError, match="needs at least one pair, got none: give --eval.dataset, or at least 100 pairs"
+    ):
+        dataset_of([])
+
+
+def test_prompts_that_no_flag_names_are_refused_or_said(new_strategy):
+    """`factorize` reads the column `prompt`; without --data.prompt_key the trainer would see answers alone."""
+    whole = Dataset.from_list([{**pair(), "chosen": "p yes", "rejected": "p no"}])
+    apart = Dataset.from_list([pair()])
+    for factors in (2, None):
+        assert rm_data.check(whole, new_strategy(factors=factors, prompt_key=None).args, "'x.jsonl'") == []
+    with pytest.raises(
+        ValueError, match="--data.prompt_key needs the column of prompts, got none, .* row 0 of 'x.jsonl'"
+    ):
+        rm_data.check(apart, new_strategy(prompt_key=None).args, "'x.jsonl'")
+    (said,) = rm_data.check(apart, new_strategy(factors=None, prompt_key=None).args, "'x.jsonl'")
+    assert said.startswith("warning: --data.prompt_key needs the column of prompts")
+
+
+def test_a7_users_are_named_alike_in_every_kind_of_file(dataset_of, new_strategy):
+    strategy = new_strategy()
+    assert users_of(dataset_of([pair(7), pair(8)], strategy)) == [0, 1]
+    assert users_of(dataset_of([pair(8.0), pair(7.0)], strategy)) == [1, 0]
+    (said,) = rm_data.check(Dataset.from_list([pair("ana"), pair(" ana")]), strategy.args, "'x.jsonl'")
+    assert "differ only in case or white space" in said
 
 
 # ---- who has a row --------------------------------------------------------------------------------------------------
@@ -174,7 +312,9 @@ def test_shuffled_labels_cannot_be_learned(dataset_of):
     """Which of two random responses is called the chosen one is a throw of a coin, so 0.5 +- 0.05 is all there is."""
     coin = random.Random(0)
     words = ["".join(coin.choices("abcdefgh\n ", k=coin.randint(1, 8))) for _ in range(800)]
-    rows = [pair(chosen=chosen, rejected=rejected) for chosen, rejected in zip(words[::2], words[1::2])]
+    rows = [
+        pair(chosen=one + "a", rejected=other + "a") for one, other in zip(words[::2], words[1::2]) if one != other
+    ]
     assert accuracy_of_the_form(dataset_of(rows)) == pytest.approx(0.5, abs=0.15)  # three standard errors of 200
     # The published trap, one side printed as a list, is seen by the same measure.
     leaking = [{**row, "rejected": str([row["rejected"]])} for row in rows]

@@ -131,6 +131,20 @@ def test_training_goes_on_from_a_factorized_model(parse, build, factorized):
     assert np.array_equal(model.coefficients.detach(), folder.coefficients)
 
 
+def test_a4_a_longest_text_that_the_backbone_cannot_read_is_refused(parse, build):
+    """On a GPU a position beyond the table takes the process down, in the middle of an epoch."""
+    with pytest.raises(ValueError, match="--data.max_len needs to be at most 256, .* got 257: lower it"):
+        build(parse(*FACTORS, "--data.max_len", 257))
+
+
+def test_a4_the_folder_knows_the_longest_text_of_its_training(parse, build, factorized):
+    for start, users in (((), "ab"), (("--model.model_name_or_path", factorized), Folder(factorized).users)):
+        args = parse(*FACTORS, "--data.max_len", 40, *start)
+        model = build(args)
+        parameters(args, users, model)
+        assert model.config.base_reward_max_length == 40 and not model.config.base_reward_fitted
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -138,13 +152,15 @@ def test_training_goes_on_from_a_factorized_model(parse, build, factorized):
         ((*FACTORS, "--reward.factors", 2), "--reward.factors needs to be 3, as in"),
         ((*FACTORS, "--reward.pooling", "mean"), "--reward.pooling needs to be last, as in"),
         ((*FACTORS, "--ds.value_head_prefix", "v"), "--ds.value_head_prefix needs to be score, as"),
+        ((*FACTORS, "--data.max_len", 257), "--data.max_len needs to be at most 256, the longest text that"),
     ],
 )
 def test_a_model_that_does_not_fit_is_a_usage_message(
-    host, host_parser, factorized, monkeypatch, capsys, words, message
+    host, host_parser, factorized, annotations, monkeypatch, capsys, words, message
 ):
-    monkeypatch.setenv("RANK", "0")  # otherwise prepare would set the variables of a single process
-    words = [str(word) for word in ("--model.model_name_or_path", factorized, *words)]
+    monkeypatch.setenv("RANK", "0")  # otherwise start would set the variables of a single process
+    data = ("--data.dataset", annotations, "--data.prompt_key", "prompt")
+    words = [str(word) for word in ("--model.model_name_or_path", factorized, *data, *words)]
     args = doors.RM.parse_args(host_parser(doors.RM.script), words)
     with pytest.raises(SystemExit) as refused:
         doors.RM.prepare(args)

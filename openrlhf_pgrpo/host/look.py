@@ -1,0 +1,381 @@
+"""One look at flags, files and rows before anything heavy starts: no Ray, no vLLM, no model.
+
+Each door has a function here. It reads the rows as the run will (the host's own reader, whose cache the run uses
+again), checks them against the flags, and asks `plan` how many updates the run makes. All arguments are nested host
+arguments, as the host's parser has them. What they return are sentences to print; what is wrong is a ValueError.
+
+A driver without the files of its cluster cannot look at them. That is said, and not refused.
+"""
+
+import ast
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+from openrlhf_pgrpo.host import columns, device, flags, plan, script
+from openrlhf_pgrpo.models import output_folder
+
+FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # files that the host reads as rows
+REWARD_ARGUMENTS = ("queries", "prompts", "labels")
+
+
+def ppo(args) -> list[str]:
+    """What there is to say of a run of PPO.
+
+    Raises:
+        ValueError: it cannot run, or would train nothing or something else than was meant.
+        OSError: a file cannot be read.
+    """
+    from openrlhf_pgrpo.host.ppo import prompts
+
+    remote = device.cluster() is not None
+    if not args.vllm.num_engines or args.vllm.num_engines < 0:
+        raise ValueError(
+            f"PPO needs engines that generate, got --vllm.num_engines {args.vllm.num_engines}: pass 1 or more"
+        )
+    said = [*_rewards(args, remote), *model("actor.model_name_or_path", args.actor.model_name_or_path, remote)]
+    rows, of_rows = _rows(
+        args, "data.prompt_dataset", "data.prompt_split", prompts.check, args.data.prompt_probs, remote=remote
+    )
+    evaluated = _evaluation(args, prompts.check, remote)
+    said += _unused_users(args) + _output(args, args.actor, args.critic, args.reward)
+    return [*said, *of_rows, *evaluated, *plan.ppo(args, rows).sentences]
+
+
+def dpo(args) -> list[str]:
+    """What there is to say of preference training. Raises as `ppo`."""
+    from openrlhf_pgrpo.host.dpo import data
+
+    return _pairs(args, data.check)
+
+
+def rm(args) -> list[str]:
+    """What there is to say of the training of a reward model. Raises as `ppo`."""
+    from openrlhf_pgrpo.host.rm import data
+
+    return _pairs(args, data.check)
+
+
+def serve(args) -> list[str]:
+    """What there is to say of a reward server. Raises as `ppo`."""
+    from openrlhf_pgrpo.host.user_flags import check_profiles
+    from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
+
+    name = args.reward.model_name_or_path
+    said = model("reward.model_name_or_path", name, remote=False)
+    if (folder := factorized_folder(name)) is not None:
+        check_profiles(folder, args.reward.profiles)
+    return said
+
+
+def _pairs(args, check: Callable) -> list[str]:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    said = model("model.model_name_or_path", args.model.model_name_or_path, remote=False)
+    read = [args.model]
+    if hasattr(args, "ref") and args.ref.model_name_or_path is not None:
+        said += model("ref.model_name_or_path", args.ref.model_name_or_path, remote=False)
+        read.append(args.ref)
+    said += _output(args, *read)
+    rows, of_rows = _rows(args, "data.dataset", "data.dataset_split", check, args.data.dataset_probs)
+    return [*said, *of_rows, *_evaluation(args, check), *plan.pairs(args, rows, ranks).sentences]
+
+
+# ---- rewards --------------------------------------------------------------------------------------------------------
+
+
+def _rewards(args, remote: bool) -> list[str]:
+    """Looks at the one source of rewards: an agent, a function, servers, or a model."""
+    agent, url = args.train.agent_func_path, args.reward.remote_url
+    if agent:
+        if not agent.endswith(".py"):
+            raise ValueError(f"--train.agent_func_path needs a .py file, got {agent!r}: correct it")
+        return _python_file("train.agent_func_path", agent, _agent, remote)
+    if url:
+        sources = url.split(",")
+        files = [source for source in sources if source.endswith(".py")]
+        if files and len(sources) > 1:
+            raise ValueError(
+                f"--reward.remote_url needs one file or any number of URLs, got {url!r}: call the one function from "
+                "the other, because the host would read the first file alone"
+            )
+        if files:
+            return _python_file("reward.remote_url", files[0], _reward_function, remote)
+        for source in sources:
+            if not re.match(r"https?://[^/\s]", source):
+                raise ValueError(
+                    f"--reward.remote_url needs a .py file or URLs (http://HOST:PORT/PATH), got {source!r}: correct it"
+                )
+        return []
+    name = args.reward.model_name_or_path
+    if not name:
+        raise ValueError(
+            "PPO needs rewards, got none of --reward.remote_url (a .py file or a server), --reward.model_name_or_path "
+            "and --train.agent_func_path: name one"
+        )
+    if "," in name:
+        raise ValueError(f"--reward.model_name_or_path needs one model, got {name!r}: name one of them")
+    return model("reward.model_name_or_path", name, remote)
+
+
+def _python_file(flag: str, name: str, check: Callable[[ast.Module], str | None], remote: bool) -> list[str]:
+    """Reads a Python file without running it."""
+    path = Path(name)
+    if not path.is_file():
+        if remote and not path.exists():
+            return [_only_there(flag, name)]
+        found = "which is a folder" if path.exists() else "which does not exist"
+        raise ValueError(f"--{flag} needs a .py file, got {name!r}, {found}: correct it")
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise ValueError(f"--{flag} needs Python, got {error.args[0]}{where} of {name}: correct it") from error
+    if (wrong := check(tree)) is not None:
+        raise ValueError(f"--{flag} needs {wrong}, of {name}: correct it")
+    return []
+
+
+def _reward_function(tree: ast.Module) -> str | None:
+    need = f"a function reward_func({', '.join(REWARD_ARGUMENTS)}) at the top level"
+    found = _names(tree)
+    if "reward_func" not in found:
+        return None if "*" in found else f"{need}, got none"
+    made = found["reward_func"]
+    if isinstance(made, ast.AsyncFunctionDef):
+        return f"{need}, got an async one in line {made.lineno}"
+    if isinstance(made, ast.FunctionDef) and not made.decorator_list and not _takes(made.args, len(REWARD_ARGUMENTS)):
+        return f"{need}, got one with other arguments in line {made.lineno}"
+    return None
+
+
+def _takes(arguments: ast.arguments, number: int) -> bool:
+    """Whether a function can be called with so many arguments, by position."""
+    places = len(arguments.posonlyargs) + len(arguments.args)
+    asked = sum(default is None for default in arguments.kw_defaults)
+    return places - len(arguments.defaults) <= number and (places >= number or bool(arguments.vararg)) and not asked
+
+
+def _agent(tree: ast.Module) -> str | None:
+    found = _names(tree)
+    if "AgentExecutor" in found or "*" in found:
+        return None
+    return "a class AgentExecutor at the top level, got none"
+
+
+def _names(tree: ast.Module) -> dict[str, ast.AST]:
+    """What the top level of a module makes, by name; the last of each. "*": more than can be seen here."""
+    found: dict[str, ast.AST] = {}
+    for node in _top_level(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name: node for alias in node.names}
+        else:
+            written = (part for part in ast.walk(node) if isinstance(part, ast.Name | ast.Call))
+            for part in written:
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                    found[part.id] = node
+                elif isinstance(part, ast.Call) and getattr(part.func, "id", "") in ("exec", "globals", "setattr"):
+                    found["*"] = node
+    return found | ({"*": tree} if "__getattr__" in found else {})
+
+
+def _top_level(lines: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, and those inside its `if`, `try` and `with`."""
+    for line in lines:
+        inside = [getattr(line, field, []) for field in ("body", "orelse", "finalbody")]
+        inside += [handler.body for handler in getattr(line, "handlers", [])]
+        if isinstance(line, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for block in inside:
+                yield from _top_level(block)
+        else:
+            yield line
+
+
+# ---- models and profiles --------------------------------------------------------------------------------------------
+
+
+def model(flag: str, name: str | None, remote: bool) -> list[str]:
+    """Looks whether a model is there: a folder, or else a name that the hub may know.
+
+    Returns:
+        A sentence if only the cluster can tell.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not name:
+        raise ValueError(f"--{flag} needs a folder or the name of a model on the hub, got none: name one")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--{flag} needs a folder of a model, got {name!r}, which has no config.json: correct it")
+        return []
+    if folder.exists():
+        raise ValueError(f"--{flag} needs a folder, got the file {name!r}: name the folder of the model")
+    if not _is_path(name):
+        return []
+    if remote:
+        return [_only_there(flag, name)]
+    raise ValueError(f"--{flag} needs a folder of a model, got {name!r}, which does not exist: correct it")
+
+
+def _output(args, *read) -> list[str]:
+    """Looks whether the model may be written to `--ckpt.output_dir`: only over one that a run of ours left there.
+
+    Args:
+        read: sections of the arguments, each with a model that the run reads.
+    """
+    folder = args.ckpt.output_dir
+    ours = Path(flags.metrics_path(args)).is_file()
+    inputs = [section.model_name_or_path for section in read]
+    output_folder.check_output(folder, "--ckpt.output_dir", inputs, again=args.ckpt.load_enable or ours)
+    if not args.ckpt.load_enable and (Path(folder) / output_folder.CONFIG).is_file():
+        return [f"the model in {folder}, which an earlier run left there, will be replaced at the end of this run"]
+    return []
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder: on the hub, names are `NAME` or `OWNER/NAME`."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith("/") or "\\" in name
+
+
+def _unused_users(args) -> list[str]:
+    """A warning if users are named and nobody reads them: no factorized reward model, no estimator of the user's."""
+    if args.data.user_key is None or args.pgrpo.plugin is not None:
+        return []
+    if args.reward.model_name_or_path and not (args.reward.remote_url or args.train.agent_func_path):
+        from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
+
+        name = args.reward.model_name_or_path
+        if not Path(name).is_dir() or factorized_folder(name) is not None:
+            return []
+    return [
+        f"warning: --data.user_key {args.data.user_key} does nothing here: users are for a factorized reward model in "
+        "--reward.model_name_or_path, or for an estimator of your own"
+    ]
+
+
+def _only_there(flag: str, name: str) -> str:
+    return f"--{flag} {name} is not on this machine, so only the cluster can tell whether it is right"
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(args, check: Callable, remote: bool = False) -> list[str]:
+    if not args.eval.dataset:
+        return []
+    return _rows(args, "eval.dataset", "eval.split", check, training=False, remote=remote)[1]
+
+
+def _rows(
+    args, flag: str, split_flag: str, check: Callable, probabilities=None, training: bool = True, remote: bool = False
+) -> tuple[int | None, list[str]]:
+    """How many rows the data have that `flag` names, and what there is to say of them; None if they are not here."""
+    files, split = _value(args, flag), _value(args, split_flag)
+    if not files:
+        raise ValueError(f"--{flag} needs data, got none: name a file, a folder or a data set on the hub")
+    parts = [name.strip() for name in files.split(",")]
+    absent = [said for name in parts if (said := _file(flag, name, remote))]
+    if absent:
+        return None, absent
+    _check_probabilities(probabilities, parts, flag)
+    dataset = _read(args, files, split, f"--{flag}", f"--{split_flag}", probabilities)
+    return len(dataset), check(dataset, args, repr(files), training=training)
+
+
+def _value(args, flag: str):
+    for name in flag.split("."):
+        args = getattr(args, name)
+    return args
+
+
+def _file(flag: str, name: str, remote: bool) -> str | None:
+    """Looks whether one file or folder of data is there. Returns a sentence if this machine cannot tell."""
+    path = Path(name.split("@")[0].strip())
+    if not path.name:
+        raise ValueError(f"--{flag} needs names with commas between them, got an empty one: correct it")
+    if path.suffix == ".py" or (path / f"{path.name}.py").is_file():
+        raise ValueError(f"--{flag} needs files with rows, got the Python script {name!r}: save its rows to a file")
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise ValueError(f"--{flag} needs rows, got the empty folder {name!r}: correct it")
+        return None
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise ValueError(f"--{flag} needs a file of {', '.join(FORMATS)}, got {name!r}: rename or convert it")
+        if not path.stat().st_size:
+            raise ValueError(f"--{flag} needs rows, got the empty file {name!r}: correct it")
+        return None
+    if path.suffix not in FORMATS and not _is_path(str(path)):
+        return f"--{flag} {name} is not on this machine: if it is on the hub, its rows are checked when it is loaded"
+    if remote:
+        return _only_there(flag, name)
+    raise ValueError(f"--{flag} needs a file or folder that exists, got {name!r}: correct it")
+
+
+def _check_probabilities(given: str | None, parts: list[str], flag: str) -> None:
+    if given is None:
+        return
+    try:
+        numbers = [float(number) for number in given.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(parts) or not all(number >= 0 for number in numbers) or abs(sum(numbers) - 1) > 1e-6:
+        raise ValueError(
+            f"--{flag} with {len(parts)} parts needs as many probabilities, which add up to 1, got {given!r}: "
+            "correct them"
+        )
+
+
+def _read(args, files: str, split: str, flag: str, split_flag: str, probabilities: str | None):
+    """The rows, through the host's own reader; both flags are for messages.
+
+    Raises:
+        ValueError: the data cannot be read, or do not have that split.
+    """
+    reader = _reader()
+    quiet = SimpleNamespace(args=args, print=lambda *words: None, is_rank_0=lambda: False)
+    reader.loaded.clear()
+    try:
+        dataset = reader.blending_datasets(
+            files, probabilities, quiet, args.train.seed, max_count=args.data.max_samples, dataset_split=split
+        )
+    except AttributeError as error:  # the host goes on with all splits if there is none of that name
+        if not (reader.loaded and isinstance(reader.loaded[-1], dict) and split not in reader.loaded[-1]):
+            raise
+        raise ValueError(
+            f"{split_flag} needs a split of {files!r} ({flag}), got {split!r}; splits are "
+            f"{sorted(reader.loaded[-1])}: correct it"
+        ) from error
+    return dataset.select(range(min(args.data.max_samples, len(dataset))))
+
+
+@cache
+def _reader():
+    """The host's file with `blending_datasets`, under a name of its own: the package around it imports for a minute.
+
+    `loaded` keeps what was read, because the host does not say which splits there are.
+    """
+    path = script.path_of("openrlhf.datasets.utils")
+    spec = importlib.util.spec_from_file_location("openrlhf_pgrpo reader of the host", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    columns.install(module)
+    module.loaded = []
+    for name in ("load_dataset", "load_from_disk"):
+        setattr(module, name, _kept(getattr(module, name), module.loaded))
+    return module
+
+
+def _kept(function: Callable, results: list) -> Callable:
+    def call(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return call

@@ -1,0 +1,84 @@
+"""The two texts of a pair: whether a model sees them as one, and whether the host cuts them out of a chat rightly.
+
+A pair whose texts are the same tokens teaches nothing. To make the tokens of all pairs would take minutes for 1e5 of
+them, so they are made only where two different texts may become the same.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterable
+
+from openrlhf_pgrpo.host.rows import TEMPLATE
+
+SPARE_TOKENS = 8  # a text may have so many more tokens than bytes, for spaces and marks that a tokenizer adds
+
+
+def equal_tokens(dataset, before: Iterable[int]) -> list[int]:
+    """The pairs, by row, of a host's `RewardDataset` whose two texts are the same tokens, as the host makes them: cut
+    from the right.
+
+    Args:
+        before: (pairs,) at most so many tokens stand before the answers of a pair.
+    """
+    equal = []
+    for row, (chosen, rejected, tokens) in enumerate(zip(list(dataset.chosens), list(dataset.rejects), before)):
+        start = common_start(chosen, rejected)
+        if may_fill(chosen[:start], tokens, dataset.max_length) or may_be_equal(chosen, rejected, start):
+            chosen_ids, _, rejected_ids, *_ = dataset[row]
+            if chosen_ids.shape == rejected_ids.shape and bool((chosen_ids == rejected_ids).all()):
+                equal.append(row)
+    return equal
+
+
+def may_fill(text: str, tokens: int, max_length: int) -> bool:
+    """Whether `text`, after so many other tokens, may reach the end of `max_length` tokens."""
+    return tokens + len(text.encode("utf-8", "replace")) + SPARE_TOKENS >= max_length
+
+
+def may_be_equal(one: str, other: str, start: int) -> bool:
+    """Whether two texts that are alike up to `start` may become the same tokens: from there on they differ in case,
+    accents or signs alone. A tokenizer may lose any of these.
+    """
+    first, second = one[start : start + 1], other[start : start + 1]
+    if first.isascii() and first.isalnum() and second.isascii() and second.isalnum():
+        return first.lower() == second.lower()
+    ours, theirs = _letters(one[start : start + 32]), _letters(other[start : start + 32])
+    return ours.startswith(theirs) or theirs.startswith(ours)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
+
+
+def common_start(one: str, other: str) -> int:
+    """How many characters two texts begin with alike. Slices compare faster than single characters."""
+    low, high, size = 0, min(len(one), len(other)), 8
+    while low < high:
+        middle = min(low + size, high)
+        if one[low:middle] == other[low:middle]:
+            low, size = middle, 2 * size
+        elif middle == low + 1:
+            return low
+        else:
+            high, size = middle, (middle - low) // 2
+    return low
+
+
+def check_template(prompt: str, row: dict, keys, template: Callable) -> None:
+    """Checks that a chat template begins both conversations of a pair with `prompt`, the text of what precedes the
+    answers. The host takes for the answer what follows after as many characters.
+
+    Args:
+        row: of the dataset. keys: nested arguments with the names of its columns.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for key in (keys.chosen_key, keys.rejected_key):
+        text = template((row[keys.prompt_key] if keys.prompt_key else []) + row[key], tokenize=False)
+        if not text.startswith(prompt):
+            at = common_start(text, prompt)
+            raise ValueError(
+                f"{TEMPLATE} needs a template that begins a conversation with its prompt, got {text[at:][:40]!r}"
+                f" where the prompt goes on with {prompt[at:][:40]!r}, in {key!r} after {prompt[:at][-40:]!r}: give "
+                "another one by --data.tokenizer_chat_template, or write the answer as that template expects it"
+            )

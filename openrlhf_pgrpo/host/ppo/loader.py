@@ -1,0 +1,144 @@
+"""Which prompts a run draws, and in which order. It runs in the process that samples: the trainer's, or in async
+training the sampler's.
+
+The host draws prompts in an order that no flag fixes, trains on a last rollout that fills no update, so that its
+gradient leaks into the next one, and after a resume begins an episode again if the checkpoint was its last. Here the
+order follows `--train.seed`, an episode draws only prompts that make whole updates, and a place in it can be saved
+exactly. Remove it once the host seeds its sampler, drops what does not fill an update and saves the end of an episode.
+"""
+
+import functools
+
+import torch
+import wrapt
+from torch.utils.data import Sampler
+
+from openrlhf_pgrpo.host import plan
+
+
+def install(module) -> None:
+    """Replaces `prepare_datasets`, and makes `SamplesGenerator.generate_samples` hand on whole updates only."""
+    host_prepare_datasets = module.prepare_datasets
+
+    @functools.wraps(host_prepare_datasets)  # Ray finds it in the host's module, and there finds ours
+    def prepare_datasets(strategy, tokenizer):
+        loader, evaluation, _ = host_prepare_datasets(strategy, tokenizer)
+        planned = plan.ppo(strategy.args, len(loader.dataset))
+        return PromptLoader(strategy, loader.dataset, planned.drawn), evaluation, planned.schedule
+
+    module.prepare_datasets = prepare_datasets
+    wrapt.wrap_function_wrapper(module, "SamplesGenerator.generate_samples", whole_updates)
+
+
+def whole_updates(generate, generator, args, kwargs):
+    """The host's `generate_samples` without the last samples of a rollout that fill no update.
+
+    Filtering, over-sampling and a resume with other sizes leave such samples at the end of an episode.
+    """
+    samples, *rest = generate(*args, **kwargs)
+    kept = plan.whole_samples(generator.args, len(samples))
+    if kept < len(samples):
+        print(
+            f"[pgrpo] {len(samples) - kept} of {len(samples)} samples of this rollout are left out: they do not fill "
+            f"an update of {generator.args.train.batch_size} samples on all ranks",
+            flush=True,
+        )
+    return samples[:kept], *rest
+
+
+class Order(Sampler):
+    """The row numbers of the prompts that are still to be drawn in an episode.
+
+    They are the first `drawn` of a permutation of all rows, which `seed` and the number of the episode fix.
+    """
+
+    def __init__(self, rows: int, drawn: int, seed: int):
+        self.rows, self.drawn, self.seed = rows, drawn, seed
+        self.episode = self.begin = 0
+
+    def __len__(self) -> int:
+        return self.drawn - self.begin
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.episode)
+        return iter(torch.randperm(self.rows, generator=generator)[self.begin : self.drawn].tolist())
+
+
+class PromptLoader:
+    """The host's loader of the prompts of a run, one at a time. Each iteration is an episode; the first one after
+    `load_state_dict` is the rest of the saved one, and that may be empty.
+
+    Args:
+        drawn: the number of prompts of an episode.
+    """
+
+    def __init__(self, strategy, dataset, drawn: int):
+        self.dataset, self.args = dataset, strategy.args
+        self.order = Order(len(dataset), drawn, self.args.train.seed)
+        self.loader = strategy.setup_dataloader(
+            dataset,
+            1,
+            True,
+            collate_fn=dataset.collate_fn,
+            sampler=self.order,
+            num_workers=self.args.data.dataloader_num_workers,
+        )
+        self.position = 0  # how many prompts of this episode were drawn
+        self.continues = True  # whether the next iteration is the rest of this episode
+
+    def __len__(self) -> int:
+        return self.order.drawn
+
+    def __iter__(self):
+        if not self.continues:
+            self.order.episode += 1
+            self.position = 0
+        self.continues = False
+        self.order.begin = self.position
+        for prompt in self.loader:
+            self.position += 1  # before the prompt is used: what is saved after it does not draw it again
+            yield prompt
+
+    def state_dict(self) -> dict:
+        order = self.order
+        return {"rows": order.rows, "seed": order.seed, "episode": order.episode, "position": self.position}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes to the place in the order that a checkpoint holds. Prints a line if nothing is left to draw, or if the
+        checkpoint holds no such place.
+
+        Raises:
+            ValueError: the checkpoint was made with other prompts, or with sizes that drew more of them.
+        """
+        if "position" not in state:
+            print(
+                "[pgrpo] the checkpoint is one of the host alone, or of an older version, and holds no place in this "
+                "order of prompts: its last episode begins anew",
+                flush=True,
+            )
+            return
+        self._check(state)
+        self.order.seed, self.order.episode, self.position = state["seed"], state["episode"], state["position"]
+        self.continues = True
+        episodes = self.args.train.num_episodes
+        if state["episode"] + (self.position == self.order.drawn) >= episodes:
+            print(
+                f"[pgrpo] the run is complete: its checkpoint is the end of episode {state['episode'] + 1}, and "
+                f"--train.num_episodes is {episodes}. Raise it to go on",
+                flush=True,
+            )
+
+    def _check(self, state: dict) -> None:
+        rows, drawn = self.order.rows, self.order.drawn
+        if state["rows"] != rows:
+            raise ValueError(
+                f"resuming needs the prompts of the checkpoint, got {state['rows']} there and {rows} now "
+                "(--data.prompt_dataset, --data.max_samples): give it the same data, or start anew without "
+                "--ckpt.load_enable"
+            )
+        if state["position"] > drawn:
+            raise ValueError(
+                f"resuming needs the sizes of the checkpoint, got {state['position']} prompts drawn there of an "
+                f"episode, which has {drawn} now: use its --rollout.batch_size, --rollout.n_samples_per_prompt and "
+                "--train.batch_size, or start anew without --ckpt.load_enable"
+            )

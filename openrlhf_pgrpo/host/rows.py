@@ -1,0 +1,228 @@
+"""What the rows of prompts and of pairs have to hold, so that the host makes the texts that were meant.
+
+The host asks nothing. Without a chat template it prints a list of messages as text; with one it cuts the rejected
+answer out by the length of the chosen one's prompt. Nothing here needs a tokenizer, so it runs before anything heavy.
+
+`data` are nested host arguments under `--data.`; `source` is where the rows come from, in words. Rows are counted
+from 0.
+"""
+
+from collections.abc import Callable, Iterable
+
+from openrlhf_pgrpo.core.annotations import preference_of
+from openrlhf_pgrpo.core.names import in_words
+from openrlhf_pgrpo.host import columns
+
+TEMPLATE = "--data.apply_chat_template"
+PREFERENCE = "preference"  # the column with the preference for the chosen answer, unless a flag names another
+
+
+def check_prompts(dataset, data, source: str) -> list[str]:
+    """Refuses a row whose prompt is not what PPO's flags need; returns what else is worth a sentence.
+
+    Raises:
+        ValueError: a column is missing, or a prompt is no text; with a chat template, neither a text nor messages.
+    """
+    flag = "--data.input_key"
+    _check_template(data)
+    prompts = columns.column(dataset, flag, data.input_key, source)
+    _check(prompts, _wrong_start if data.apply_chat_template else _wrong_text, data.input_key, flag, source)
+    said = []
+    if data.apply_chat_template and data.input_template:
+        said.append(f"warning: --data.input_template does nothing beside {TEMPLATE}")
+    return [*said, *_labels(dataset, data, source), *_images(dataset, data, source)]
+
+
+def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str], list, list]:
+    """Refuses a row whose prompt or answers are not what the flags of the trainers on pairs need.
+
+    Returns:
+        What else is worth a sentence, and the two columns of answers (rows,).
+
+    Raises:
+        ValueError: a column is missing or a text is; with a chat template, something is no conversation; for DPO,
+            two conversations without a column of prompts differ before their last message.
+    """
+    _check_template(data)
+    chosen_key, rejected_key = data.chosen_key, data.rejected_key
+    sides = {"--data.chosen_key": chosen_key, "--data.rejected_key": rejected_key}
+    answers = [columns.column(dataset, flag, key, source) for flag, key in sides.items()]
+    if data.prompt_key:
+        prompts = columns.column(dataset, "--data.prompt_key", data.prompt_key, source)
+        wrong = _wrong_messages if data.apply_chat_template else _wrong_text
+        _check(prompts, wrong, data.prompt_key, "--data.prompt_key", source)
+    wrong = _wrong_end if data.apply_chat_template else _wrong_text
+    for (flag, key), column in zip(sides.items(), answers):
+        _check(column, wrong, key, flag, source)
+    said = []
+    if data.apply_chat_template and not data.prompt_key:
+        said += _check_starts(*answers, data, source, dpo)
+    return said, *answers
+
+
+def _check_starts(chosen: list, rejected: list, data, source: str, dpo: bool) -> list[str]:
+    """Two conversations of a pair hold their prompt themselves: all messages but the last."""
+    chosen_key, rejected_key = data.chosen_key, data.rejected_key
+    differ = [row for row, pair in enumerate(zip(chosen, rejected)) if not _start_alike(*pair)]
+    if differ and dpo:
+        raise ValueError(
+            f"both conversations of a pair need the same messages before the last one, got different ones in "
+            f"{chosen_key!r} and {rejected_key!r} in {columns.at(differ, source)}: correct or drop them"
+        )
+    if dpo and (short := [row for row, conversation in enumerate(chosen) if len(conversation) < 2]):
+        raise ValueError(
+            f"every row needs messages before the answer in {chosen_key!r} (--data.chosen_key), got one message in "
+            f"{columns.at(short, source)}: add the prompt to it, or name a column of prompts with --data.prompt_key"
+        )
+    if differ:
+        return [
+            f"conversations in {chosen_key!r} and {rejected_key!r} differ before their last message in "
+            f"{columns.at(differ, source)}: there the reward compares answers to different prompts"
+        ]
+    return []
+
+
+def _check(column: list, wrong: Callable, key: str, flag: str, source: str) -> None:
+    """Raises ValueError if `wrong` says of a row what it needs, what it has and what to do."""
+    bad = [row for row, value in enumerate(column) if wrong(value) is not None]
+    if bad:
+        need, got, do = wrong(column[bad[0]])
+        raise ValueError(f"every row needs {need} in {key!r} ({flag}), got {got} in {columns.at(bad, source)}: {do}")
+
+
+# ---- what is wrong with a value, if anything: what it needs to be, what it is, what to do ----
+
+
+def _wrong_text(value):
+    if isinstance(value, str) and value.strip():
+        return None
+    do = "fill it in or drop the row" if value is None or isinstance(value, str) else "write it as a text"
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        do = f"pass {TEMPLATE}, which makes a text of messages"
+    return "a text", in_words(value), do
+
+
+def _wrong_start(value):
+    """A prompt for PPO's chat template may be a text, too: it becomes the message of a user."""
+    if isinstance(value, list):
+        return _wrong_messages(value)
+    return _wrong_text(value) and ("a text or a list of messages", *_wrong_text(value)[1:])
+
+
+def _wrong_messages(value):
+    need = "a list of messages that an answer can follow"
+    if got := _no_messages(value):
+        return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
+    if value[-1]["role"] == "assistant":
+        return need, "a last message of the assistant", "drop it, so that the prompt ends before the answer"
+    return None
+
+
+def _wrong_end(value):
+    need = "a list of messages that ends with the answer"
+    if got := _no_messages(value):
+        return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
+    if value[-1]["role"] != "assistant":
+        return need, f"a last message of the role {value[-1]['role']!r}", "end it with a message of the assistant"
+    return None
+
+
+def _no_messages(value) -> str | None:
+    """Why this is no list of messages with something in the last one, in words; None if it is one."""
+    if not isinstance(value, list) or not value:
+        return in_words(value)
+    for number, turn in enumerate(value):
+        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+            return f"{in_words(turn)} as message {number}"
+        role, content = turn["role"], turn["content"]
+        if not isinstance(role, str) or not role.strip():
+            return f"{in_words(role)} as the role of message {number}"
+        parts = isinstance(content, list) and content and all(isinstance(p, dict) and "type" in p for p in content)
+        calls = content is None and turn.get("tool_calls")  # a call of a tool needs no text
+        if not (isinstance(content, str) or parts or calls):
+            return f"{in_words(content)} as the content of message {number}"
+    if isinstance(value[-1]["content"], str) and not value[-1]["content"].strip():
+        return f"{in_words(value[-1]['content'])} as the content of the last message"
+    return None
+
+
+def _start_alike(one: list[dict], other: list[dict]) -> bool:
+    """Whether two conversations are the same but for their last message."""
+    return one[:-1] == other[:-1] or [*map(_filled, one[:-1])] == [*map(_filled, other[:-1])]
+
+
+def _filled(turn: dict) -> dict:
+    """A message without the nulls by which a column fills up keys that some messages lack."""
+    return {key: value for key, value in turn.items() if value is not None}
+
+
+# ---- what only looks wrong ----
+
+
+def _check_template(data) -> None:
+    try:
+        (data.input_template or "").format("")
+    except (IndexError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"--data.input_template needs one {{}}, where the prompt goes, and every other brace doubled, got "
+            f"{data.input_template!r}: double them"
+        ) from error
+
+
+def _labels(dataset, data, source: str) -> Iterable[str]:
+    if data.label_key is None:
+        return
+    labels = columns.column(dataset, "--data.label_key", data.label_key, source)
+    if without := [row for row, label in enumerate(labels) if label is None or label != label]:
+        yield (
+            f"warning: no label in {data.label_key!r} (--data.label_key) in {columns.at(without, source)}: there the "
+            "reward function gets None"
+        )
+
+
+def _images(dataset, data, source: str) -> Iterable[str]:
+    key, most = getattr(data, "image_key", None), getattr(data, "max_images_per_prompt", 0)
+    if key not in dataset.column_names:
+        if most:
+            raise ValueError(
+                f"--data.max_images_per_prompt {most} needs a column of images (--data.image_key), got {key!r}; "
+                f"columns of {source} are {sorted(dataset.column_names)}: correct the flag or add the column"
+            )
+    elif not most and dataset.data.column(key).null_count < len(dataset.data):
+        yield f"warning: images in {key!r} of {source} are not read without --data.max_images_per_prompt"
+
+
+def unread_prompts(dataset, answers: list, data, source: str) -> str | None:
+    """What to say if there is a column of prompts that no flag names; answers that begin with it do not need it."""
+    if data.prompt_key or data.apply_chat_template or "prompt" not in dataset.column_names:
+        return None
+    for row, (prompt, answer) in enumerate(zip(dataset["prompt"][:], answers)):
+        if not isinstance(prompt, str) or not answer.startswith(prompt.strip()):
+            return (
+                f"--data.prompt_key needs the column of prompts, got none, and {data.chosen_key!r} in row {row} of "
+                f"{source} does not begin with 'prompt': pass --data.prompt_key prompt, or drop the column"
+            )
+    return None
+
+
+def check_chosen_is_preferred(dataset, source: str) -> list[str]:
+    """For a training that reads no preferences: refuses data in which a column says that `chosen` is not preferred.
+
+    Raises:
+        ValueError: a preference other than 1, as data for factorized reward models have them.
+    """
+    if PREFERENCE not in dataset.column_names:
+        return []
+    values, lost = dataset[PREFERENCE][:], []
+    for row, value in enumerate(values):
+        try:
+            if value is not None and preference_of(float(value) if isinstance(value, bool) else value) < 1:
+                lost.append(row)
+        except ValueError:
+            return [f"warning: the column {PREFERENCE!r} of {source} is not read: 'chosen' counts as preferred"]
+    if lost:
+        raise ValueError(
+            f"this training needs preferred answers as chosen ones, got {values[lost[0]]} in {PREFERENCE!r} in "
+            f"{columns.at(lost, source)}: swap answers that lost, drop ties, and then drop the column"
+        )
+    return []

@@ -1,0 +1,70 @@
+"""The model that a run leaves: not that of a run that made no update, and readable as the umask says.
+
+The host saves a model after the last step, whether or not there was a step. Prompts may all have been filtered, the
+policy may have been frozen for as long as the run was, the data may fill no batch, or every gradient may have been
+nan, which DeepSpeed leaves out silently. Then the saved weights are those that the run began with, under the name of
+trained ones. It runs in every DeepSpeed rank.
+"""
+
+import inspect
+from pathlib import Path
+
+
+def save(save_model, strategy, args, kwargs) -> None:
+    """The host's `save_model`, on every rank, with the same arguments. A copy in the middle of a run is left out, with
+    a line, as long as there was no update.
+
+    Raises:
+        RuntimeError: the run has ended without an update. Nothing is saved.
+    """
+    call = inspect.signature(save_model).bind(*args, **kwargs).arguments
+    model, folder = call["model"], Path(call["output_dir"])
+    if updates(strategy, model) == 0:
+        if folder != Path(strategy.args.ckpt.output_dir):
+            strategy.print(f"[pgrpo] no update has been made yet, so no model is saved to {folder}")
+            return
+        if getattr(
+            strategy, "resumed", False
+        ):  # an average, which checkpoints do not hold, of a run that was complete
+            strategy.print(f"[pgrpo] no update was made since the checkpoint, so the model in {folder} stays as it is")
+            return
+        raise RuntimeError(
+            f"training needs at least one update, got none{_reason(model)}: nothing is saved to {folder}"
+        )
+    save_model(*args, **kwargs)
+    if strategy.is_rank_0():
+        share(folder)
+
+
+def updates(strategy, model) -> int:
+    """How many updates a model of the host has had, those before a resume included, and skipped steps not."""
+    engine = _engine(model)
+    if engine.optimizer is None:  # a moving average of the weights
+        return strategy.time_steps["ema"]
+    return engine.global_steps - engine.skipped_steps
+
+
+def _engine(model):
+    """DeepSpeed's engine: the host wraps that of a policy."""
+    return model if hasattr(model, "global_steps") else model.model
+
+
+def _reason(model) -> str:
+    skipped = _engine(model).skipped_steps
+    if skipped:
+        return (
+            f" ({skipped} steps were left out, because gradients were not finite: look for rewards or losses that are "
+            "not, or lower the learning rate)"
+        )
+    return (
+        " (were all samples filtered, is there less data than --train.batch_size, or is the policy frozen for longer "
+        "than the run, by --critic.freezing_steps?)"
+    )
+
+
+def share(folder: Path) -> None:
+    """Gives weights the mode of config.json, which the umask gave: safetensors writes files for their owner alone."""
+    config = folder / "config.json"
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        if config.is_file() and not path.is_symlink():
+            path.chmod(config.stat().st_mode & 0o777)

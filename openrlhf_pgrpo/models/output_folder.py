@@ -1,0 +1,74 @@
+"""May a model be written to this folder? What is not ours is never replaced. It is asked before the long work."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from openrlhf_pgrpo.core.names import listed
+
+WEIGHTS, USERS, CONFIG = "model.safetensors", "users.json", "config.json"
+FITTED = "base_reward_fitted"  # in the config of a model that `openrlhf-pgrpo factorize` made
+NEW = ".new-"  # what the temporary folder of a writer begins with
+# What tells a folder that holds a model, whoever wrote it.
+MODEL_FILES = (CONFIG, USERS, "adapter_config.json", "*.safetensors", "*.bin", "*.gguf", "*.index.json", "tokenizer*")
+# What a folder of ours may hold: the files above, and those of any tokenizer.
+OUR_FILES = (
+    *(WEIGHTS, USERS, CONFIG, f"{NEW}*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),
+    *("merges.txt", "*.model", "*.tiktoken", "chat_template*", "additional_chat_templates"),
+)
+
+
+def check_output(folder: str | Path, flag: str, inputs: Iterable[str | Path | None] = (), again: bool = False) -> None:
+    """Raises ValueError if a model that is written to `folder` would destroy something; for use before the long work.
+
+    It may lie beside files of other kinds, such as checkpoints and logs, which stay.
+
+    Args:
+        flag: names the folder in messages. inputs: folders or hub names of the models that are read; None is none.
+        again: a model that is there is one that this command may replace, such as that of the run that is resumed.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{flag} needs a folder, got {folder}, which is something else: name another")
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag} needs a folder that can be written, got {folder} in {above}: name another")
+    for given in inputs:
+        if given is not None and folder.exists() and Path(given).exists() and folder.samefile(given):
+            raise ValueError(f"{flag} needs a folder of its own, got {folder}, the model that is read: name another")
+    held = sorted(path.name for pattern in MODEL_FILES for path in folder.glob(pattern))
+    if held and not again:
+        raise ValueError(
+            f"{flag} needs a folder without a model, got {folder} with {listed(held, 3)}, which would be replaced: "
+            "name another, or move that model away"
+        )
+
+
+def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None] = (), refit: bool = False) -> None:
+    """Raises ValueError unless `folder` is new or empty.
+
+    Args:
+        flag, inputs: as `check_output`.
+        refit: It may also hold a model that `write` made, and nothing else. That one came of a file and flags in
+            minutes, and profiles of the old model are refused with a sentence. A trained one is never replaced.
+    """
+    folder = Path(folder)
+    check_output(folder, flag, inputs, again=True)
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in held if not any(Path(name).match(pattern) for pattern in OUR_FILES)]
+    if held and not (refit and not foreign and _is_fitted(folder)):
+        kept = " that factorize has written, alone" if refit else ""
+        raise ValueError(
+            f"{flag} needs a new or empty folder{', or one with a model' if refit else ''}{kept}, got {folder} with "
+            f"{listed(foreign or held, 3)}: name another"
+        )
+
+
+def _is_fitted(folder: Path) -> bool:
+    """Whether the folder holds a model that `write` made."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get(FITTED) is True

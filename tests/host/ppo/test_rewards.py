@@ -1,0 +1,268 @@
+"""Whatever a reward function, server or agent gives: numbers for the estimator, or a sentence that says what."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openrlhf_pgrpo.host.ppo import rewards as rewards_module
+from openrlhf_pgrpo.host.tags import TaggedPrompt
+
+pytestmark = pytest.mark.host
+
+PROMPT = TaggedPrompt("who is it?", "ann", "u1")
+nan, inf = float("nan"), float("inf")
+
+
+class Engine:
+    """Generates two tokens for any prompt."""
+
+    async def generate(self, tokens, sampling_params, multi_modal_data=None):
+        answer = SimpleNamespace(token_ids=[5, 6], text="an answer", finish_reason="stop", logprobs=None)
+        return SimpleNamespace(outputs=[answer])
+
+
+class Tokenizer:
+    def __call__(self, text, add_special_tokens, return_tensors):
+        return {"input_ids": torch.tensor([[1, 2, 3]])}
+
+    def decode(self, tokens, skip_special_tokens):
+        return "who is it? an answer"
+
+
+def rollout(executor):
+    """The response of an executor of the host, and the sample that the host makes of it."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    params = SimpleNamespace(max_tokens=8, logprobs=None)
+    response = asyncio.run(executor.execute(PROMPT, "x", params, 64, Tokenizer(), Engine()))
+    generator = SamplesGenerator.__new__(SamplesGenerator)
+    generator.args = SimpleNamespace(reward=SimpleNamespace(remote_url=["r.py"]))
+    return generator._process_response_into_experience(response, max_len=64)
+
+
+def by_function(function):
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+    executor = SingleTurnAgentExecutor(["http://127.0.0.1:1"])
+    executor.reward_func = function
+    return rollout(executor)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1.5, np.float32(1.5), np.array([1.5]), np.array(1.5), torch.tensor(1.5), torch.tensor([1.5]),
+     torch.tensor([[1.5]]), [1.5], [[1.5]], torch.tensor([1.5], dtype=torch.bfloat16)],
+)  # fmt: skip
+def test_d2_one_number_in_any_form_is_a_reward(value):
+    """A reward reaches the sample as one number of shape (1,), whatever holds it."""
+    sample = by_function(lambda queries, prompts, labels: {"rewards": value})
+    assert sample.rewards.tolist() == sample.scores.tolist() == sample.info["reward"].tolist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        (None, "needs to return a dictionary with the key 'rewards', got null"),
+        ({}, "got an empty dictionary"),
+        ({"reward": 1.0}, "with the key 'rewards', got the keys 'reward'"),
+        ([1.0], "with the key 'rewards', got a list"),
+        (1.0, "with the key 'rewards', got float 1.0"),
+        ({"rewards": None}, "needs one finite number under 'rewards', got null"),
+        ({"rewards": nan}, "under 'rewards', got nan"),
+        ({"rewards": torch.tensor([inf])}, "under 'rewards', got inf"),
+        ({"rewards": "1.5"}, "under 'rewards', got the text '1.5'"),
+        ({"rewards": [1.0, 2.0]}, "under 'rewards', got a list"),
+        ({"rewards": torch.tensor([1.0, 2.0])}, r"got a tensor of torch.float32 and shape \(2,\)"),
+        ({"rewards": np.array(["a"])}, "got an array of <U1"),
+        ({"rewards": 10**400}, "got a whole number beyond float64"),
+        ({"rewards": 1e39}, "got 1e.39, which is beyond float32"),
+        ({"rewards": 1.0, "scores": [1, 0]}, "under 'scores', got a list"),
+        ({"rewards": 1.0, "extra_logs": [1]}, "a dictionary of numbers under 'extra_logs', got a list"),
+        ({"rewards": 1.0, "extra_logs": {"math": "good"}}, "for 'math' in 'extra_logs', got the text 'good'"),
+        ({"rewards": 1.0, "extra_logs": {"math": nan}}, "for 'math' in 'extra_logs', got nan"),
+        ({"rewards": 1.0, "extra_logs": {"reward": 2}}, "got 'reward', which the host uses"),
+        ({"rewards": 1.0, "extra_logs": {3: 2}}, "got 3, which is no text"),
+    ],
+)
+def test_d2_d6_anything_else_says_what_came_and_for_whom(returned, words):
+    """The sentence names what was returned, preference group, prompt and label. No exception is spoken of."""
+    whom = ".*for preference group 'ann', prompt 'who is it.', label 'x'"
+    with pytest.raises(ValueError, match=words + whom) as error:
+        by_function(lambda queries, prompts, labels: returned)
+    assert "raised" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("raise KeyError('math')", "raised KeyError: 'math' in line 2 of FILE"),
+        ("raise ValueError('no answer\\nand more')", "raised ValueError: no answer and more in line 2 of FILE"),
+        ("next(iter([]))", "raised RuntimeError: StopIteration"),  # asyncio would wait for ever
+        ("raise SystemExit(3)", "raised RuntimeError: SystemExit 3"),  # it would end the rollout process
+    ],
+)
+def test_d2_an_exception_is_told_with_its_type_and_line(code, words, tmp_path):
+    """The host hides exceptions of reward functions; here the sentence has type, text and line."""
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+    file = tmp_path / "reward.py"
+    file.write_text(f"def reward_func(queries, prompts, labels):\n    {code}\n")
+    with pytest.raises(ValueError) as raised:
+        rollout(SingleTurnAgentExecutor([str(file)]))
+    assert words.replace("FILE", str(file)) in str(raised.value)
+    assert "for preference group 'ann'" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_d2_a_server_that_fails_is_named(monkeypatch):
+    """The address of the server, and where the reason stands."""
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+    async def at_once(seconds):
+        return None
+
+    monkeypatch.setattr("openrlhf.utils.agent.asyncio.sleep", at_once)
+    with pytest.raises(
+        ValueError, match="the reward server http://127.0.0.1:1 raised RuntimeError.*Request error, pl"
+    ):
+        rollout(SingleTurnAgentExecutor("http://127.0.0.1:1"))
+
+
+def by_agent(step):
+    from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+    class Agent(AgentInstanceBase):
+        def __init__(self):
+            pass
+
+        async def step(self, state_dict, **kwargs):
+            return step(state_dict)
+
+    return rollout(MultiTurnAgentExecutor(Agent))
+
+
+STEP = {"rewards": torch.tensor(1.5), "environment_feedback": "", "done": True}
+
+
+@pytest.mark.parametrize("value", [1.5, torch.tensor([1.5]), [1.5], np.array(1.5)])
+def test_d2_a_step_of_an_agent_may_give_any_number(value):
+    """The host asks for `.item()`, which a plain number does not have."""
+    assert by_agent(lambda states: {**STEP, "rewards": value}).rewards.tolist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    "step, words",
+    [
+        (lambda states: None, "Agent.step needs to return a dictionary with 'rewards', .*got null"),
+        (lambda states: {**STEP, "rewards": nan}, "Agent.step needs one finite number under 'rewards', got nan"),
+        (
+            lambda states: {"reward": 1, "done": True},
+            "dictionary with 'rewards', 'environment_feedback', got the keys",
+        ),
+        (lambda states: {}["x"], "Agent.step raised KeyError: 'x'"),
+    ],
+)
+def test_d2_an_agent_says_what_went_wrong_and_for_whom(step, words):
+    """Agents are a third source of rewards."""
+    with pytest.raises(ValueError, match=words + ".*for preference group 'ann', prompt 'who is it.', label 'x'"):
+        by_agent(step)
+
+
+def test_d3_an_executor_of_ones_own_without_reward_is_refused_in_evaluation_too():
+    """Every response passes here, in training and evaluation, sync and async."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    generator = SamplesGenerator.__new__(SamplesGenerator)
+    generator.args = SimpleNamespace(reward=SimpleNamespace(remote_url="agent"))
+    response = {"prompt": PROMPT, "label": "x", "observation_tokens": [1, 2], "action_ranges": [(1, 2)],
+                "rollout_log_probs": None, "reward": None}  # fmt: skip
+    with pytest.raises(ValueError, match="every sample needs a reward: the executor .*got null, for preference group"):
+        generator._process_response_into_experience(response, max_len=64)
+
+
+def test_d3_evaluation_with_a_local_reward_model_is_refused():
+    """The host never asks a local reward model in evaluation."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    generator = SamplesGenerator.__new__(SamplesGenerator)
+    generator.args = SimpleNamespace(reward=SimpleNamespace(remote_url=None))
+    with pytest.raises(ValueError, match="evaluation needs rewards .*leave out --eval.dataset"):
+        generator.generate_eval_samples()
+
+
+plain = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.binary(max_size=4),
+    st.complex_numbers(),
+)
+held = plain | st.floats().map(np.float32) | st.lists(st.floats(width=32), max_size=3).map(torch.tensor)
+held = held | st.lists(st.floats(), max_size=3).map(np.array)
+nested = st.recursive(
+    held,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["rewards", "reward", "scores"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+returns = nested | st.fixed_dictionaries(
+    {"rewards": nested},
+    optional={"scores": nested, "extra_logs": nested | st.dictionaries(st.text(max_size=3), nested, max_size=2)},
+)
+EXAMPLES = 6_000
+
+
+def test_d2_d6_whatever_is_returned_is_numbers_or_a_sentence():
+    """Property: finite numbers that the host can take, or a ValueError in one line that says what came."""
+
+    @settings(max_examples=EXAMPLES, deadline=None, database=None)
+    @given(returns)
+    def check(returned):
+        try:
+            found = rewards_module.of_returned(returned)
+        except ValueError as error:
+            assert "needs" in str(error) and "got" in str(error)
+            return
+        for value in (found["rewards"], found["scores"], *found["extra_logs"].values()):
+            one = torch.tensor([value])
+            assert one.shape == (1,) and one.isfinite().all() and one.float().isfinite().all()
+
+    check()
+    print(f"{EXAMPLES} inputs")
+
+
+def test_c2_a_long_wait_says_what_for_and_again_at_growing_intervals(capsys):
+    """A reward function that never returns: after three minutes a line, then after six, twelve, ..."""
+    from openrlhf_pgrpo.host.ppo.waiting import Watch
+
+    now = [0.0]
+    watch = Watch(lambda: now[0])
+    watch.sent([TaggedPrompt("a says", "ann", None), TaggedPrompt("b says", "bob", None)], ["a", "b"])
+    watch.looked(["a"], ["b"])
+    lines = []
+    for turn in range(1, 80):
+        now[0] = 10.0 * turn
+        watch.looked([], ["b"])
+        if said := capsys.readouterr().out:
+            lines.append((now[0], said))
+    assert [when for when, _ in lines] == [180, 360, 720]
+    assert "still waiting for 1 prompts of the preference groups 'bob' (1)" in lines[0][1]
+    assert "3 minutes ago. The first is 'b says'" in lines[0][1]
+    watch.looked(["b"], [])
+    assert watch.prompts == {}
+
+
+def test_c2_the_hosts_loop_is_watched():
+    """The host's `ray.wait`, in the module of the sampler alone, tells the watch."""
+    import ray
+    from openrlhf.trainer.ppo_utils import samples_generator
+
+    assert type(samples_generator.ray).__name__ == "WatchedRay" and samples_generator.ray.get is ray.get

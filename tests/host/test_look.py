@@ -1,0 +1,355 @@
+"""The look that every door takes before anything heavy starts."""
+
+import ast
+import json
+import time
+
+import pytest
+
+from openrlhf_pgrpo.host import doors, flags, look, script
+
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("hooks")]
+
+SIZES = (
+    "--vllm.num_engines 1 --rollout.batch_size 4 --rollout.n_samples_per_prompt 2 --rollout.micro_batch_size 4 "
+    "--train.batch_size 8 --train.micro_batch_size 4 --data.max_len 64 --algo.kl.init_coef 0 --pgrpo.device cpu"
+).split()
+PAIR_SIZES = "--train.batch_size 4 --train.micro_batch_size 2 --data.max_len 64 --pgrpo.device cpu".split()
+REWARD = "def reward_func(queries, prompts, labels):\n    return {}\n"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a model, prompts, pairs and a reward function."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    write(tmp_path / "prompts.jsonl", [{"input": f"{i} says ", "answer": "x", "g": "ab"[i % 2]} for i in range(24)])
+    write(tmp_path / "eval.jsonl", [{"input": "who says ", "answer": "x"}])
+    pairs = [{"prompt": "p ", "chosen": f"yes {i}", "rejected": f"no {i}", "g": "ab"[i % 2]} for i in range(24)]
+    write(tmp_path / "pairs.jsonl", pairs)
+    (tmp_path / "reward.py").write_text(REWARD)
+    return tmp_path
+
+
+@pytest.fixture
+def seen(here):
+    """What a door says of a command, or raises; later words win."""
+    base = {
+        "PPO": [*SIZES, "--actor.model_name_or_path", "model", "--data.prompt_dataset", "prompts.jsonl"]
+        + ["--reward.remote_url", "reward.py", "--data.input_key", "input", "--data.label_key", "answer"],
+        "DPO": [*PAIR_SIZES, "--model.model_name_or_path", "model", "--data.dataset", "pairs.jsonl"]
+        + ["--data.prompt_key", "prompt"],
+    }
+    base["RM"] = [*base["DPO"], "--eval.dataset", "pairs.jsonl"]
+
+    def seen(name, *words):
+        door = getattr(doors, name)
+        args = door.parse_args(script.host_parser(door.script), [*base[name], *map(str, words)])
+        return door.look(flags.nest(args))
+
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("PPO", "this run makes 6 updates of 8 samples in 6 steps"),
+        ("DPO", "this run makes 6 updates of 4 pairs"),
+        ("RM", "this run makes 6 updates of 4 pairs"),
+    ],
+)
+def test_a_look_says_how_many_updates_a_run_makes(name, said, seen):
+    assert any(sentence.startswith(said) for sentence in seen(name))
+
+
+def test_a8_a_run_that_draws_too_few_samples_for_one_update_is_refused(seen):
+    """24 prompts x 2 samples, and the host's batch of 128: all steps would train nothing."""
+    with pytest.raises(ValueError, match="one update needs 128 samples .*, the run draws 48 samples"):
+        seen("PPO", "--train.batch_size", 128)
+
+
+@pytest.mark.parametrize("url", ["reward.py,other.py", "reward.py,http://a:5000/get_reward", "http://a:1/b,reward.py"])
+def test_a11_more_than_one_source_with_a_file_is_refused(url, seen):
+    """The host loads the first of them alone."""
+    with pytest.raises(ValueError, match="--reward.remote_url needs one file or any number of URLs, got"):
+        seen("PPO", "--reward.remote_url", url)
+
+
+def test_a11_several_servers_are_fine(seen):
+    assert seen("PPO", "--reward.remote_url", "http://a:5000/get_reward,https://b/get_reward")
+
+
+CLASHES = {
+    "needs engines that generate, got --vllm.num_engines None: pass": ("--vllm.num_engines", None),
+    "PPO needs rewards, got none of --reward.remote_url": ("--reward.remote_url", ""),
+    "--reward.remote_url needs a .py file, got 'lost.py', which does not exist": ("--reward.remote_url", "lost.py"),
+    "--reward.remote_url needs a .py file or URLs .*, got 'a:5000'": ("--reward.remote_url", "a:5000"),
+    "--train.agent_func_path needs a .py file, got 'agent'": ("--train.agent_func_path", "agent"),
+    "needs a class AgentExecutor at the top level, got none, of reward.py": ("--train.agent_func_path", "reward.py"),
+    "--data.prompt_dataset needs a file or folder that exists, got 'lost.jsonl'": (
+        ("--data.prompt_dataset", "lost.jsonl")
+    ),
+    "--data.prompt_dataset needs data, got none": ("--data.prompt_dataset", ""),
+    "--data.prompt_dataset needs rows, got the empty file 'void.jsonl'": ("--data.prompt_dataset", "void.jsonl"),
+    "--data.prompt_dataset needs rows, got the empty folder 'void'": ("--data.prompt_dataset", "void"),
+    "--data.prompt_dataset needs a file of .json, .*, got 'rows.txt'": ("--data.prompt_dataset", "rows.txt"),
+    "--data.prompt_dataset needs files with rows, got the Python script 'reward.py'": (
+        ("--data.prompt_dataset", "reward.py")
+    ),
+    "got an empty one": ("--data.prompt_dataset", "prompts.jsonl,"),
+    "--data.prompt_split needs a split of 'prompts.jsonl' .*, got 'test'; splits are .'train'.": (
+        ("--data.prompt_split", "test")
+    ),
+    "--data.prompt_dataset with 1 parts needs as many probabilities": ("--data.prompt_probs", "0.5,0.5"),
+    "--data.input_key needs a column of 'prompts.jsonl', got 'prompt'; columns are": ("--data.input_key", "prompt"),
+    "--data.label_key needs a column of 'prompts.jsonl', got 'label'": ("--data.label_key", "label"),
+    "--data.pref_group_key needs a column of 'prompts.jsonl'": ("--data.pref_group_key", "persona"),
+    "--eval.dataset needs a file or folder that exists, got 'lost.jsonl'": ("--eval.dataset", "lost.jsonl"),
+    "--eval.split needs a split of 'eval.jsonl' .*, got 'test'": (
+        "--eval.dataset",
+        "eval.jsonl",
+        "--eval.split",
+        "test",
+    ),
+    "--actor.model_name_or_path needs a folder of a model, got './lost', which does not exist": (
+        ("--actor.model_name_or_path", "./lost")
+    ),
+    "--actor.model_name_or_path needs a folder of a model, got 'void', which has no config.json": (
+        ("--actor.model_name_or_path", "void")
+    ),
+    "--actor.model_name_or_path needs a folder, got the file 'reward.py'": ("--actor.model_name_or_path", "reward.py"),
+    "--actor.model_name_or_path needs a folder or the name of a model on the hub, got none": (
+        ("--actor.model_name_or_path", "")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CLASHES)
+def test_d5_what_a_glance_at_flags_and_files_shows_is_said(message, seen, here):
+    """No engine, no reward, no data, a wrong file, column or split: needs, got, do."""
+    (here / "void.jsonl").touch()
+    (here / "rows.txt").write_text("a\n")
+    (here / "void").mkdir()
+    words = CLASHES[message]
+    if words[-1] is None:
+        door = doors.PPO
+        args = door.parse_args(script.host_parser(door.script), [])
+        with pytest.raises(ValueError, match=message):
+            door.look(flags.nest(args))
+        return
+    with pytest.raises(ValueError, match=message) as refused:
+        seen("PPO", *words)
+    assert ": " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name, words, message",
+    [
+        ("DPO", ("--data.dataset", "lost.jsonl"), "--data.dataset needs a file or folder that exists"),
+        ("RM", ("--data.chosen_key", "good"), "--data.chosen_key needs a column of 'pairs.jsonl', got 'good'"),
+        ("DPO", ("--data.prompt_key", "question"), "--data.prompt_key needs a column of 'pairs.jsonl'"),
+        ("DPO", ("--data.dataset_split", "test"), "--data.dataset_split needs a split of 'pairs.jsonl'"),
+        ("DPO", ("--ref.model_name_or_path", "./lost"), "--ref.model_name_or_path needs a folder of a model"),
+        ("RM", ("--eval.dataset", "lost.jsonl"), "--eval.dataset needs a file or folder that exists"),
+        ("RM", ("--train.batch_size", 128), "one update needs 128 pairs .*, the run draws 24 pairs"),
+        ("DPO", ("--data.pref_group_key", "tribe"), "--data.pref_group_key needs a column of 'pairs.jsonl'"),
+    ],
+)
+def test_d5_the_trainers_of_pairs_look_as_well(name, words, message, seen):
+    """The brothers of PPO: other flags, the same look."""
+    with pytest.raises(ValueError, match=message):
+        seen(name, *words)
+
+
+def test_pairs_are_shared_among_the_processes_of_a_launcher(seen, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="--train.batch_size needs a multiple of 8"):
+        seen("DPO")
+
+
+@pytest.mark.parametrize(
+    "flag", ["data.prompt_dataset", "reward.remote_url", "actor.model_name_or_path", "eval.dataset"]
+)
+def test_d5_what_only_the_cluster_can_see_is_a_note(flag, seen, monkeypatch):
+    """A driver need not have the files of its cluster."""
+    name = {"reward.remote_url": "/far/reward.py", "actor.model_name_or_path": "/far/model"}.get(flag, "/far/a.jsonl")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert any(f"--{flag} {name} is not on this machine" in sentence for sentence in seen("PPO", f"--{flag}", name))
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with pytest.raises(ValueError, match=f"--{flag} needs"):
+        seen("PPO", f"--{flag}", name)
+
+
+def test_a_name_that_the_hub_may_know_is_not_looked_up(seen):
+    said = seen("PPO", "--actor.model_name_or_path", "owner/model", "--data.prompt_dataset", "owner/prompts")
+    assert "--data.prompt_dataset owner/prompts is not on this machine" in said[0] and len(said) == 1
+
+
+GOOD = {
+    "plain": REWARD,
+    "a test in an if": f"if True:\n    {REWARD.replace(chr(10), chr(10) + '    ')}",
+    "imported": "from mine import reward_func\n",
+    "renamed": "from mine import score as reward_func\n",
+    "assigned": "reward_func = make()\n",
+    "assigned in a try": "try:\n    reward_func = fast.f\nexcept NameError:\n    reward_func = slow\n",
+    "everything": "from mine import *\n",
+    "a class": "class reward_func:\n    def __new__(cls, q, p, l): return {}\n",
+    "any arguments": "def reward_func(*args): return {}\n",
+    "more with defaults": "def reward_func(q, p, l, scale=1, *, mode='a'): return {}\n",
+    "decorated": "@cached\ndef reward_func(): return {}\n",
+    "made late": "globals()['reward_func'] = f\n",
+    "encoded": "# -*- coding: latin-1 -*-\n" + REWARD,
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_d5_a_reward_function_may_come_about_in_many_ways(kind, seen, here):
+    """The file is read and not run, so whatever may make the function is accepted."""
+    (here / "reward.py").write_text(GOOD[kind])
+    assert seen("PPO")
+
+
+BAD = {
+    "reward_func.* at the top level, got none": "def reward(queries, prompts, labels): return {}\n",
+    "needs a function reward_func.*, got none": "class A:\n    def reward_func(self, q, p, l): return {}\n",
+    "got an async one in line 1": "async def reward_func(q, p, l): return {}\n",
+    "got one with other arguments in line 2": "\ndef reward_func(queries, labels): return {}\n",
+    "got one with other arguments": "def reward_func(q, p, l, user): return {}\n",
+    "got one with other arguments in": "def reward_func(q, p, l, *, user): return {}\n",
+    "needs Python, got .* in line 1 of reward.py": "def reward_func(:\n",
+    "needs Python, got .* of reward.py": "\0",
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_d5_a_reward_file_without_its_function_is_refused_without_running_it(message, seen, here):
+    """A glance at the file shows it."""
+    (here / "reward.py").write_text(BAD[message] + "raise SystemExit('it ran')\n")
+    with pytest.raises(ValueError, match=message):
+        seen("PPO")
+
+
+def test_an_agent_is_read_as_a_reward_function_is(seen, here):
+    (here / "agent.py").write_text("class AgentExecutor(Base): pass\n")
+    assert seen("PPO", "--train.agent_func_path", "agent.py")
+
+
+def test_the_last_definition_counts():
+    tree = ast.parse(REWARD + "async def reward_func(a, b, c): pass\n")
+    assert "async" in look._reward_function(tree)
+
+
+def test_a6_messages_without_their_template_are_refused_before_anything_starts(seen, here):
+    """Prompts that are lists of messages need --data.apply_chat_template."""
+    write(here / "prompts.jsonl", [{"input": [{"role": "user", "content": "hi"}], "answer": "x", "g": "a"}] * 24)
+    with pytest.raises(ValueError, match="--data.input_key.*row 0.*--data.apply_chat_template"):
+        seen("PPO", "--advantage_estimator", "pgrpo", "--data.pref_group_key", "g")
+
+
+def test_d18_users_that_nothing_reads_get_a_word(seen, here):
+    """A reward function sees labels, not users."""
+    assert any("warning: --data.user_key g does nothing here" in said for said in seen("PPO", "--data.user_key", "g"))
+
+
+@pytest.mark.parametrize("name", ["group_robust", "pgrpo_robust"])
+def test_d18_online_weights_need_two_preference_groups(name, seen, here):
+    """One preference group has nobody to be weighed against."""
+    words = ("--advantage_estimator", name, "--data.pref_group_key", "g")
+    assert seen("PPO", *words)
+    write(here / "prompts.jsonl", [{"input": f"{i} says ", "answer": "x", "g": "ann"} for i in range(24)])
+    with pytest.raises(ValueError, match=f"{name} needs at least two preference groups .* g, got 'ann': name another"):
+        seen("PPO", *words)
+
+
+def test_a14_a_folder_without_profiles_is_refused(here, factorized):
+    """Else every elicited user would get the average's reward."""
+    (here / "none").mkdir()
+    for folder in ("nosuchfolder", "none"):
+        words = ["--reward.model_name_or_path", str(factorized), "--reward.profiles", folder]
+        words += ["--reward.unknown_user", "mean", "--pgrpo.device", "cpu"]
+        args = doors.SERVE.parse_args(script.host_parser(doors.SERVE.script), words)
+        with pytest.raises(ValueError, match=f"--reward.profiles: .*{folder}"):
+            doors.SERVE.look(flags.nest(args))
+
+
+def test_rows_of_several_files_and_folders_are_read_as_the_run_reads_them(seen, here):
+    from datasets import Dataset
+
+    rows = [{"input": "b says ", "answer": "x", "g": "a"}] * 8
+    Dataset.from_list(rows).save_to_disk(here / "saved")
+    Dataset.from_list(rows).to_parquet(here / "more.parquet")
+    said = seen("PPO", "--data.prompt_dataset", "prompts.jsonl, more.parquet,saved")
+    assert any("episode of 40 prompts" in sentence for sentence in said)
+    said = seen("PPO", "--data.prompt_dataset", "prompts.jsonl", "--data.max_samples", 8)
+    assert any("episode of 8 prompts" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("name", ["train_ppo_ray", "train_dpo", "train_rm", "serve_rm"])
+def test_the_parser_is_that_of_the_script(name, monkeypatch):
+    """Built without the script's imports, it has the same flags, types and defaults."""
+    import argparse
+    import runpy
+
+    class Built(Exception):
+        pass
+
+    def stop(parser, *args):
+        raise Built(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Built) as built:
+        runpy.run_module(f"openrlhf.cli.{name}", run_name="__main__")
+    monkeypatch.undo()
+
+    def shape(parser):
+        return [
+            (action.option_strings, action.dest, action.type, action.choices, action.nargs, action.default)
+            for action in parser._actions
+            if "run_name" not in action.dest  # by the minute
+        ]
+
+    assert shape(script.host_parser(f"openrlhf.cli.{name}")) == shape(built.value.args[0])
+    assert not script.is_patched(f"openrlhf.cli.{name}")
+
+
+def test_a_look_at_many_rows_takes_little_beside_reading_them(seen, here, monkeypatch):
+    """1e5 prompts: less than a second of a quiet core, three here, since tests run beside others."""
+    rows = [{"input": f"{i} says hello to everybody ", "answer": "x", "g": f"g{i % 50}"} for i in range(100_000)]
+    write(here / "prompts.jsonl", rows)
+    reading = []
+
+    def timed(*args):
+        began = time.process_time()
+        dataset = read(*args)
+        reading.append(time.process_time() - began)
+        return dataset
+
+    read = look._read
+    monkeypatch.setattr(look, "_read", timed)
+    began = time.process_time()
+    said = seen("PPO", "--advantage_estimator", "pgrpo", "--data.pref_group_key", "g")
+    spent = time.process_time() - began - sum(reading)
+    assert any("25000 updates" in sentence for sentence in said)
+    assert spent < 3, f"{spent:.1f} s beside {sum(reading):.1f} s of reading"
+
+
+def test_b1_a_model_is_replaced_only_by_the_run_that_wrote_it(seen, here):
+    """The output folder is the policy itself, or holds a model of somebody else; or it is that of an earlier run."""
+    with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder of its own, got model, the model that is"):
+        seen("DPO", "--ckpt.output_dir", "model")
+    (here / "theirs").mkdir()
+    (here / "theirs" / "config.json").write_text("{}")
+    for door in ("PPO", "DPO", "RM"):
+        with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder without a model, got theirs"):
+            seen(door, "--ckpt.output_dir", "theirs")
+    (here / "theirs" / "metrics.jsonl").touch()
+    for door in ("PPO", "DPO", "RM"):
+        said = seen(door, "--ckpt.output_dir", "theirs")
+        assert "the model in theirs, which an earlier run left there, will be replaced at the end of this run" in said
+        assert seen(door, "--ckpt.output_dir", "new") == [line for line in said if "theirs" not in line]

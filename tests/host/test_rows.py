@@ -1,0 +1,276 @@
+"""Rows of any shape into every reader: each gives texts, names and numbers of the right kind, or says where it cannot.
+
+Properties, by hypothesis. A row has any JSON value in any column, or lacks the column. An input is one file or dataset
+for one reader.
+"""
+
+import json
+import re
+from itertools import product
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openrlhf_pgrpo.core.names import name_of
+from openrlhf_pgrpo.models import factorize
+from openrlhf_pgrpo.people.pool import read_pool
+from openrlhf_pgrpo.people.rerank import read_candidates
+
+pytestmark = pytest.mark.host
+
+# What a text must never be: a value that was printed.
+PRINTED = re.compile(r"\[\{|\{'|None|nan|\[\]")
+# Where something is wrong: a row or line, or a column that is not there.
+PLACE = re.compile(r"\b(row|line|lines|pair) \d|\d lines|needs (a|the) column|needs at least|columns? .*--data\.")
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="[]{}Nn<"), max_size=4)
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-9, 9),
+    st.floats(),
+    TEXT,
+    st.sampled_from(["", " ", "\n", "a", "b", 0.5, 1, 0]),
+)
+INNER = PLAIN | st.lists(PLAIN, max_size=2)
+TURN = st.dictionaries(st.sampled_from(["role", "content", "text"]), INNER, max_size=3)
+CONTENT = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": INNER})
+ANY = st.one_of(PLAIN, PLAIN, st.lists(PLAIN, max_size=2), TURN, st.lists(TURN | CONTENT, max_size=3))
+
+
+def turns(*texts):
+    """A conversation; the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+WORDS = ["why?", "so", "it is", "猫", "🙂", "7"]
+NAMES = ["ann", "bob", " ann", 7, 7.0, True]
+CHATS = [turns("why?"), turns("a", "b", "c"), [{"role": "user", "content": [{"type": "text", "text": "why?"}]}]]
+ANSWERS = [turns("why?", "so"), turns("why?", "it is"), turns("a", "b", "c", "so")]
+
+
+@st.composite
+def rows_of(draw, **good):
+    """Up to three rows of values that are right, of which up to two become anything or get lost."""
+    rows = draw(st.lists(st.fixed_dictionaries({key: st.sampled_from(of) for key, of in good.items()}), max_size=3))
+    for number, key, value in draw(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([*good]), ANY), max_size=2)):
+        if number < len(rows):
+            rows[number] = {**rows[number], key: value}
+            if value == "b":
+                del rows[number][key]
+    return rows
+
+
+class Table:
+    """As much of a dataset as the checks read: it has every column that a row has, null where a row lacks it."""
+
+    def __init__(self, rows):
+        self.rows, self.column_names = rows, [*dict.fromkeys(key for row in rows for key in row)]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key):
+        return [row.get(key) for row in self.rows]
+
+
+def template(conversation, tokenize=False, add_generation_prompt=False):
+    text = "".join(f"<{turn['role']}>{turn['content']}" for turn in conversation)
+    return text + "<assistant>" * add_generation_prompt
+
+
+def is_text(text) -> bool:
+    """A text that was written as one. Parts of a content and calls of a tool are the template's to print."""
+    return isinstance(text, str) and bool(text.strip()) and not PRINTED.search(text)
+
+
+def args_of(chat=False, **data):
+    columns = dict(input_key="x", label_key="y", prompt_key="x", chosen_key="c", rejected_key="r", user_key="u")
+    columns |= dict(pref_group_key="g", preference_key=None, image_key="images", max_images_per_prompt=0)
+    data = SimpleNamespace(**{**columns, "apply_chat_template": chat, "input_template": None, **data})
+    parts = dict(robust=SimpleNamespace(estimator=None), model=SimpleNamespace(margin_loss_enable=False))
+    return SimpleNamespace(data=data, reward=SimpleNamespace(factors=2), **parts)
+
+
+class Counted:
+    """How many inputs there were, and how many of them were accepted."""
+
+    def __init__(self):
+        self.inputs = self.accepted = 0
+
+    def read(self, reader, *args, **kwargs):
+        """What the reader gives; None if it refuses and says where."""
+        self.inputs += 1
+        try:
+            found = reader(*args, **kwargs)
+        except ValueError as error:
+            assert PLACE.search(str(error)), error
+            return None
+        self.accepted += 1
+        return found
+
+
+@pytest.fixture
+def counted(capsys):
+    counted = Counted()
+    yield counted
+    with capsys.disabled():
+        print(f" {counted.inputs} inputs, {counted.accepted} accepted ", end="")
+    assert counted.inputs > counted.accepted > counted.inputs / 100  # else the rows are not of both kinds
+
+
+def many(examples):
+    return settings(max_examples=examples, deadline=None, suppress_health_check=[*HealthCheck])
+
+
+@pytest.fixture
+def host(hooks):
+    """How the host makes its texts of rows that were accepted."""
+    from openrlhf.datasets import prompts_dataset, reward_dataset
+
+    from openrlhf_pgrpo.host.dpo import data as dpo
+    from openrlhf_pgrpo.host.ppo import prompts
+    from openrlhf_pgrpo.host.rm import data as rm
+
+    def prompt(row, chat):
+        return prompts_dataset.preprocess_data(row, None, "x", "y", template if chat else None)[0]
+
+    def pair(row, prompt_key, chat, is_dpo):
+        return reward_dataset.preprocess_data(row, None, prompt_key, "c", "r", template if chat else None, is_dpo)[:3]
+
+    return SimpleNamespace(prompt=prompt, pair=pair, prompts=prompts.check, dpo=dpo.check, rm=rm.check)
+
+
+def tool_or_parts(row, *keys) -> bool:
+    """Whether a message has no text of its own."""
+    turns = [turn for key in keys if isinstance(row.get(key), list) for turn in row[key]]
+    return any(not isinstance(turn["content"], str) for turn in turns)
+
+
+def test_a6_a7_prompts(host, counted):
+    @many(800)
+    @given(rows_of(x=WORDS, y=WORDS, g=NAMES, u=NAMES) | rows_of(x=WORDS + CHATS, y=WORDS, g=NAMES, u=NAMES))
+    def check(rows):
+        table = Table(rows)
+        for chat, training in product((True, False), repeat=2):
+            if counted.read(host.prompts, table, args_of(chat), "'p'", training) is not None:
+                for row, pref_group, user in zip(rows, table["g"], table["u"], strict=True):
+                    assert is_text(host.prompt({"y": None, **row}, chat)) or tool_or_parts(row, "x")
+                    assert not training or (name_of(pref_group).strip() and name_of(user).strip())
+
+    check()
+
+
+PAIR = dict(g=NAMES, u=NAMES)
+PAIRS = [
+    dict(x=WORDS, c=WORDS, r=WORDS, **PAIR),
+    dict(x=WORDS, c=WORDS, r=WORDS, **PAIR, preference=[1, 1.0, 0, 0.5]),
+    dict(x=CHATS, c=ANSWERS, r=ANSWERS, **PAIR),
+    dict(x=CHATS, c=[answer[-1:] for answer in ANSWERS], r=[answer[-1:] for answer in ANSWERS], **PAIR),
+]
+
+
+def test_b5_d19_pairs(host, counted):
+    @many(600)
+    @given(st.one_of(*(rows_of(**columns) for columns in PAIRS)))
+    def check(rows):
+        table = Table(rows)
+        for chat, with_prompt, ours, is_dpo in product((True, False), repeat=4):
+            args = args_of(chat, prompt_key="x" if with_prompt else None, pref_group_key="g" if ours else None)
+            args.reward.factors = 2 if ours else None
+            if counted.read(host.dpo if is_dpo else host.rm, table, args, "'p'") is None:
+                continue
+            for row in rows:
+                prompt, *answers = host.pair(row, args.data.prompt_key, chat, is_dpo)
+                own = not tool_or_parts(row, *("x",) * with_prompt, "c", "r")
+                assert all(map(is_text, answers)) or not own
+                assert is_text(prompt) or not (with_prompt or (chat and is_dpo)) or not own
+                assert not ours or name_of(row["g" if is_dpo else "u"]).strip()
+                assert (ours and not is_dpo) or row.get("preference") in (None, 1) or warned(table)
+
+    check()
+
+
+def warned(table) -> bool:
+    """A column `preference` that holds something else is not read, which is said."""
+    return any(not isinstance(value, (int, float, type(None))) or not 0 <= value <= 1 for value in table["preference"])
+
+
+def test_a7_b5_lines_of_jsonl(counted, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    columns = dict(user=NAMES, prompt=WORDS, chosen=WORDS, rejected=["no", "not so"], preference=[0, 1, 0.5])
+
+    @many(400)
+    @given(
+        rows_of(**columns, a=WORDS, b=["no", "not so"], responses=[["a"], ["a", "b"]]),
+        st.sampled_from(["", "", "", "[1]\n", "{\n", '{"user": "\\ud83d"}\n', "\n\n"]),
+    )
+    def check(rows, more):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + more)
+        for user, *texts, preference in counted.read(factorize.read, path) or ():
+            assert user.strip() and all(isinstance(text, str) and not PRINTED.search(text) for text in texts)
+            assert type(preference) is float and 0 <= preference <= 1
+        for pair in counted.read(read_pool, path) or ():
+            assert all(isinstance(text, str) for text in pair)
+        for row in counted.read(read_candidates, path) or ():
+            assert isinstance(row["prompt"], str) and all(isinstance(text, str) for text in row["responses"])
+
+    check()
+
+
+def test_a7_names(counted):
+    def read(value):
+        try:
+            return name_of(value)
+        except ValueError as error:
+            raise ValueError(f"row 0 {error}") from error
+
+    @many(300)
+    @given(st.lists(ANY, min_size=8, max_size=8))
+    def check(values):
+        for value in values:
+            name = counted.read(read, value)
+            assert name is None or (name.strip() and not PRINTED.search(name))
+
+    check()
+
+
+def test_a6_a7_files_of_every_kind(host, counted, tmp_path):
+    """The same rows as JSONL and as Parquet, through the host's own reading: the same texts and names, or refused."""
+    from datasets import disable_progress_bars, enable_progress_bars
+    from openrlhf.datasets.utils import blending_datasets
+
+    strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False)
+
+    def read(path):
+        dataset = blending_datasets(str(path), None, strategy)
+        host.prompts(dataset, args_of(), repr(str(path)))
+        return [*zip(dataset["x"], map(name_of, dataset["g"]), map(name_of, dataset["u"]))]
+
+    @many(40)
+    @given(rows_of(x=WORDS, y=WORDS, g=["ann", "7"], u=[7, 8.0]))
+    def check(rows):
+        path = tmp_path / f"rows{counted.inputs}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = counted.read(read, path)
+        kinds = [{type(row.get(column)) for row in rows} for column in "xygu"]
+        if any(bool in kind and kind & {int, float} for kind in kinds):
+            return  # among numbers, arrow writes False as 0
+        try:
+            table = pa.Table.from_pylist(rows)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return  # arrow holds no columns of several kinds
+        if len(table):
+            pq.write_table(table, path.with_suffix(".parquet"))
+            again = counted.read(read, path.with_suffix(".parquet"))
+            assert None in (found, again) or found == again
+
+    disable_progress_bars()
+    try:
+        check()
+    finally:
+        enable_progress_bars()
