@@ -45,10 +45,10 @@ def test_every_prompt_is_short_for_the_policy(policy):
 
 @pytest.fixture(scope="module")
 def demo(policy, tmp_path_factory):
-    """One step of the demo: its folder and what it printed."""
+    """Two steps of the demo, because the first of a warm-up has the learning rate 0: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     done = subprocess.run(
-        [sys.executable, FOLDER / "demo.py", folder, "--steps", "1"],
+        [sys.executable, FOLDER / "demo.py", folder, "--steps", "2"],
         env={**os.environ, "PERSONAS_POLICY": str(policy)},
         capture_output=True,
         text=True,
@@ -59,7 +59,7 @@ def demo(policy, tmp_path_factory):
 
 def test_the_demo_trains_reports_and_shows_answers(demo):
     folder, output = demo
-    assert "\n[pgrpo] step 1  100%  ETA 0:00  reward: " in output
+    assert "\n[pgrpo] step 2  100%  ETA 0:00  reward: " in output
     assert "reward, first 1 steps -> last 1 steps" in output
     for name in ("vera", "zoe", "mara"):
         assert f"\n{name}: I love" in output

@@ -39,7 +39,7 @@ CLUSTER = {"RAY_JOBS": "http://head:8265"}
 ONLINE = {"POLICY": "policy", "PROMPTS": "prompts.jsonl", "REWARD": "reward.py", "OUT": "run"}
 PAIRS = {"POLICY": "policy", "PAIRS": "pairs.jsonl", "OUT": "run"}
 TRAIN = {"MODEL": "model", "PAIRS": "pairs.jsonl", "HELD_OUT": "held.jsonl", "RM": "rm"}
-FACTORIZED = {"RM": "rm", "POLICY": "policy", "PROMPTS": "prompts.jsonl", "OUT": "run", "MAX_LEN": "256"}
+FACTORIZED = {"RM": "rm", "POLICY": "policy", "PROMPTS": "prompts.jsonl", "OUT": "run"}
 
 # Name: script and its words, the variables it needs, GPUs by default, and the folder of its checkpoints.
 USES = {
@@ -62,6 +62,9 @@ PAIR_USES = [name for name in USES if name not in ONLINE_USES and name != "facto
 def here(tmp_path, factorized):
     """A folder with programs that only record how they were called, and every file that a script names."""
     shutil.copytree(factorized, tmp_path / "rm")
+    config = json.loads((tmp_path / "rm" / "config.json").read_text())  # texts as long as the script's default
+    longer = {"max_position_embeddings": 2048, "base_reward_max_length": 2048}
+    (tmp_path / "rm" / "config.json").write_text(json.dumps(config | longer))
     (tmp_path / "bin").mkdir()
     for name in ("python", "ray", "deepspeed"):
         stub = tmp_path / "bin" / name
