@@ -45,7 +45,7 @@ def test_every_prompt_is_short_for_the_policy(policy):
 
 @pytest.fixture(scope="module")
 def demo(policy, tmp_path_factory):
-    """Two steps of the demo, because the first of a warm-up has the learning rate 0: its folder and what it printed."""
+    """Two steps of the demo, since a warm-up begins at the learning rate 0: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     done = subprocess.run(
         [sys.executable, FOLDER / "demo.py", folder, "--steps", "2"],
