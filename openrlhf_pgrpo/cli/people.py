@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from openrlhf_pgrpo.cli.trust import add_trust, heed_trust
+from openrlhf_pgrpo.cli.trust import heed_trust
+from openrlhf_pgrpo.host.flags import add_trust
 
 
 def add_to(commands) -> None:

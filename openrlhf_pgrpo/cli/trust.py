@@ -1,15 +1,11 @@
-"""The flag of every command that loads a model."""
+"""What the commands do about --trust_remote_code; `host.flags.add_trust` adds it to their parsers."""
 
 import argparse
 
-from openrlhf_pgrpo.host.flags import add_trust
-
-__all__ = ["add_trust", "heed_trust"]
+from openrlhf_pgrpo.models.remote_code import trust
 
 
 def heed_trust(args: argparse.Namespace) -> None:
     """Lets code of models run in this process and its children, if the flag is given."""
-    from openrlhf_pgrpo.models.remote_code import trust
-
     if args.trust_remote_code:
         trust()

@@ -152,6 +152,22 @@ def name_of(value: Any) -> str:
     raise ValueError(in_words(value))
 
 
+def user_in(row: dict[str, Any], column: str, place: str) -> str:
+    """The name of the user in a row, which may be a number in the data; `place` is its line and file, in words.
+
+    Raises:
+        ValueError: the row has no such column, or nobody's name there.
+    """
+    if column not in row:
+        raise ValueError(f"{place} needs the column {column!r}, got {listed(row) or 'none'}")
+    try:
+        return name_of(row[column])
+    except ValueError as error:
+        raise ValueError(
+            f"{place} needs a user in {column!r}, a text or a number, got {error}: fill it in or drop the row"
+        ) from error
+
+
 def in_words(value: Any) -> str:
     """What a value of a row is, in a few words for an error message."""
     if value is None:

@@ -73,6 +73,17 @@ def load_whole(load, strategy, args, kwargs) -> tuple:
     return path, states
 
 
+def keep_states(load, strategy, args, kwargs) -> tuple:
+    """The host's `load_ckpt`, which also keeps what a checkpoint holds besides the model, as `strategy.client_states`.
+
+    For trainers on pairs: when they load there is no trainer yet, and their script keeps one number alone.
+    """
+    path, states = load(*args, **kwargs)
+    if path is not None:
+        strategy.client_states = states
+    return path, states
+
+
 def save_whole(save, strategy, args, kwargs) -> None:
     """The host's `save_ckpt`, on every rank, with the same arguments.
 

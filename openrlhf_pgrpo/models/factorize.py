@@ -14,7 +14,7 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import Annotations, preference_of
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
-from openrlhf_pgrpo.core.names import Names, alike, listed, name_of
+from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
 from openrlhf_pgrpo.files import read_rows
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import write
@@ -59,14 +59,7 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, st
     rows, same = [], []
     for line, row in numbered:
         place = f"line {line} of {path}"
-        if columns.user not in row:
-            raise ValueError(f"{place} needs the column {columns.user!r}, got {listed(row)}")
-        try:
-            user = name_of(row[columns.user])
-        except ValueError as error:
-            raise ValueError(
-                f"{place} needs a user in {columns.user!r}, a text or a number, got {error}: fill in or drop the row"
-            ) from error
+        user = user_in(row, columns.user, place)
         given = row.get(columns.preference) if weighed else 1.0
         try:
             preference = preference_of(given)

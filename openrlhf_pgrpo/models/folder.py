@@ -193,9 +193,6 @@ def _check_users(users: Any) -> None:
         raise ValueError(f"every user needs an id of their own, a string that is not empty, got {twice[0]!r} twice")
 
 
-# ---- where a model may be written ----
-
-
 # ---- writing ----
 
 

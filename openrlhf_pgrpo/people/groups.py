@@ -18,7 +18,7 @@ from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from openrlhf_pgrpo.core.names import listed, name_of
+from openrlhf_pgrpo.core.names import user_in
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
 from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
 from openrlhf_pgrpo.models.folder import Folder
@@ -71,18 +71,7 @@ def name_users(rows: list[tuple[int, dict]], user_key: str, data: Path) -> list[
     Raises:
         ValueError: a row without a user; with its line.
     """
-    named = []
-    for number, row in rows:
-        if user_key not in row:
-            raise ValueError(f"line {number} of {data} needs the column {user_key!r}, got {listed(row) or 'none'}")
-        try:
-            named.append((number, {**row, user_key: name_of(row[user_key])}))
-        except ValueError as error:
-            raise ValueError(
-                f"line {number} of {data} needs a user in {user_key!r}, a text or a number, got {error}: fill it in "
-                "or drop the row"
-            ) from error
-    return named
+    return [(number, {**row, user_key: user_in(row, user_key, f"line {number} of {data}")}) for number, row in rows]
 
 
 @dataclass(frozen=True)

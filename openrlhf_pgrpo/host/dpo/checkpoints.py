@@ -13,14 +13,7 @@ OTHERWISE = "start anew without --ckpt.load_enable"
 
 def install(module) -> None:
     """Makes `DeepspeedStrategy.load_ckpt` remember, in `client_states`, what a checkpoint holds besides the model."""
-
-    def load(wrapped, strategy, args, kwargs):
-        path, states = wrapped(*args, **kwargs)
-        if path is not None:
-            strategy.client_states = states
-        return path, states
-
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", whole_checkpoints.keep_states)
     whole_checkpoints.install(module)
 
 

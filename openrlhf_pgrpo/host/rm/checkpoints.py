@@ -33,10 +33,7 @@ def install(module) -> None:
         if strategy.args.reward.factors is not None:
             call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
             check_before_loading(Path(call["load_dir"]), call.get("tag"), state(strategy, call["model"]))
-        path, states = wrapped(*args, **kwargs)
-        if path is not None:
-            strategy.client_states = states
-        return path, states
+        return whole_checkpoints.keep_states(wrapped, strategy, args, kwargs)
 
     def save(wrapped, strategy, args, kwargs):
         if strategy.args.reward.factors is None:

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from openrlhf_pgrpo.core.names import name_of
 from openrlhf_pgrpo.host.serve.flags import HostDefault
+from openrlhf_pgrpo.host.serve.patience import Patience
 from openrlhf_pgrpo.host.user_rewards import UserRewards
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS, score
@@ -80,22 +81,14 @@ def _place(listener: socket.socket) -> str:
     )
 
 
-class PatientProtocol(AutoHTTPProtocol):
-    """uvicorn's HTTP, without the patience that it has for ever: for the first request of a connection, and for the
-    rest of a header."""
+class PatientProtocol(Patience, AutoHTTPProtocol):
+    """uvicorn's HTTP, without the patience that it has for ever."""
 
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self.loop.call_later(SLOWEST, self._close_if_idle, None)
+    def seconds(self) -> float:
+        return SLOWEST
 
-    def _close_if_idle(self, earlier) -> None:
-        """Closes the connection unless a request came since, or the `earlier` one is still being answered."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is earlier and (earlier is None or earlier.response_complete):
-            self.transport.close()
-        else:
-            self.loop.call_later(SLOWEST, self._close_if_idle, self.cycle)
+    def end(self) -> None:
+        self.transport.close()
 
 
 class UserRewardProxy(RewardModelProxy):
