@@ -43,8 +43,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two at a time, a file to each: much of the time a test waits for processes that it has started. The longest come first.
 test: venv
-	$(BIN)/python -m pytest --ignore tests/slurm
+	$(BIN)/python -m pytest tests/e2e tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv

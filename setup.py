@@ -46,6 +46,7 @@ setup(
         "test": [
             *(
                 "pytest",
+                "pytest-xdist",
                 "hypothesis",
                 "playwright",
                 "httpx",

@@ -131,7 +131,8 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
     """Line number, from 1, and content of each row. Empty lines are left out.
 
     Args:
-        columns: name and type of the columns that every row must have: `str` for a text, `list` for a list of texts.
+        columns: name and type of the columns that every row must have: `str` for a text, `list` for a list of texts,
+            `object` for anything.
 
     Raises:
         ValueError: no rows, or a row without one of these columns; with its line.
@@ -141,31 +142,39 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                rows.append((number, _row(line, f"line {number} of {path}", columns)))
+                place = f"line {number} of {path}"
+                rows.append((number, _row(line, place)))
+                check_row(rows[-1][1], place, columns)
     if not rows:
         having = f" with {', '.join(columns)}" if columns else ""
         raise ValueError(f"{path} needs at least one row{having}, got an empty file")
     return rows
 
 
-def _row(line: bytes, place: str, columns: dict[str, type]) -> dict:
+def _row(line: bytes, place: str) -> dict:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} needs a JSON object, got {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} needs a JSON object, got {type(row).__name__}")
+    return row
+
+
+def check_row(row: dict, place: str, columns: Mapping[str, type]) -> None:
+    """Raises ValueError unless a row has these columns, of these types, as `read_rows` has them."""
     for name, kind in columns.items():
         if name not in row:
             raise ValueError(f"{place} needs the column {name!r}, got {', '.join(map(repr, row)) or 'none'}")
         value = row[name]
+        if kind is object:
+            continue
         texts = value if kind is list and isinstance(value, list) else [value]
-        if not isinstance(value, kind) or not all(map(_is_text, texts)):
+        if not isinstance(value, kind) or not all(map(is_text, texts)):
             raise ValueError(f"{place} needs {KINDS[kind]} as {name!r}, got {str(value)[:80]!r}")
-    return row
 
 
-def _is_text(value) -> bool:
+def is_text(value) -> bool:
     """Whether this is a text that UTF-8 can hold. JSON also allows half a surrogate pair."""
     if not isinstance(value, str):
         return False

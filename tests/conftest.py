@@ -428,3 +428,18 @@ def visit(chromium):
         context.close()
 
     return visit
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many inputs the property tests had that record them."""
+    counts = {
+        report.nodeid: number
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, number in getattr(report, "user_properties", ())
+        if name == "inputs"
+    }
+    if counts:
+        terminalreporter.section(f"property tests: {sum(counts.values())} inputs in all")
+        for test, number in counts.items():
+            terminalreporter.write_line(f"{number} inputs: {test}")

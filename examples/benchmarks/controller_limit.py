@@ -122,12 +122,20 @@ def tag_dataset(ledger: Ledger, step: Step) -> None:
     prompts.install_tags(SimpleNamespace(PromptDataset=PromptDataset))
     args = SimpleNamespace(
         pgrpo=SimpleNamespace(),
-        data=SimpleNamespace(label_key=None, pref_group_key="persona", user_key="user"),
+        data=SimpleNamespace(
+            input_key="prompt",
+            apply_chat_template=False,
+            input_template=None,
+            label_key=None,
+            image_key=None,
+            pref_group_key="persona",
+            user_key="user",
+        ),
         robust=SimpleNamespace(estimator=None),
     )
     users = [f"user {q}" for q in range(len(step.owners))]
-    rows = datasets.Dataset.from_dict({"persona": step.owners, "user": users})
-    ledger.part("dataset: checked, once a run", prompts._check, rows, "prompts.jsonl", args)
+    rows = datasets.Dataset.from_dict({"prompt": plain, "persona": step.owners, "user": users})
+    ledger.part("dataset: checked, once a run", prompts.check, rows, args, "prompts.jsonl")
     ledger.part("dataset: tagged, once a run", PromptDataset, rows, None, SimpleNamespace(args=args))
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.people import add_chat_template
 from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 
@@ -13,6 +14,7 @@ def add_to(commands) -> None:
     who.add_argument("--user", help="One of the model's users.")
     who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
     parser.add_argument("--output", type=Path, required=True, help="A new folder.")
+    add_chat_template(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -24,7 +26,7 @@ def run(args) -> int | str:
 
     heed_trust(args)
     try:
-        model = Folder(args.model)
+        model = Folder(args.model, args.chat_template)
         export_user(model, coefficients_for(model, args.user, args.profile), args.output)
     except (ValueError, OSError) as error:
         return f"openrlhf-pgrpo export-user: {error}"

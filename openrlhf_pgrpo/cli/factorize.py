@@ -19,6 +19,12 @@ def add_to(commands) -> None:
         default="last",
         help="State that the head sees: last token of the text (default, for causal models) or mean (for encoders).",
     )
+    parser.add_argument(
+        "--chat_template",
+        metavar="MODEL",
+        help="Write texts by the chat template of this model (folder or hub name), as its policy is prompted; plain: "
+        "without one. Default: the backbone's own template if prompts are lists of messages, else plain.",
+    )
     parser.add_argument("--curve", type=Path, help="Figure to draw of the cross-validated curve: .png, .svg or .pdf")
     for column in ("user", "prompt", "chosen", "rejected", "preference"):
         parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
@@ -27,6 +33,7 @@ def add_to(commands) -> None:
 
 
 def run(args) -> int | str:
+    from openrlhf_pgrpo.files import check_folder
     from openrlhf_pgrpo.models.factorize import Columns, factorize
 
     heed_trust(args)
@@ -36,7 +43,11 @@ def run(args) -> int | str:
     if args.curve and args.factors is not None and args.l2 is not None:
         return "--curve needs something to choose, got both --factors and --l2: leave one of them out"
     try:
-        choice = factorize(args.data, args.backbone, args.output, args.factors, args.l2, args.pooling, columns)
+        if args.curve:
+            check_folder(args.curve, "--curve")
+        choice = factorize(
+            args.data, args.backbone, args.output, args.factors, args.l2, args.pooling, columns, args.chat_template
+        )
     except (ValueError, OSError, RuntimeError) as error:
         return f"openrlhf-pgrpo factorize: {error}"
     if choice is not None:

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from openrlhf_pgrpo.cli import export_user, factorize, people
+from openrlhf_pgrpo.cli import compare, evaluate, export_user, factorize, people
 
 
 def main(argv=None) -> None:
@@ -57,7 +57,9 @@ def command_line() -> argparse.ArgumentParser:
     report.set_defaults(run=draw)
 
     factorize.add_to(commands)
+    evaluate.add_to(commands)
     people.add_to(commands)
+    compare.add_to(commands)
     export_user.add_to(commands)
     return parser
 

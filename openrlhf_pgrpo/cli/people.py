@@ -18,9 +18,21 @@ def add_model(parser) -> None:
     add_trust(parser)
 
 
+def add_chat_template(parser) -> None:
+    parser.add_argument(
+        "--chat_template",
+        metavar="MODEL",
+        help="For a reward model from before forms of texts were recorded: the folder or hub name of the model whose "
+        "chat template it was, or plain.",
+    )
+
+
 def add_elicit(parser) -> None:
     add_model(parser)
-    parser.add_argument("--pool", type=Path, required=True, help="JSONL of pairs to ask about: prompt, a, b")
+    add_chat_template(parser)
+    parser.add_argument(
+        "--pool", type=Path, required=True, help="JSONL of pairs to ask about: prompt, a, b, texts or messages"
+    )
     parser.add_argument("--user", required=True, help="Name of the new user.")
     parser.add_argument(
         "--profile",
@@ -35,25 +47,33 @@ def add_elicit(parser) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
     parser.add_argument("--web", action="store_true", help="Ask on a page in the browser instead of the terminal.")
-    parser.add_argument("--host", default="127.0.0.1", help="Address of the page. Default: 127.0.0.1, this machine.")
-    parser.add_argument("--port", type=int, default=0, help="Port of the page. Default: any free one.")
+    parser.add_argument("--host", help="Address of the page with --web. Default: 127.0.0.1, this machine.")
+    parser.add_argument("--port", type=int, help="Port of the page with --web. Default: any free one.")
     parser.set_defaults(run=run_elicit)
 
 
 def add_rerank(parser) -> None:
     add_model(parser)
+    add_chat_template(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--user", help="One of the model's users.")
     who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
     parser.add_argument("--population", action="store_true", help="Use the average user if the user is unknown.")
-    parser.add_argument("--candidates", type=Path, required=True, help="JSONL: prompt, and responses, a list of texts")
+    parser.add_argument(
+        "--candidates", type=Path, required=True, help="JSONL: prompt, and responses, a list; texts or messages"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSONL: the same with rewards, order and best")
     parser.add_argument(
         "--generate", dest="policy", metavar="POLICY", help="Sample the responses with vLLM from this model instead."
     )
-    parser.add_argument("--n", type=int, default=8, help="Responses to each prompt with --generate. Default: 8")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Temperature with --generate. Default: 1")
-    parser.add_argument("--max_tokens", type=int, default=512, help="Longest response with --generate. Default: 512")
+    parser.add_argument("--n", type=int, help="Responses to each prompt with --generate. Default: 8")
+    parser.add_argument("--temperature", type=float, help="Temperature with --generate. Default: 1")
+    parser.add_argument("--max_tokens", type=int, help="Longest response with --generate. Default: 512")
+    parser.add_argument(
+        "--plain_prompts",
+        action="store_true",
+        help="With --generate: prompt the policy with the texts as they are, without its chat template.",
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
     parser.set_defaults(run=run_rerank)
 

@@ -48,6 +48,8 @@ class SampleError(ValueError):
 class RewardBatch:
     """One training step as an estimator sees it; every field has one entry per sample, in any order.
 
+    Its arrays cannot be written to: others read the same rewards afterwards.
+
     Attributes:
         rewards: (B,) float64, after the host's length penalties, before KL and before the host's clip.
         prompt_groups: (B,) int64 in 0 ... P-1; samples of one prompt share a number, and a preference group.
@@ -79,6 +81,9 @@ class RewardBatch:
             "pref_group_names": list(names),
         }
         for name, value in derived.items():
+            if isinstance(value, np.ndarray):
+                value = value.view()  # the caller's own array can still be written to
+                value.flags.writeable = False
             object.__setattr__(self, name, value)
         lengths = {spec.name: len(getattr(self, spec.name)) for spec in fields(self) if spec.init}
         if self.rewards.ndim != 1 or len(set(lengths.values())) != 1:
@@ -237,10 +242,19 @@ def estimate(name: str, estimator: AdvantageEstimator, batch: RewardBatch) -> np
     """The estimator's advantages (B,) float64 for a batch, checked.
 
     Raises:
-        ValueError: it did not return one finite number per sample. The message names estimator and shape.
+        ValueError: it did not return one finite number per sample, or writes to the batch. The message names the
+            estimator.
         SampleError: the number of a sample is not finite. The message names estimator, sample and preference group.
     """
-    returned, size = estimator(batch), len(batch.rewards)
+    try:
+        returned, size = estimator(batch), len(batch.rewards)
+    except ValueError as error:
+        if "read-only" not in str(error):  # what numpy says in all its messages of this kind
+            raise
+        raise ValueError(
+            f"advantage estimator {name!r} needs to leave the batch as it is, got {error}: let it work on a copy, "
+            "such as batch.rewards.copy()"
+        ) from error
     need = f"advantage estimator {name!r} needs to return one finite number per sample, shape ({size},), got"
     try:
         advantages = np.asarray(returned)

@@ -3,6 +3,7 @@
 Axes: N names asked about, G distinct names.
 """
 
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -143,7 +144,7 @@ def name_of(value: Any) -> str:
         ValueError: the value is missing (null, not a number, an empty or blank text) or no name (a struct, a list).
             The message says in a few words what the value is.
     """
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not is_blank(value):
         return value
     if isinstance(value, (bool, int, np.bool_, np.integer)):
         return str(value)
@@ -173,7 +174,9 @@ def in_words(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return f"{value[:80]!r}" if value.strip() else f"a blank text, {value[:80]!r}" if value else "an empty text"
+        if not value:
+            return "an empty text"
+        return f"{'a blank text, ' * is_blank(value)}{value[:80]!r}"
     if isinstance(value, dict):
         return f"a struct with the keys {listed(value)}" if value else "an empty struct"
     if isinstance(value, (list, tuple)):
@@ -182,11 +185,22 @@ def in_words(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:80]}"
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be seen: it is empty, or all white space and signs without a width."""
+    return all(sign.isspace() or _has_no_width(sign) for sign in text)
+
+
+def _has_no_width(sign: str) -> bool:
+    return unicodedata.category(sign) == "Cf"  # such as a zero-width space or a byte order mark
+
+
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ only in case or in white space around them, together; for a warning about typing errors."""
+    """Names that differ only in case, in white space or in signs without a width, together; for a warning about typing
+    errors."""
     same: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        same.setdefault(" ".join(name.casefold().split()), []).append(name)
+        seen = name if name.isascii() else "".join(sign for sign in name if not _has_no_width(sign))
+        same.setdefault(" ".join(seen.casefold().split()), []).append(name)
     return [written for written in same.values() if len(written) > 1]
 
 

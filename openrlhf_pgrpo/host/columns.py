@@ -43,14 +43,19 @@ def values(dataset, key: str | None, label_key: str | None = None) -> list | Non
     return [label.get(key) if isinstance(label, dict) else None for label in labels]
 
 
+def need(dataset, flag: str, key: str, source: str) -> None:
+    """Raises ValueError unless there is a column `key`, which `flag` names."""
+    if key not in dataset.column_names:
+        _refuse(dataset, flag, key, source)
+
+
 def column(dataset, flag: str, key: str, source: str) -> list:
     """Values (rows,) of the column `key` that `flag` names.
 
     Raises:
         ValueError: there is no such column.
     """
-    if key not in dataset.column_names:
-        _refuse(dataset, flag, key, source)
+    need(dataset, flag, key, source)
     return dataset[key][:]
 
 

@@ -34,7 +34,8 @@ class Door:
         seams: what is replaced, by the host's module.
         extend: puts our flags on the host's parser.
         check: raises ValueError for a wrong value in the flat namespace of that parser.
-        look: looks at files and rows, from nested arguments; returns sentences, or raises ValueError or OSError.
+        look: looks at files and rows, from nested arguments; returns sentences, or raises ValueError or OSError. With
+            `tokens` also at what a run sees once it has a tokenizer.
         start: runs after parsing and before the script's own work, on nested arguments.
     """
 
@@ -43,7 +44,7 @@ class Door:
     seams: dict[str, hooks.Seam]
     extend: Callable[[argparse.ArgumentParser], None]
     check: Callable[[argparse.Namespace], None]
-    look: Callable[[SimpleNamespace], list[str]]
+    look: Callable[..., list[str]]
     start: Callable[[SimpleNamespace], None]
 
     def activate(self) -> None:
@@ -112,14 +113,16 @@ class Door:
         self._begin(args)
 
     def seen(self, argv: list[str]) -> list[str]:
-        """What there is to say of a command with these words; starts nothing. Exits with a message if it is refused.
+        """What there is to say of a command with these words, also of the tokens of its rows; starts nothing. Exits
+        with a message if it is refused.
 
         Raises:
             SeamError: as `activate`.
         """
         check_version()
         self.choose(argv)
-        return self._look(self.parse_args(host_parser(self.script), argv))
+        hooks.register(self.seams)  # they count what the tokens show
+        return self._look(self.parse_args(host_parser(self.script), argv), tokens=True)
 
     def run(self) -> None:
         """Runs the host's script, untouched, as `python -m` would.
@@ -142,9 +145,9 @@ class Door:
         wrapt.wrap_function_wrapper(argparse, "ArgumentParser.parse_args", begin)
         runpy.run_module(self.script, run_name="__main__")
 
-    def _look(self, args: argparse.Namespace) -> list[str]:
+    def _look(self, args: argparse.Namespace, tokens: bool = False) -> list[str]:
         try:
-            return self.look(flags.nest(args))
+            return self.look(flags.nest(args), tokens=tokens)
         except (ValueError, OSError) as refusal:
             self._refuse(refusal)
 

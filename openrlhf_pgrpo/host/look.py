@@ -5,32 +5,45 @@ again), checks them against the flags, and asks `plan` how many updates the run 
 arguments, as the host's parser has them. What they return are sentences to print; what is wrong is a ValueError.
 
 A driver without the files of its cluster cannot look at them. That is said, and not refused.
+
+With `tokens` they also say what a run says once it has a tokenizer. That takes seconds more, for `doctor --like`.
 """
 
 import ast
 import importlib.util
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-from openrlhf_pgrpo.host import columns, device, flags, plan, script
+from openrlhf_pgrpo.core.estimator import advantage_estimators, namespace_of, options_of
+from openrlhf_pgrpo.core.pgrpo import PGRPO
+from openrlhf_pgrpo.host import columns, device, flags, pair_texts, plan, resume, script
 from openrlhf_pgrpo.models import output_folder
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # files that the host reads as rows
 REWARD_ARGUMENTS = ("queries", "prompts", "labels")
+# Models (their `model_type`) with a table of positions, where a longer text ends in an IndexError: tried with
+# transformers 5.15. Those that compute positions only become worse.
+TABLE_OF_POSITIONS = {
+    *("gpt2", "gpt_neo", "gpt_bigcode", "opt", "openai-gpt", "gptj", "codegen", "ctrl", "biogpt", "xlm"),
+    *("bert", "bert-generation", "megatron-bert", "mobilebert", "distilbert", "rembert", "albert", "electra", "ernie"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "camembert", "data2vec-text", "mpnet"),
+}
 
 
-def ppo(args) -> list[str]:
+def ppo(args, tokens: bool = False) -> list[str]:
     """What there is to say of a run of PPO.
 
     Raises:
         ValueError: it cannot run, or would train nothing or something else than was meant.
         OSError: a file cannot be read.
     """
-    from openrlhf_pgrpo.host.ppo import prompts
+    from openrlhf_pgrpo.host.ppo import prompts, reward_model
 
     remote = device.cluster() is not None
     if not args.vllm.num_engines or args.vllm.num_engines < 0:
@@ -38,50 +51,115 @@ def ppo(args) -> list[str]:
             f"PPO needs engines that generate, got --vllm.num_engines {args.vllm.num_engines}: pass 1 or more"
         )
     said = [*_rewards(args, remote), *model("actor.model_name_or_path", args.actor.model_name_or_path, remote)]
+    if not said:  # both models are here
+        reward_model.check_texts(args)
+    if args.critic.model_name_or_path:
+        said += model("critic.model_name_or_path", args.critic.model_name_or_path, remote)
+    said += _lengths(args, "actor", "critic", "reward")
+
+    def check(dataset, args, source: str, training: bool = True) -> list[str]:
+        of_histories = _histories(dataset, args, source) if training else []
+        return [*prompts.check(dataset, args, source, training), *of_histories]
+
+    looked = check
+    if tokens and not args.train.agent_func_path:  # an agent writes its prompts itself
+        looked = _with_tokens(check, args.actor.model_name_or_path, _prompts_cut)
     rows, of_rows = _rows(
-        args, "data.prompt_dataset", "data.prompt_split", prompts.check, args.data.prompt_probs, remote=remote
+        args, "data.prompt_dataset", "data.prompt_split", looked, args.data.prompt_probs, remote=remote
     )
-    evaluated = _evaluation(args, prompts.check, remote)
-    said += _unused_users(args) + _output(args, args.actor, args.critic, args.reward)
+    evaluated = _evaluation(args, looked, remote)
+    read = (args.actor, args.critic, args.reward)
+    said += _unused_users(args) + _output(args, *read, part="_actor")
+    if args.algo.advantage.estimator == "gae" and args.critic.save_value_network:
+        said += _output(args, *read, part="_critic", beside="_critic")
     return [*said, *of_rows, *evaluated, *plan.ppo(args, rows).sentences]
 
 
-def dpo(args) -> list[str]:
+def dpo(args, tokens: bool = False) -> list[str]:
     """What there is to say of preference training. Raises as `ppo`."""
     from openrlhf_pgrpo.host.dpo import data
 
-    return _pairs(args, data.check)
+    return _pairs(args, data.check, tokens)
 
 
-def rm(args) -> list[str]:
+def rm(args, tokens: bool = False) -> list[str]:
     """What there is to say of the training of a reward model. Raises as `ppo`."""
     from openrlhf_pgrpo.host.rm import data
 
-    return _pairs(args, data.check)
+    return _pairs(args, data.check, tokens)
 
 
-def serve(args) -> list[str]:
-    """What there is to say of a reward server. Raises as `ppo`."""
+def serve(args, tokens: bool = False) -> list[str]:
+    """What there is to say of a reward server, which has no rows. Raises as `ppo`."""
     from openrlhf_pgrpo.host.user_flags import check_profiles
     from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
 
     name = args.reward.model_name_or_path
     said = model("reward.model_name_or_path", name, remote=False)
-    if (folder := factorized_folder(name)) is not None:
+    if (folder := factorized_folder(name, args.reward.chat_template)) is not None:
+        folder.form  # noqa: B018  refused unless it is known
         check_profiles(folder, args.reward.profiles)
     return said
 
 
-def _pairs(args, check: Callable) -> list[str]:
+def _pairs(args, check: Callable, tokens: bool) -> list[str]:
+    if tokens:
+        check = _with_tokens(check, args.model.model_name_or_path, _pairs_made)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     said = model("model.model_name_or_path", args.model.model_name_or_path, remote=False)
     read = [args.model]
     if hasattr(args, "ref") and args.ref.model_name_or_path is not None:
         said += model("ref.model_name_or_path", args.ref.model_name_or_path, remote=False)
         read.append(args.ref)
-    said += _output(args, *read)
+    said += _lengths(args, "model", "ref") + _output(args, *read)
     rows, of_rows = _rows(args, "data.dataset", "data.dataset_split", check, args.data.dataset_probs)
     return [*said, *of_rows, *_evaluation(args, check), *plan.pairs(args, rows, ranks).sentences]
+
+
+# ---- what only tokens show ------------------------------------------------------------------------------------------
+
+
+def _with_tokens(check: Callable, model_name: str, look_at: Callable) -> Callable:
+    """A check of rows that goes on to their tokens, which `look_at(dataset, tokenizer, strategy)` makes. It is called
+    with a stand-in for the host's strategy, one for all data of a run, and says something by `strategy.print`.
+    """
+    strategy = SimpleNamespace(is_rank_0=lambda: False)
+
+    def both(dataset, args, source, training=True):
+        said, printed = check(dataset, args, source, training=training), []
+        if not Path(model_name).is_dir():
+            return [*said, f"tokens of {source} are not counted here: the folder of {model_name} is needed for that"]
+        from openrlhf_pgrpo.models import backbone  # transformers, which takes ten seconds
+
+        strategy.args, strategy.print = args, printed.append
+        look_at(dataset, backbone.read_tokenizer(model_name), strategy)
+        return [*said, *(sentence.removeprefix("[pgrpo] ") for sentence in printed)]
+
+    return both
+
+
+def _pairs_made(dataset, tokenizer, strategy) -> None:
+    """Makes the host's dataset of pairs. Our hooks on it count pairs that are cut, left out or equal."""
+    from openrlhf.datasets.reward_dataset import RewardDataset
+
+    data, dpo = strategy.args.data, hasattr(strategy.args, "ref")  # only the preference trainer has a reference model
+    processes = min(os.cpu_count() or 1, 8)
+    RewardDataset(dataset, tokenizer, data.max_len, strategy, data.input_template, dpo, processes)
+
+
+def _prompts_cut(dataset, tokenizer, strategy) -> None:
+    """Says how many prompts the host's rollouts cut, after it has written them."""
+    from openrlhf.datasets.prompts_dataset import PromptDataset
+
+    args = strategy.args
+    prompts = [*map(str, PromptDataset(dataset, tokenizer, strategy, args.data.input_template).prompts)]
+    room = args.data.max_len - (args.rollout.max_new_tokens or 1)
+    counts = pair_texts.counted(tokenizer, (text for text in prompts if pair_texts.may_fill(text, 0, room)))
+    if cut := sum(counts.get(text, 0) > room for text in prompts):
+        strategy.print(
+            f"{cut} of {len(prompts)} prompts are cut from the left to {room} tokens, to leave room for an answer in "
+            f"--data.max_len {args.data.max_len}"
+        )
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------
@@ -89,7 +167,13 @@ def _pairs(args, check: Callable) -> list[str]:
 
 def _rewards(args, remote: bool) -> list[str]:
     """Looks at the one source of rewards: an agent, a function, servers, or a model."""
-    agent, url = args.train.agent_func_path, args.reward.remote_url
+    agent, url, name = args.train.agent_func_path, args.reward.remote_url, args.reward.model_name_or_path
+    sources = {"train.agent_func_path": agent, "reward.remote_url": url, "reward.model_name_or_path": name}
+    if len(given := [f"--{flag} {source}" for flag, source in sources.items() if source]) > 1:
+        raise ValueError(
+            f"PPO needs one source of rewards, got {' and '.join(given)}: leave out all but one, because the host "
+            "would use the first alone"
+        )
     if agent:
         if not agent.endswith(".py"):
             raise ValueError(f"--train.agent_func_path needs a .py file, got {agent!r}: correct it")
@@ -110,7 +194,6 @@ def _rewards(args, remote: bool) -> list[str]:
                     f"--reward.remote_url needs a .py file or URLs (http://HOST:PORT/PATH), got {source!r}: correct it"
                 )
         return []
-    name = args.reward.model_name_or_path
     if not name:
         raise ValueError(
             "PPO needs rewards, got none of --reward.remote_url (a .py file or a server), --reward.model_name_or_path "
@@ -224,19 +307,75 @@ def model(flag: str, name: str | None, remote: bool) -> list[str]:
     raise ValueError(f"--{flag} needs a folder of a model, got {name!r}, which does not exist: correct it")
 
 
-def _output(args, *read) -> list[str]:
-    """Looks whether the model may be written to `--ckpt.output_dir`: only over one that a run of ours left there.
+def _lengths(args, *sections: str) -> list[str]:
+    """Compares the longest texts, of prompt and answer together, with the positions of models that are here.
+
+    Args:
+        sections: of the arguments, each with a model that the run may read.
+
+    Raises:
+        ValueError: a model has no positions for them.
+    """
+    said, length = [], args.data.max_len
+    for section in sections:
+        name = getattr(getattr(args, section, None), "model_name_or_path", None)
+        kind, positions = _positions(name)
+        if positions is None or length <= positions:
+            continue
+        flag = f"--{section}.model_name_or_path {name}"
+        if kind in TABLE_OF_POSITIONS:
+            raise ValueError(
+                f"--data.max_len needs at most {positions} tokens, the positions of {flag}, got {length}: lower it or "
+                "name another model, because a longer text, prompt and answer together, would end the run"
+            )
+        said.append(f"warning: --data.max_len {length} is more than the {positions} tokens that {flag} was made for")
+    return said
+
+
+def _positions(name: str | None) -> tuple[str | None, int | None]:
+    """Type of a model, or of its part for text, and for how many tokens it was made; None is unknown."""
+    try:
+        config = json.loads((Path(name or "") / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        positions = config.get("max_position_embeddings", config.get("n_positions"))
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
+    except (OSError, ValueError, AttributeError):  # what is wrong with it is said when the model is loaded
+        return None, None
+    known = isinstance(positions, int) and positions > 0 and not stretched
+    return config.get("model_type"), positions if known else None
+
+
+def _output(args, *read, part: str = "", beside: str = "") -> list[str]:
+    """Looks whether a model may be written to `--ckpt.output_dir`: only over one that a run of ours left there.
 
     Args:
         read: sections of the arguments, each with a model that the run reads.
+        part: folder in `--ckpt.path` with the checkpoints of the model.
+        beside: what the host adds to the name of the folder for a second model, a critic.
     """
-    folder = args.ckpt.output_dir
-    ours = Path(flags.metrics_path(args)).is_file()
+    folder, earlier = args.ckpt.output_dir + beside, _earlier_settings(args)
+    resumed = args.ckpt.load_enable and resume.latest(Path(args.ckpt.path) / part) is not None
+    ours = earlier is not None and (not beside or earlier.get("critic.save_value_network") is True)
+    flag = "--ckpt.output_dir" + f" (with {beside}, for --critic.save_value_network)" * bool(beside)
     inputs = [section.model_name_or_path for section in read]
-    output_folder.check_output(folder, "--ckpt.output_dir", inputs, again=args.ckpt.load_enable or ours)
-    if not args.ckpt.load_enable and (Path(folder) / output_folder.CONFIG).is_file():
+    output_folder.check_output(folder, flag, inputs, again=resumed or ours)
+    if not resumed and (Path(folder) / output_folder.CONFIG).is_file():
         return [f"the model in {folder}, which an earlier run left there, will be replaced at the end of this run"]
     return []
+
+
+def _earlier_settings(args) -> dict | None:
+    """The settings of the run that wrote metrics into `--ckpt.output_dir`; None if there are no metrics of ours."""
+    path = Path(flags.metrics_path(args))
+    if not path.is_file() or path.resolve().parent != Path(args.ckpt.output_dir).resolve():
+        return None
+    with open(path, "rb") as file:
+        try:
+            row = json.loads(file.readline())
+            return dict(row.get("run", {}).get("settings", {})) if type(row["step"]) is int else None
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return None
 
 
 def _is_path(name: str) -> bool:
@@ -258,6 +397,28 @@ def _unused_users(args) -> list[str]:
         f"warning: --data.user_key {args.data.user_key} does nothing here: users are for a factorized reward model in "
         "--reward.model_name_or_path, or for an estimator of your own"
     ]
+
+
+def _histories(dataset, args, source: str) -> list[str]:
+    """Sentences on histories of rewards that tell an estimator nothing: too short for it, or one for all."""
+    estimator, data = args.algo.advantage.estimator, args.data
+    if not len(dataset) or not issubclass(advantage_estimators().get(estimator, object), PGRPO):
+        return []
+    names = columns.names(dataset, f"--{flags.PREF_GROUP_KEY}", data.pref_group_key, source, data.label_key)
+    (largest, rows), said = Counter(names).most_common(1)[0], []
+    if rows == len(names):
+        said.append(
+            f"all prompts are of one preference group, {largest!r}: {estimator} has one history for all rewards"
+        )
+    space = namespace_of(options_of(estimator))
+    least, most = getattr(args, space).min_count, rows * args.rollout.n_samples_per_prompt * args.train.num_episodes
+    if most < least:
+        said.append(
+            f"warning: --{space}.min_count {least:g} is never reached, because the largest preference group, "
+            f"{largest!r}, gets {most} rewards in the whole run: every advantage will come of its prompt group alone; "
+            "lower it or train on more"
+        )
+    return said
 
 
 def _only_there(flag: str, name: str) -> str:
@@ -284,6 +445,7 @@ def _rows(
     absent = [said for name in parts if (said := _file(flag, name, remote))]
     if absent:
         return None, absent
+    _refuse_metrics(args, parts, flag)
     _check_probabilities(probabilities, parts, flag)
     dataset = _read(args, files, split, f"--{flag}", f"--{split_flag}", probabilities)
     return len(dataset), check(dataset, args, repr(files), training=training)
@@ -317,6 +479,17 @@ def _file(flag: str, name: str, remote: bool) -> str | None:
     if remote:
         return _only_there(flag, name)
     raise ValueError(f"--{flag} needs a file or folder that exists, got {name!r}: correct it")
+
+
+def _refuse_metrics(args, parts: list[str], flag: str) -> None:
+    """Refuses to write metrics over data."""
+    metrics = Path(flags.metrics_path(args))
+    for data in (Path(name.split("@")[0].strip()) for name in parts):
+        if metrics.exists() and data.exists() and (metrics.samefile(data) or metrics.parent.samefile(data)):
+            raise ValueError(
+                f"--{flags.METRICS_PATH} needs a file of its own, got {metrics}, which holds data of --{flag}: name "
+                "another"
+            )
 
 
 def _check_probabilities(given: str | None, parts: list[str], flag: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from openrlhf_pgrpo.host.rows import TEMPLATE
 
+AT_ONCE = 1000  # texts whose tokens are counted together
 SPARE_TOKENS = 8  # a text may have so many more tokens than bytes, for spaces and marks that a tokenizer adds
 
 
@@ -27,6 +28,33 @@ def equal_tokens(dataset, before: Iterable[int]) -> list[int]:
             if chosen_ids.shape == rejected_ids.shape and bool((chosen_ids == rejected_ids).all()):
                 equal.append(row)
     return equal
+
+
+def most_tokens(dataset) -> list[int]:
+    """(pairs,) At most so many tokens the prompt of each pair of a host's `RewardDataset` has: as many as bytes, or
+    counted if so many would leave too little room for an answer.
+    """
+    prompts, answers = list(dataset.prompts), zip(list(dataset.chosens), list(dataset.rejects))
+    most = [len(prompt.encode("utf-8", "replace")) for prompt in prompts]
+    long = [
+        row
+        for row, (tokens, pair) in enumerate(zip(most, answers))
+        if any(may_fill(answer, tokens, dataset.max_length) for answer in pair)
+    ]
+    counts = counted(dataset.tokenizer, (prompts[row] for row in long))
+    for row in long:
+        most[row] = counts[prompts[row]]
+    return most
+
+
+def counted(tokenizer, texts: Iterable[str]) -> dict[str, int]:
+    """How many tokens each text has, by text."""
+    texts, counts = [*dict.fromkeys(texts)], {}
+    for start in range(0, len(texts), AT_ONCE):
+        part = texts[start : start + AT_ONCE]
+        ids = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+        counts.update(zip(part, map(len, ids)))
+    return counts
 
 
 def may_fill(text: str, tokens: int, max_length: int) -> bool:

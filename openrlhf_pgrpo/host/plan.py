@@ -57,6 +57,7 @@ def ppo(args, rows: int | None) -> Plan:
     _check_average(args.train)
     _check_freezing(args)
     _check_generated(args.rollout)
+    _check_clip(args.reward.clip_range)
     if args.train.async_enable:
         _check_numbers(args, "train.async_queue_size")
     if args.eval.dataset:
@@ -264,6 +265,15 @@ def _check_average(train) -> None:
         )
 
 
+def _check_clip(bounds) -> None:
+    low, high = bounds
+    if not low < high:  # nor is nan
+        raise ValueError(
+            f"--reward.clip_range needs a lower and a higher number, got {low} {high}: correct it, because every "
+            "reward would become one number, or none"
+        )
+
+
 def _check_generated(rollout) -> None:
     generated = getattr(rollout, "vllm_generate_batch_size", None) or rollout.batch_size
     if generated < rollout.batch_size:
@@ -287,6 +297,8 @@ def _ppo_sentences(args, rows: int, drawn: int, updates: int, steps: int, frozen
         sentences.append("of what dynamic filtering leaves, samples that do not fill an update are left out")
     if frozen:
         sentences.append(f"the policy is frozen in the first {_count(frozen, 'step')} (--critic.freezing_steps)")
+    if args.eval.dataset and args.eval.steps == -1:  # the default; trainers on pairs then evaluate once an epoch
+        sentences.append("there will be no evaluation on --eval.dataset: --eval.steps says after how many steps")
     return sentences + _never(args, steps, ("eval.steps",))
 
 

@@ -11,14 +11,17 @@ from typing import NamedTuple
 from openrlhf_pgrpo.models import backbone
 from openrlhf_pgrpo.models.backbone import reading
 from openrlhf_pgrpo.models.folder import COEFFICIENTS, Folder, describe, is_factorized
+from openrlhf_pgrpo.models.form import Form
 from openrlhf_pgrpo.models.network import factorized_reward_model
 
 
 class NewModel(NamedTuple):
-    """What training turns a plain backbone into: D base rewards, how a text becomes a state, and the longest text."""
+    """What training turns a plain backbone into: D base rewards, how a text becomes a state, how texts are written,
+    and how long they may be."""
 
     factors: int
     pooling: str
+    form: Form
     max_length: int | None = None
 
 
@@ -36,7 +39,7 @@ class Factory:
         elif self.new is not None:
             backbone.check(config, name)
             # The table of users has one row for now, because the host has not read its data yet.
-            describe(config, self.new.factors, 1, self.new.pooling, self.new.max_length)
+            describe(config, self.new.factors, 1, self.new.pooling, self.new.form, self.new.max_length)
             made_here = {f"{self.classes[2]}.weight", COEFFICIENTS}
         else:
             return self.host_factory(*self.classes).from_pretrained(name, config=config, **kwargs)

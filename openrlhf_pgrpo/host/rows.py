@@ -10,8 +10,8 @@ from 0.
 from collections.abc import Callable, Iterable
 
 from openrlhf_pgrpo.core.annotations import preference_of
-from openrlhf_pgrpo.core.names import in_words
-from openrlhf_pgrpo.host import columns
+from openrlhf_pgrpo.core.names import in_words, is_blank
+from openrlhf_pgrpo.host import columns, conversations
 
 TEMPLATE = "--data.apply_chat_template"
 PREFERENCE = "preference"  # the column with the preference for the chosen answer, unless a flag names another
@@ -25,59 +25,81 @@ def check_prompts(dataset, data, source: str) -> list[str]:
     """
     flag = "--data.input_key"
     _check_template(data)
-    prompts = columns.column(dataset, flag, data.input_key, source)
-    _check(prompts, _wrong_start if data.apply_chat_template else _wrong_text, data.input_key, flag, source)
+    _check_starts_of_answers(dataset, _wrong_start, data, data.input_key, flag, source)
     said = []
     if data.apply_chat_template and data.input_template:
         said.append(f"warning: --data.input_template does nothing beside {TEMPLATE}")
     return [*said, *_labels(dataset, data, source), *_images(dataset, data, source)]
 
 
-def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str], list, list]:
+def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str], list[int]]:
     """Refuses a row whose prompt or answers are not what the flags of the trainers on pairs need.
 
     Returns:
-        What else is worth a sentence, and the two columns of answers (rows,).
+        What else is worth a sentence, and the rows whose answers are equal: for DPO, but for newlines at their end.
 
     Raises:
         ValueError: a column is missing or a text is; with a chat template, something is no conversation; for DPO,
             two conversations without a column of prompts differ before their last message.
     """
     _check_template(data)
-    chosen_key, rejected_key = data.chosen_key, data.rejected_key
-    sides = {"--data.chosen_key": chosen_key, "--data.rejected_key": rejected_key}
-    answers = [columns.column(dataset, flag, key, source) for flag, key in sides.items()]
+    sides = {"--data.chosen_key": data.chosen_key, "--data.rejected_key": data.rejected_key}
+    for flag, key in sides.items():
+        columns.need(dataset, flag, key, source)
     if data.prompt_key:
-        prompts = columns.column(dataset, "--data.prompt_key", data.prompt_key, source)
-        wrong = _wrong_messages if data.apply_chat_template else _wrong_text
-        _check(prompts, wrong, data.prompt_key, "--data.prompt_key", source)
-    wrong = _wrong_end if data.apply_chat_template else _wrong_text
-    for (flag, key), column in zip(sides.items(), answers):
-        _check(column, wrong, key, flag, source)
-    said = []
-    if data.apply_chat_template and not data.prompt_key:
-        said += _check_starts(*answers, data, source, dpo)
-    return said, *answers
+        _check_starts_of_answers(dataset, _wrong_messages, data, data.prompt_key, "--data.prompt_key", source)
+    alike = conversations.compared(dataset, *sides.values()) if data.apply_chat_template else None
+    if alike is None:
+        answers = [columns.column(dataset, flag, key, source) for flag, key in sides.items()]
+        for (flag, key), column in zip(sides.items(), answers):
+            _check(column, _wrong_end if data.apply_chat_template else _wrong_text, key, flag, source)
+        alike = _compared(*answers, data, dpo)
+    said = [] if data.prompt_key or not data.apply_chat_template else _check_starts(alike, data, source, dpo)
+    if data.input_template and (data.apply_chat_template or not data.prompt_key):
+        beside = f"beside {TEMPLATE}" if data.apply_chat_template else "without --data.prompt_key"
+        said.append(f"warning: --data.input_template does nothing {beside}")
+    return said, alike.equal
 
 
-def _check_starts(chosen: list, rejected: list, data, source: str, dpo: bool) -> list[str]:
+def _check_starts_of_answers(dataset, wrong: Callable, data, key: str, flag: str, source: str) -> None:
+    """Checks a column of prompts; `wrong` is for those that a chat template writes."""
+    columns.need(dataset, flag, key, source)
+    if not data.apply_chat_template:
+        wrong = _wrong_text
+    elif conversations.await_answers(dataset, key):
+        return
+    _check(columns.column(dataset, flag, key, source), wrong, key, flag, source)
+
+
+def _compared(chosen: list, rejected: list, data, dpo: bool) -> conversations.Alike:
+    """How answers, or conversations, are alike, row by row."""
+    if dpo and not data.apply_chat_template:  # the host trains on answers without newlines at their end
+        chosen, rejected = ([answer.rstrip("\n") for answer in column] for column in (chosen, rejected))
+    equal = [row for row, (one, other) in enumerate(zip(chosen, rejected)) if one == other]
+    if not data.apply_chat_template or data.prompt_key:
+        return conversations.Alike([], [], equal)
+    differ = [row for row, pair in enumerate(zip(chosen, rejected)) if not _start_alike(*pair)]
+    return conversations.Alike(differ, [row for row, turns in enumerate(chosen) if len(turns) < 2], equal)
+
+
+def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> list[str]:
     """Two conversations of a pair hold their prompt themselves: all messages but the last."""
     chosen_key, rejected_key = data.chosen_key, data.rejected_key
-    differ = [row for row, pair in enumerate(zip(chosen, rejected)) if not _start_alike(*pair)]
-    if differ and dpo:
+    if alike.differ and dpo:
         raise ValueError(
             f"both conversations of a pair need the same messages before the last one, got different ones in "
-            f"{chosen_key!r} and {rejected_key!r} in {columns.at(differ, source)}: correct or drop them"
+            f"{chosen_key!r} and {rejected_key!r} in {columns.at(alike.differ, source)}: correct or drop them"
         )
-    if dpo and (short := [row for row, conversation in enumerate(chosen) if len(conversation) < 2]):
+    if alike.single and dpo:
         raise ValueError(
             f"every row needs messages before the answer in {chosen_key!r} (--data.chosen_key), got one message in "
-            f"{columns.at(short, source)}: add the prompt to it, or name a column of prompts with --data.prompt_key"
+            f"{columns.at(alike.single, source)}: add the prompt to it, or name a column of prompts with "
+            "--data.prompt_key"
         )
-    if differ:
+    if alike.differ:
         return [
             f"conversations in {chosen_key!r} and {rejected_key!r} differ before their last message in "
-            f"{columns.at(differ, source)}: there the reward compares answers to different prompts"
+            f"{columns.at(alike.differ, source)}: there the reward compares answers to different prompts"
         ]
     return []
 
@@ -94,7 +116,7 @@ def _check(column: list, wrong: Callable, key: str, flag: str, source: str) -> N
 
 
 def _wrong_text(value):
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not is_blank(value):
         return None
     do = "fill it in or drop the row" if value is None or isinstance(value, str) else "write it as a text"
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -160,13 +182,18 @@ def _filled(turn: dict) -> dict:
 
 
 def _check_template(data) -> None:
+    template, mark = data.input_template, "a prompt"
+    if not template:
+        return
+    need = (
+        f"--data.input_template needs one {{}}, where the prompt goes, and every other brace doubled, got {template!r}"
+    )
     try:
-        (data.input_template or "").format("")
+        written = template.format(mark)
     except (IndexError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"--data.input_template needs one {{}}, where the prompt goes, and every other brace doubled, got "
-            f"{data.input_template!r}: double them"
-        ) from error
+        raise ValueError(f"{need}: double them") from error
+    if "{}" not in template or mark not in written:  # the host leaves out a template without these two signs
+        raise ValueError(f"{need}: write {{}} where the prompt goes, or leave the flag out")
 
 
 def _labels(dataset, data, source: str) -> Iterable[str]:
@@ -192,11 +219,11 @@ def _images(dataset, data, source: str) -> Iterable[str]:
         yield f"warning: images in {key!r} of {source} are not read without --data.max_images_per_prompt"
 
 
-def unread_prompts(dataset, answers: list, data, source: str) -> str | None:
+def unread_prompts(dataset, data, source: str) -> str | None:
     """What to say if there is a column of prompts that no flag names; answers that begin with it do not need it."""
     if data.prompt_key or data.apply_chat_template or "prompt" not in dataset.column_names:
         return None
-    for row, (prompt, answer) in enumerate(zip(dataset["prompt"][:], answers)):
+    for row, (prompt, answer) in enumerate(zip(dataset["prompt"][:], dataset[data.chosen_key][:])):
         if not isinstance(prompt, str) or not answer.startswith(prompt.strip()):
             return (
                 f"--data.prompt_key needs the column of prompts, got none, and {data.chosen_key!r} in row {row} of "

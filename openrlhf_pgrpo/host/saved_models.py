@@ -3,19 +3,23 @@
 The host saves a model after the last step, whether or not there was a step. Prompts may all have been filtered, the
 policy may have been frozen for as long as the run was, the data may fill no batch, or every gradient may have been
 nan, which DeepSpeed leaves out silently. Then the saved weights are those that the run began with, under the name of
-trained ones. It runs in every DeepSpeed rank.
+trained ones. Where it does not leave them out, as in bfloat16, the weights may have become nan, and with them every
+answer. It runs in every DeepSpeed rank.
 """
 
 import inspect
+import math
 from pathlib import Path
+
+import torch
 
 
 def save(save_model, strategy, args, kwargs) -> None:
     """The host's `save_model`, on every rank, with the same arguments. A copy in the middle of a run is left out, with
-    a line, as long as there was no update.
+    a line, as long as there was no update. Updates that DeepSpeed left out are said at the end.
 
     Raises:
-        RuntimeError: the run has ended without an update. Nothing is saved.
+        RuntimeError: the run has ended without an update, or a weight is not finite. Nothing is saved.
     """
     call = inspect.signature(save_model).bind(*args, **kwargs).arguments
     model, folder = call["model"], Path(call["output_dir"])
@@ -31,9 +35,20 @@ def save(save_model, strategy, args, kwargs) -> None:
         raise RuntimeError(
             f"training needs at least one update, got none{_reason(model)}: nothing is saved to {folder}"
         )
+    # A rank may hold only its part of the weights, and all ranks have to leave here together.
+    if strategy.all_reduce(float(_not_finite(model)), op="max"):
+        raise RuntimeError(
+            f"training needs finite weights, got nan or inf after {updates(strategy, model)} updates: nothing is "
+            f"saved to {folder}; resume from an earlier checkpoint, or start anew, with a lower learning rate"
+        )
     save_model(*args, **kwargs)
     if strategy.is_rank_0():
         share(folder)
+    if folder == Path(strategy.args.ckpt.output_dir) and (skipped := _engine(model).skipped_steps):
+        strategy.print(
+            f"[pgrpo] warning: {skipped} of {_engine(model).global_steps} updates were left out, because their "
+            "gradients were not finite"
+        )
 
 
 def updates(strategy, model) -> int:
@@ -42,6 +57,12 @@ def updates(strategy, model) -> int:
     if engine.optimizer is None:  # a moving average of the weights
         return strategy.time_steps["ema"]
     return engine.global_steps - engine.skipped_steps
+
+
+def _not_finite(model) -> bool:
+    """Whether a weight that this rank holds is nan or inf. One sum a tensor, which needs no memory of its own."""
+    held = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())  # ZeRO-3 keeps parts there
+    return not all(math.isfinite(tensor.detach().sum(dtype=torch.float32).item()) for tensor in held)
 
 
 def _engine(model):

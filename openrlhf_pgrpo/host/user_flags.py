@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from openrlhf_pgrpo.host import flags
 from openrlhf_pgrpo.models.users import ERROR, MEAN, Users
 
+CHAT_TEMPLATE = "reward.chat_template"
+NO_TEMPLATE = "plain"  # as models.form has it, which flags do not import
+
 if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
     from openrlhf_pgrpo.models.folder import Folder
 
 
 def add_user_flags(group) -> None:
-    """Adds `--reward.unknown_user` and `--reward.profiles`."""
+    """Adds `--reward.unknown_user`, `--reward.profiles` and `--reward.chat_template`."""
     group.add_argument(
         "--reward.unknown_user",
         choices=(ERROR, MEAN),
@@ -25,6 +28,12 @@ def add_user_flags(group) -> None:
         default=None,
         help="With a factorized reward model: a folder of profiles (*.json, made by openrlhf-pgrpo elicit) of users "
         "that it was not trained on.",
+    )
+    group.add_argument(
+        f"--{CHAT_TEMPLATE}",
+        default=None,
+        help="With a factorized reward model that was written before models recorded how their texts are written: the "
+        f"folder of the model whose chat template it was, or {NO_TEMPLATE}.",
     )
 
 

@@ -48,8 +48,12 @@ class UserRewards:
         return ((np.asarray(base_rewards, np.float64) * coefficients).sum(-1) - self.mean) / self.std
 
 
-def factorized_folder(name: str | None) -> Folder | None:
-    """The factorized reward model in a folder or under a hub name; None if it is another kind of model, or no name."""
+def factorized_folder(name: str | None, chat_template: str | None = None) -> Folder | None:
+    """The factorized reward model in a folder or under a hub name; None if it is another kind of model, or no name.
+
+    Args:
+        chat_template: as `Folder`.
+    """
     if name is None or not is_factorized(read_config(name)):
         return None
-    return Folder(name)
+    return Folder(name, chat_template)

@@ -18,6 +18,8 @@ from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
 from openrlhf_pgrpo.files import read_rows
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import write
+from openrlhf_pgrpo.models.form import PLAIN, Form, Text, Writer, no_text
+from openrlhf_pgrpo.models.form import read as read_form
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
 from openrlhf_pgrpo.models.scoring import embed
@@ -45,14 +47,19 @@ class Columns(NamedTuple):
 COLUMNS = Columns()
 
 
-def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, str, float]]:
-    """(user, prompt, first answer, second answer, preference for the first) of each row of a JSONL file.
+Row = tuple[str, Text, Text, Text, float]  # user, prompt, first answer, second answer, preference for the first
+Written = tuple[str, str, str, str, float]  # the same, as texts
+
+
+def read(path: Path, columns: Columns = COLUMNS) -> list[Row]:
+    """The rows of a JSONL file; prompts and answers are texts or lists of messages.
 
     Raises:
-        ValueError: a row without a user, or without a text in one of the next three columns; a preference that is not
-            a number from 0 to 1, or missing though other rows have one; answers that are the same text; with lines.
+        ValueError: a row without a user, or without a text or messages in one of the next three columns; a preference
+            that is not a number from 0 to 1, or missing though other rows have one; answers that are the same; with
+            lines.
     """
-    numbered = read_rows(path, dict.fromkeys(columns[1:4], str))
+    numbered = read_rows(path, dict.fromkeys(columns[1:4], object))
     weighed = any(columns.preference in row for _, row in numbered)
     if not weighed and columns.preference != COLUMNS.preference:
         raise ValueError(f"{path} needs the column {columns.preference!r}, got no row with it: correct its name")
@@ -67,10 +74,9 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, st
             need = f"a number from 0 (rejected) to 1 (chosen) in {columns.preference!r}"
             got = "null" if given is None else f"{repr(given)[:80]}"
             raise ValueError(f"{place} needs {need}, got {got}: correct it or drop the row") from error
-        if blank := [column for column in columns[1:4] if not row[column].strip()]:
-            raise ValueError(
-                f"{place} needs a text in {blank[0]!r}, got {row[blank[0]]!r}: fill it in or drop the row"
-            )
+        for column in columns[1:4]:
+            if wrong := no_text(row[column]):
+                raise ValueError(f"{place} needs a text in {column!r}, got {wrong}: correct it or drop the row")
         prompt, first, second = (row[column] for column in columns[1:4])
         if first == second:
             same.append(line)
@@ -83,13 +89,48 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[tuple[str, str, str, st
     return rows
 
 
+def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path, tokenizer: Any, say: Say) -> Form:
+    """The form in which the texts of rows are to be written: what `chat_template` names, as `form.read`. Without it,
+    the backbone's own template if prompts are lists of messages, else plain.
+
+    Raises:
+        ValueError: there is no such template.
+    """
+    if chat_template is not None:
+        return read_form(chat_template)
+    if any(isinstance(text, list) for _, *texts, _ in rows for text in texts):
+        return Form.of_tokenizer(tokenizer, backbone)
+    if getattr(tokenizer, "chat_template", None):
+        say(
+            f"texts are written plain, though {backbone} has a chat template: pass --chat_template {backbone} if the "
+            "policy will be prompted with it (--data.apply_chat_template)"
+        )
+    return PLAIN
+
+
+def write_texts(rows: Sequence[Row], writer: Writer, data: Path) -> list[Written]:
+    """The rows with prompts and answers as texts; `rows` are those of the file `data`.
+
+    Raises:
+        ValueError: messages that the form cannot write, with the line.
+    """
+    written: list[Written] = []
+    for number, (user, prompt, first, second, preference) in enumerate(rows):
+        try:
+            (before, _), answers = writer.pairs([prompt, prompt], [first, second])
+        except ValueError as error:
+            raise ValueError(f"line {_line_numbers(data)[number]} of {data}: {error}") from error
+        written.append((user, before, *answers, preference))  # type: ignore[arg-type]
+    return written
+
+
 def _lines(numbers: list[int]) -> str:
     """Lines of a file by number; there may be many, so only the first few."""
     shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
     return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"
 
 
-def annotate(rows: list[tuple[str, str, str, str, float]]) -> tuple[list[tuple[str, str, str]], Annotations]:
+def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annotations]:
     """The P distinct pairs (prompt, first answer, second answer) in rows of `read`, and their annotations.
 
     Answers are put in alphabetical order, so that a pair that some users saw the other way round is the same pair.
@@ -123,7 +164,7 @@ def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
 
 def check_texts(
     data: Path,
-    rows: list[tuple[str, str, str, str, float]],
+    rows: Sequence[Written],
     pairs: Sequence[tuple[str, str, str]],
     tokenizer: Any,
     max_length: int,
@@ -131,23 +172,30 @@ def check_texts(
     """What to say about texts that are longer than the backbone reads; `rows` are those of the file `data`.
 
     Raises:
-        ValueError: an answer that does not fit even without its prompt, or a pair whose texts become the same tokens;
-            with lines.
+        ValueError: an answer that does not fit even without its prompt, one that is nothing but its end, or a pair
+            whose texts become the same tokens; with lines.
     """
     texts, made, cut = _texts(pairs), Texts(tokenizer, max_length), 0
     long: set[tuple[str, str]] = set()
+    empty: set[tuple[str, str]] = set()
     seen: dict[tuple[str, str], int] = {}
     for start in range(0, len(texts), AT_ONCE):
         some = texts[start : start + AT_ONCE]
         tokens = made.tokens(*zip(*some))
         cut += int(tokens.cut.sum())
         long.update(text for text, is_long in zip(some, tokens.too_long) if is_long)
+        empty.update(text for text, is_empty in zip(some, tokens.empty) if is_empty)
         seen.update(zip(some, (hash(tuple(ids)) for ids in tokens.ids)))
     if long:
         lines = _lines_where(data, rows, lambda prompt, *answers: any((prompt, answer) in long for answer in answers))
         raise ValueError(
             f"every answer needs to fit into the {max_length} tokens that the backbone reads, got a longer one in "
             f"{lines} of {data}: shorten or drop it, or name a backbone that reads more"
+        )
+    if empty:
+        lines = _lines_where(data, rows, lambda prompt, *answers: any((prompt, answer) in empty for answer in answers))
+        raise ValueError(
+            f"every answer needs a token before its end, got none in {lines} of {data}: fill it in or drop the row"
         )
     equal = {pair for pair in pairs if seen[pair[:2]] == seen[pair[0], pair[2]]}
     if equal:
@@ -161,11 +209,15 @@ def check_texts(
     return [f"{cut} of {len(texts)} texts are longer than {max_length} tokens: their prompts are cut from the left"]
 
 
-def _lines_where(data: Path, rows: list[tuple[str, str, str, str, float]], wrong: Callable[..., bool]) -> str:
+def _lines_where(data: Path, rows: Sequence[Written], wrong: Callable[..., bool]) -> str:
     """The lines of the file with rows whose (prompt, first answer, second answer) are wrong."""
+    return _lines([number for number, row in zip(_line_numbers(data), rows, strict=True) if wrong(*row[1:4])])
+
+
+def _line_numbers(data: Path) -> list[int]:
+    """The line of each row of a file."""
     with open(data, "rb") as file:
-        numbers = [number for number, line in enumerate(file, 1) if line.strip()]
-    return _lines([number for number, row in zip(numbers, rows, strict=True) if wrong(*row[1:4])])
+        return [number for number, line in enumerate(file, 1) if line.strip()]
 
 
 def factorize(
@@ -176,6 +228,7 @@ def factorize(
     l2: float | None = None,
     pooling: str = "last",
     columns: Columns = COLUMNS,
+    chat_template: str | None = None,
     say: Say = SAY,
 ) -> Choice | None:
     """Fits a factorized reward model to a file of annotations and writes it; returns the cross-validated curve.
@@ -187,6 +240,7 @@ def factorize(
         folder: as `output_folder.check_new` wants it, with `refit`.
         factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
             prompts because the reward will meet new ones. If both are given, there is no curve: None.
+        chat_template: in whose form texts are written, as `form_of`.
         say: is told what the data lack, and how far the work has come.
 
     Raises:
@@ -200,14 +254,16 @@ def factorize(
     backbones.check(config, backbone)
     if l2 is not None:
         check_l2(l2)
-    rows = read(data, columns)
+    raw = read(data, columns)
+    tokenizer = backbones.read_tokenizer(backbone)
+    form = form_of(raw, chat_template, backbone, tokenizer, say)
+    rows = write_texts(raw, Writer(form, tokenizer), data)
     pairs, annotations = annotate(rows)
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
         check_factors(factors, sizes)
     for names in alike(annotations.users):
         say(f"warning: users whose names differ only in case or white space, each with coefficients: {listed(names)}")
-    tokenizer = backbones.read_tokenizer(backbone)
     for sentence in check_texts(data, rows, pairs, tokenizer, backbones.max_length(skeleton(config), tokenizer)):
         say(sentence)
     X = differences(backbone, pairs, pooling)
@@ -224,7 +280,7 @@ def factorize(
         l2s = L2S if l2 is None else (l2,)
         choice = choose_factors(X / scale, annotations, tried, l2s, together=together, say=say)
         found = _fit_chosen(X / scale, annotations, choice, factors is None, say)
-    write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling)
+    write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling, form)
     return choice
 
 

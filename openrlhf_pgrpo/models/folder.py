@@ -3,8 +3,9 @@
     model.safetensors   the backbone, `<head>.weight` (D, H) and `coefficients` (U, D)
     users.json          the users' ids, in the order of rows
     config.json         the backbone's, with `base_rewards` D, `base_reward_users` U, `base_reward_pooling` (last or
-                        mean), `base_reward_max_length` (the longest text in tokens), `base_reward_fitted` (whether
-                        `write` made it) and `value_head_prefix`, the name of the head
+                        mean), `base_reward_max_length` (the longest text in tokens), `base_reward_form` (how texts
+                        are written), `base_reward_fitted` (whether `write` made it) and `value_head_prefix`, the name
+                        of the head
 
 Axes: U users, D base rewards, H embedding dimensions.
 """
@@ -28,12 +29,21 @@ from transformers.utils import cached_file
 
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.backbone import is_unused, reading
+from openrlhf_pgrpo.models.form import KEY as FORM
+from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
 from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS
 
 COEFFICIENTS = "coefficients"
 LENGTH = "base_reward_max_length"
-CONFIG_KEYS = ("base_rewards", "base_reward_users", "base_reward_pooling", LENGTH, FITTED)  # no backbone has them
+CONFIG_KEYS = (
+    "base_rewards",
+    "base_reward_users",
+    "base_reward_pooling",
+    LENGTH,
+    FORM,
+    FITTED,
+)  # no backbone has them
 
 
 def is_factorized(config: Any) -> bool:
@@ -44,6 +54,9 @@ def is_factorized(config: Any) -> bool:
 class Folder:
     """A factorized reward model by folder or hub name. Its weights are not loaded.
 
+    Args:
+        chat_template: says how texts are written, for a model from before that was recorded; as `form.read`.
+
     Attributes:
         config. users: (U,) ids in the order of rows.
 
@@ -52,8 +65,8 @@ class Folder:
             names the file.
     """
 
-    def __init__(self, name: str | Path):
-        self.name = str(name)
+    def __init__(self, name: str | Path, chat_template: str | None = None):
+        self.name, self._chat_template = str(name), chat_template
         self.config: Any = backbones.read_config(self.name)
         if not is_factorized(self.config):
             raise ValueError(
@@ -90,6 +103,15 @@ class Folder:
         than its backbone has positions for."""
         positions = longest_text(self._skeleton)
         return min(getattr(self.config, LENGTH, None) or positions, positions)
+
+    @cached_property
+    def form(self) -> Form:
+        """How the model's texts are written.
+
+        Raises:
+            ValueError: as `Form.of_model`.
+        """
+        return Form.of_model(self.config, self.name, self._chat_template)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -203,6 +225,7 @@ def write(
     coefficients: np.ndarray,
     users: Sequence[str],
     pooling: str = "last",
+    form: Form = PLAIN,
 ) -> None:
     """Writes a factorized reward model made of a frozen backbone (folder or hub name), a head and coefficients.
 
@@ -210,6 +233,7 @@ def write(
 
     Args:
         head: (D, H), fitted on `scoring.embed(backbone, ...)`. coefficients: (U, D). users: (U,) ids by row.
+        form: how the texts that were embedded are written.
 
     Raises:
         ValueError: shapes that do not fit, ids that are empty or appear twice, numbers that are not finite, or a
@@ -230,18 +254,21 @@ def write(
     model, tokenizer = backbones.load(backbone, "auto"), backbones.read_tokenizer(backbone)
     weights = {f"{model.base_model_prefix}.{name}": weight for name, weight in model.state_dict().items()}
     weights |= {f"{HEAD}.weight": torch.from_numpy(head), COEFFICIENTS: torch.from_numpy(coefficients)}
-    describe(config, len(head), len(users), pooling, backbones.max_length(model, tokenizer))
+    describe(config, len(head), len(users), pooling, form, backbones.max_length(model, tokenizer))
     config.value_head_prefix = HEAD
     save(folder, config, weights, users, tokenizer, fitted=True)
 
 
-def describe(config: Any, base_rewards: int, users: int, pooling: str, max_length: int | None = None) -> None:
-    """Turns a backbone's config into that of a factorized reward model, whose texts have at most `max_length` tokens.
+def describe(
+    config: Any, base_rewards: int, users: int, pooling: str, form: Form, max_length: int | None = None
+) -> None:
+    """Turns a backbone's config into that of a factorized reward model, whose texts are written in one form and have
+    at most `max_length` tokens.
 
     Without it, they may be as long as the backbone has positions for.
     """
     config.base_rewards, config.base_reward_users, config.base_reward_pooling = base_rewards, users, pooling
-    config.base_reward_max_length = max_length
+    config.base_reward_max_length, config.base_reward_form = max_length, form.record()
     config.hidden_size = hidden_size(config)  # The host reads it; a config of several parts has it in one of them.
     config.architectures = ["FactorizedRewardModel"]
 

@@ -15,6 +15,7 @@ from openrlhf_pgrpo.core.names import in_words, name_of
 from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, posterior
 from openrlhf_pgrpo.files import write_whole
 
+SLACK = 1e-4  # of a standard deviation among users, between coefficients and a fit on another machine
 LARGEST = 1e100  # of a number in a file; whatever is computed from smaller ones stays finite
 
 
@@ -68,12 +69,12 @@ class Profile:
         write_whole(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str) -> "Profile":
-        """The profile in a file, made for the model with that fingerprint.
+    def load(cls, path: Path, fingerprint: str, prior: Prior) -> "Profile":
+        """The profile in a file, made for the model with that fingerprint, whose users have that prior.
 
         Raises:
-            ValueError: the file is truncated, no profile, or made for another model; or it has numbers that nothing
-                finite follows from.
+            ValueError: the file is truncated, no profile, or made for another model; it has numbers that nothing
+                finite follows from; or its coefficients are not those that follow from its answers.
             OSError: the file cannot be read.
         """
         path = Path(path)
@@ -86,7 +87,28 @@ class Profile:
                 f"{path} needs to be a profile for the model {fingerprint}, got one for {profile.fingerprint}: "
                 "coefficients mean nothing under another model; ask again, or use that one"
             )
+        profile._check(path, prior)
         return profile
+
+    def _check(self, path: Path, prior: Prior) -> None:
+        """Checks that the coefficients follow from the answers, so that all who read the file mean the same user."""
+        needed, got = len(prior.mean), len(self.coefficients)
+        if got != needed:
+            raise ValueError(
+                f"{path} needs {needed} coefficients, as the model has, got {got}: restore it or ask again"
+            )
+        try:
+            fitted = Profile.of(self.user, self.fingerprint, self.answers, prior).coefficients
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
+        far = np.abs(self.coefficients - fitted) > SLACK * np.sqrt(np.diag(prior.covariance))
+        if far.any():
+            first = int(far.argmax())
+            raise ValueError(
+                f"{path} needs the coefficients that follow from its {len(self.answers)} answers, got "
+                f"{self.coefficients[first]:g} instead of {fitted[first]:g} as coefficient {first}: restore it or ask "
+                "again"
+            )
 
     @classmethod
     def _from(cls, content: Any) -> "Profile":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from openrlhf_pgrpo.models.backbone import check_finite, read_tokenizer, reading
 from openrlhf_pgrpo.models.folder import COEFFICIENTS, CONFIG_KEYS, Folder, write_files
+from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.output_folder import WEIGHTS, check_new
 
 
@@ -44,4 +45,7 @@ def export_user(model: Folder, coefficients: np.ndarray, output: str | Path) -> 
         {name: value for name, value in model.config.to_dict().items() if name not in CONFIG_KEYS}
     )
     config.architectures = ["RewardModel"]  # the host's name for it
-    write_files(output, config, weights, read_tokenizer(model.name))
+    setattr(config, FORM, model.form.record())  # PPO writes its prompts alike, or refuses
+    tokenizer = read_tokenizer(model.name)
+    tokenizer.chat_template = model.form.chat_template
+    write_files(output, config, weights, tokenizer)

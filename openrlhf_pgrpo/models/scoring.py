@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import WEIGHTS, Folder
+from openrlhf_pgrpo.models.form import Text, Writer
 from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, states
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong
@@ -26,15 +27,21 @@ PATIENCE = 10.0  # seconds between two lines about a job that takes minutes
 class RewardModel(Folder):
     """A factorized reward model with its weights loaded, on the GPU if there is one.
 
+    Args:
+        chat_template: as `Folder`.
+
     Attributes:
+        writer: writes prompts and responses, texts or messages, in the model's form.
         texts: makes the tokens that the model reads. Ask it which prompts are cut, and which texts are equal then.
 
     Raises:
-        ValueError, OSError: as `Folder`, or the backbone's weights are not whole.
+        ValueError, OSError: as `Folder` and its form, or the backbone's weights are not whole.
     """
 
-    def __init__(self, name: str | Path, dtype: torch.dtype = torch.float32):
-        super().__init__(name)
+    def __init__(self, name: str | Path, dtype: torch.dtype = torch.float32, chat_template: str | None = None):
+        super().__init__(name, chat_template)
+        tokenizer = backbones.read_tokenizer(self.name)
+        self.writer = Writer(self.form, tokenizer)
         self.check_shapes()
         llm: Any = AutoModel._model_mapping[type(self.config)]
         model = factorized_reward_model(llm.__base__, llm, self.head_name)
@@ -42,26 +49,34 @@ class RewardModel(Folder):
             self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
         backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
         self.model = self.model.eval().to(_device())
-        self.texts = Texts(backbones.read_tokenizer(self.name), self.max_length)
+        self.texts = Texts(tokenizer, self.max_length, self.form.ends)
+
+    def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
+        """The tokens of each response to its prompt, both (N,), in the model's form.
+
+        Raises:
+            ValueError: they cannot be written in that form, or no tokens can be made of them; with their number.
+        """
+        return self.texts.tokens(*self.writer.pairs(prompts, responses))
 
     def base_rewards(
-        self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = MOST_TEXTS
+        self, prompts: Sequence[Text], responses: Sequence[Text], batch_size: int = MOST_TEXTS
     ) -> np.ndarray:
         """phi (N, D) float64 of each response to its prompt; at most `batch_size` texts at once.
 
         Raises:
-            ValueError: a response is too long for the model, or no tokens can be made of it; with its number.
+            ValueError: as `tokens`, or a response is too long for the model; with its number.
         """
-        return score(self.model, self.model, self.texts, self.texts.tokens(prompts, responses), batch_size)
+        return score(self.model, self.model, self.texts, self.tokens(prompts, responses), batch_size)
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> RewardModel:
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, chat_template: str | None = None) -> RewardModel:
     """A factorized reward model from its folder or hub name; the backbone in `dtype`, head and sums in float32.
 
     Raises:
         ValueError: the folder holds another kind of model, or a broken one.
     """
-    return RewardModel(folder, dtype)
+    return RewardModel(folder, dtype, chat_template)
 
 
 def embed(
@@ -72,6 +87,8 @@ def embed(
     batch_size: int = MOST_TEXTS,
 ) -> np.ndarray:
     """h (N, H) float64 of each response, from a frozen backbone: what a head sees once `write` has put it there.
+
+    Prompts and responses are texts that are written in the form of the model to be.
 
     Raises:
         ValueError: as `backbone.load` and `RewardModel.base_rewards`.

@@ -29,13 +29,15 @@ class Tokens(NamedTuple):
     Attributes:
         ids: N lists of at most `max_length` token ids. cut: (N,) whether the prompt was cut, from the left.
         too_long: (N,) whether the answer and its end do not fit, even without a prompt; then `ids` hold their tail.
-        answers: (N,) int, how many tokens the answer and its end have.
+        answers: (N,) int, how many tokens the answer and its end have. empty: (N,) whether there is nothing but white
+            space before that end: a reward for saying nothing means nothing.
     """
 
     ids: list[list[int]]
     cut: np.ndarray
     too_long: np.ndarray
     answers: np.ndarray
+    empty: np.ndarray
 
 
 class TooLong(ValueError):
@@ -45,6 +47,9 @@ class TooLong(ValueError):
 class Texts:
     """Makes the tokens of prompts and answers for a model that reads at most `max_length` of them.
 
+    Args:
+        ends: other texts that may close an answer, such as the end token of a policy with another tokenizer.
+
     Attributes:
         end: id of the token that closes every text.
 
@@ -52,7 +57,7 @@ class Texts:
         ValueError: the tokenizer has no end token, or there is no room for an answer and its end.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int):
+    def __init__(self, tokenizer: Any, max_length: int, ends: Iterable[str] = ()):
         if max_length < 2:
             raise ValueError(
                 f"a text needs room for two tokens or more, got a longest text of {max_length}: name a model or a "
@@ -61,8 +66,9 @@ class Texts:
         self.tokenizer, self.max_length = tokenizer, max_length
         end = end_of_text(tokenizer)
         self.end: int = tokenizer.convert_tokens_to_ids(end)
-        # An end that the text brings along, read backwards: forwards, many of them would take quadratic time.
-        self._own_end = re.compile(rf"(?:\n*{re.escape(end[::-1])})*")
+        # Ends that a text brings along, read backwards: forwards, many of them would take quadratic time.
+        known = "|".join(re.escape(known[::-1]) for known in (end, *ends))
+        self._own_end = re.compile(rf"(?:\n*(?:{known}))*")
 
     def tokens(self, prompts: Sequence[str], responses: Sequence[str]) -> Tokens:
         """The tokens of each response to its prompt, both (N,).
@@ -78,15 +84,16 @@ class Texts:
             _check_unicode(number, prompt + response)
         prompt_ids = self._encode(dict.fromkeys([*prompts, *BEFORE]))
         answer_ids = self._answers(dict.fromkeys(pairs), prompt_ids)
-        ids, cut, sizes = [], [], []
+        ids, cut, sizes, empty = [], [], [], []
         for prompt, response in pairs:
             before, answer = prompt_ids[prompt], [*answer_ids[prompt, response], self.end]
             room = max(self.max_length - len(answer), 0)
             ids.append([*before, *answer][-self.max_length :])
             cut.append(len(before) > room)
             sizes.append(len(answer))
+            empty.append(len(answer) == 1 or not response.strip())
         answers = np.array(sizes, np.int64)
-        return Tokens(ids, np.array(cut, bool), answers > self.max_length, answers)
+        return Tokens(ids, np.array(cut, bool), answers > self.max_length, answers, np.array(empty, bool))
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` (B, S) of the texts of one batch, padded on the left."""

@@ -4,12 +4,14 @@ Axes: U users, D base rewards, B names that are looked up.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openrlhf_pgrpo.core.names import Names
+from openrlhf_pgrpo.core.names import Names, listed
+from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.profiles import Profile
 
 if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
@@ -32,7 +34,8 @@ class Users:
         average: (D,) mean of the trained users. profiles: those of the new users.
 
     Raises:
-        ValueError: profiles that are broken, for another model, or of a user who is known already; all are named.
+        ValueError: profiles that `Profile.load` refuses, of a user who is known already, or files without an answer;
+            all are named. In a folder, those without an answer are counted in a sentence, and their users are unknown.
         OSError: a profile cannot be read.
     """
 
@@ -40,24 +43,37 @@ class Users:
         self.model, self.remedies = model, remedies
         self.profiles: list[Profile] = []
         self.names = Names(model.users)
-        files, faults = [file for given in profiles for file in _files(given)], []
-        for path in files:
-            try:
-                self._add(path)
-            except ValueError as error:
-                faults.append(str(error))
+        faults, silent = [], []
+        for given in profiles:
+            for path in profile_files(given):
+                try:
+                    profile = Profile.load(path, model.fingerprint, self._prior)
+                    if profile.answers:
+                        self._add(profile, path)
+                    elif Path(given).is_dir():
+                        silent.append(profile.user)
+                    else:
+                        raise ValueError(_no_answer(path, profile))
+                except ValueError as error:
+                    faults.append(str(error))
         if faults:  # all at once, so that a folder is mended in one go
             more = f"\nand {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
             raise ValueError("\n".join(faults[:MOST_FAULTS]) + more)
+        if silent:
+            who = "users count as unknown, because their profiles have no answer yet"
+            print(f"{who}: {len(silent)} ({listed(silent)})", flush=True)
         self.coefficients = np.vstack([model.coefficients, *(profile.coefficients for profile in self.profiles)])
         self.average = model.coefficients.mean(0)
 
-    def _add(self, path: Path) -> None:
-        profile = _load(path, self.model)
+    def _add(self, profile: Profile, path: Path) -> None:
         if profile.user in self.names:
             raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
         self.names.rows([profile.user])
         self.profiles.append(profile)
+
+    @cached_property
+    def _prior(self) -> Prior:
+        return Prior.of(self.model.coefficients)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,27 +108,30 @@ def coefficients_for(
     """The coefficients (D,) in the file of a profile, else of a trained user.
 
     Raises:
-        ValueError: an unknown user, unless `unknown` is MEAN; or as `Profile.load`.
+        ValueError: an unknown user, or a profile without an answer, unless `unknown` is MEAN; or as `Profile.load`.
         OSError: the profile cannot be read.
     """
     if profile is not None:
-        return _load(profile, model).coefficients
+        loaded = Profile.load(profile, model.fingerprint, Prior.of(model.coefficients))
+        if not loaded.answers and unknown == ERROR:
+            raise ValueError(_no_answer(profile, loaded))
+        return loaded.coefficients
     return Users(model, remedies=remedies).of([user], unknown, "--user")[0]
 
 
-def _load(path: Path, model: "Folder") -> Profile:
-    """The profile in a file, with as many coefficients as the model has base rewards."""
-    profile = Profile.load(path, model.fingerprint)
-    needed, got = model.coefficients.shape[1], len(profile.coefficients)
-    if got != needed:
-        raise ValueError(
-            f"{path} needs {needed} coefficients, as {model.name} has, got {got}: restore it or ask again"
-        )
-    return profile
+def _no_answer(path: Path, profile: Profile) -> str:
+    return (
+        f"{path} needs an answer of {profile.user!r}, got none, so the coefficients are the average user's: ask them "
+        "with openrlhf-pgrpo elicit"
+    )
 
 
-def _files(path: Path) -> list[Path]:
-    """The file, or those of the folder; hidden ones are leftovers of editors and of file systems."""
+def profile_files(path: Path) -> list[Path]:
+    """The file, or those of the folder; hidden ones are leftovers of editors and of file systems.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = Path(path)
     found = sorted(file for file in path.glob("*.json") if file.name[0] != ".") if path.is_dir() else [path]
     if not found or not path.exists():

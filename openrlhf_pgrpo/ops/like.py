@@ -1,5 +1,6 @@
 """What would go wrong with a training command? Reads its words as a shell would, and takes the look that its door
-takes before anything heavy starts. The look runs in a process of its own, with the environment that the words give it.
+takes before anything heavy starts, and a longer one: the tokens of the rows are made and counted. The look runs in a
+process of its own, with the environment that the words give it.
 """
 
 import json
@@ -127,7 +128,11 @@ def sentences(command: Command) -> list[str]:
 
 def print_look() -> None:
     """Runs in a process of its own, whose words are the name of a door and those of the command."""
+    import datasets
+
     from openrlhf_pgrpo.host import doors
 
+    datasets.disable_caching()  # of what is made of rows: a run with another strategy makes it again
+    datasets.disable_progress_bars()
     door, argv = getattr(doors, sys.argv[1]), sys.argv[2:]
     print(ANSWER + json.dumps(door.seen(argv)))

@@ -6,8 +6,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openrlhf_pgrpo.host.serve.patience import Patience
 
-MOST = 128  # connections; a browser has six. Beyond that, those that ask for nothing give way.
-MOST_AT_ONCE = 16  # are taken at a time, so that many at once do not push out one whose request is about to be read
+MOST = 256  # connections; a browser has six. Beyond that, those that ask for nothing give way.
+MOST_AT_ONCE = 100  # are taken at a time, so that many at once do not push out one whose request is about to be read
 PATIENCE = 10.0  # seconds for a request to arrive
 
 

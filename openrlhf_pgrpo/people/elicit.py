@@ -3,7 +3,9 @@
 Axes: P pairs, D base rewards.
 """
 
+import os
 from contextlib import nullcontext
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,20 @@ from openrlhf_pgrpo.files import check_folder
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import load
-from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, tell_apart, write_scores
+from openrlhf_pgrpo.people.pool import (
+    Pair,
+    Reader,
+    read_pool,
+    read_scores,
+    readable,
+    score_pool,
+    tell_apart,
+    write_scores,
+)
 from openrlhf_pgrpo.people.session import Session, profile_name
 from openrlhf_pgrpo.people.terminal import ask, plain
+
+LOCAL = "127.0.0.1"  # this machine alone
 
 
 def elicit(
@@ -29,8 +42,9 @@ def elicit(
     entropy: float | None = None,
     batch_size: int = 16,
     web: bool = False,
-    host: str = "127.0.0.1",
-    port: int = 0,
+    host: str | None = None,
+    port: int | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Asks the user in the terminal or on a page, and saves the profile after every answer.
 
@@ -38,6 +52,8 @@ def elicit(
         model: folder or hub name. pool: file of pairs. profile: `session.profile_name` unless given.
         scores: file that keeps the base rewards of the pool. It is read if it exists.
         questions, entropy: when to stop, as `core.questions.enough`.
+        host, port: of the page, this machine alone and any free port unless given.
+        chat_template: as `Folder`.
 
     Raises:
         ValueError: arguments or files that do not fit; nothing has been asked yet.
@@ -49,18 +65,23 @@ def elicit(
         raise ValueError(f"--questions needs at least 1, got {questions}")
     if entropy is not None and not 0 < entropy <= 1:
         raise ValueError(f"--entropy needs a number of bits above 0 and up to 1, got {entropy}")
+    if given := [flag for flag, value in (("--host", host), ("--port", port)) if value is not None and not web]:
+        raise ValueError(f"{given[0]} needs --web, got questions in the terminal: leave it out")
     path = profile or Path(profile_name(user))
-    check_folder(path, "--profile", {"--pool": pool, "--scores": scores})
+    check_distinct({"--pool": pool, "--scores": scores, "--profile": path})
+    check_folder(path, "--profile")
     if web:
         from openrlhf_pgrpo.people.web import listen, serve
-    with listen(host, port) if web else nullcontext() as listener:  # a bad address is refused before texts are scored
-        pairs, folder = read_pool(pool), Folder(model)
+    address = (LOCAL if host is None else host, port or 0)
+    with listen(*address) if web else nullcontext() as listener:  # a bad one is refused before texts are scored
+        numbered, folder = read_pool(pool), Folder(model, chat_template)
         if user in folder.users:
             raise ValueError(f"--user needs a new name, got {user!r}, one of the model's users")
         for written in alike([*folder.users, user]):
             if user in written:
                 print(plain(f"--user {user!r} is a new user, though the model has {written[0]!r}"), flush=True)
-        pairs, a, b = tell_apart(pairs, *base_rewards(folder, pairs, scores, batch_size))
+        pairs, texts = readable(Reader(folder), numbered, pool)
+        pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
         prior = Prior.of(folder.coefficients)
         session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)
         if listener:
@@ -69,16 +90,39 @@ def elicit(
             ask(session)
 
 
+def check_distinct(files: dict[str, Path | None]) -> None:
+    """Checks that no two flags name one file, by whatever name or link, even where there is none yet.
+
+    Raises:
+        ValueError: two do.
+    """
+    for (one, first), (other, second) in combinations(files.items(), 2):
+        if first is None or second is None:
+            continue
+        both = first.exists() and second.exists()
+        if os.path.realpath(first) == os.path.realpath(second) or (both and first.samefile(second)):
+            raise ValueError(f"{one} and {other} need a file each, got {second} for both: name another")
+
+
 def base_rewards(
-    folder: Folder, pairs: list[Pair], scores: Path | None, batch_size: int
+    folder: Folder,
+    chat_template: str | None,
+    pairs: list[Pair],
+    written: list[Pair],
+    scores: Path | None,
+    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Base rewards (P, D) of the answers a and b, from the file `scores` if it exists, else from the model."""
+    """Base rewards (P, D) of the answers a and b, from the file `scores` if it exists, else from the model.
+
+    The file belongs to the pairs as they are written, because a model from before forms were recorded may be told
+    another form.
+    """
     if scores and scores.exists():
-        return read_scores(scores, pairs, folder.fingerprint)
+        return read_scores(scores, written, folder.fingerprint)
     if scores:
         check_folder(scores, "--scores")
     print(f"scoring the answers of {len(pairs)} pairs ...", flush=True)
-    a, b = score_pool(load(folder.name), pairs, batch_size)
+    a, b = score_pool(load(folder.name, chat_template=chat_template), pairs, batch_size)
     if scores:
-        write_scores(scores, a, b, pairs, folder.fingerprint)
+        write_scores(scores, a, b, written, folder.fingerprint)
     return a, b

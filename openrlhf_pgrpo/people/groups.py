@@ -23,7 +23,7 @@ from openrlhf_pgrpo.core.posterior import Prior, log_evidence
 from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
-from openrlhf_pgrpo.models.users import Users
+from openrlhf_pgrpo.models.users import Users, profile_files
 
 MOST_GROUPS = 10
 USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
@@ -48,7 +48,9 @@ def group_users(
         ValueError: arguments or files that do not fit.
         OSError: a file cannot be read or written.
     """
-    check_folder(output, "--output", {"--data": data} | {f"--profile {path}": path for path in profiles})
+    read = {f"--profile {file}": file for path in profiles for file in profile_files(path)}
+    read |= {f"--model {file}": file for file in Path(model).glob("*")}
+    check_folder(output, "--output", {"--data": data, **read})
     rows, folder = name_users(read_rows(data, {}), user_key, data), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)

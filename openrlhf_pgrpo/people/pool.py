@@ -2,50 +2,102 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from openrlhf_pgrpo.files import read_rows, whole_file
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from openrlhf_pgrpo.models.scoring import RewardModel
+from openrlhf_pgrpo.models.backbone import read_tokenizer
+from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.form import Text, Writer, no_text
+from openrlhf_pgrpo.models.scoring import RewardModel
+from openrlhf_pgrpo.models.texts import Texts, Tokens
 
 
 class Pair(NamedTuple):
-    """Two answers to a prompt; the columns of a pool."""
+    """Two answers to a prompt, each a text or a list of messages; the columns of a pool."""
 
-    prompt: str
-    a: str
-    b: str
+    prompt: Text
+    a: Text
+    b: Text
 
     @property
     def name(self) -> str:
         """A hash of the texts that does not depend on the order of the answers or of the pool."""
-        text = json.dumps([self.prompt, *sorted((self.a, self.b))])
+        text = json.dumps([self.prompt, *sorted((self.a, self.b), key=_order)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def read_pool(path: Path) -> list[Pair]:
-    """The pairs (P,) of a JSONL file with the columns prompt, a and b.
+def _order(text: Text) -> tuple[bool, str]:
+    return (False, text) if isinstance(text, str) else (True, json.dumps(text, sort_keys=True))
 
-    Pairs of two equal answers, which nobody can choose between, and repetitions are left out, and their number is
-    printed.
+
+def shown(text: Text) -> str:
+    """A text as people read it; messages are paragraphs that begin with their role."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(f"{turn['role']}: {_words(turn)}" for turn in text)
+
+
+def _words(message: dict) -> str:
+    """What a message says; of anything else than words, what it is."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    if content is None:  # it calls a tool
+        return json.dumps(message["tool_calls"], ensure_ascii=False)
+    return "\n".join(str(part.get("text", f"({part['type']})")) for part in content)
+
+
+class Reader:
+    """What a factorized model reads of texts, without its weights.
+
+    Attributes:
+        writer, texts: as those of `models.scoring.RewardModel`.
+
+    Raises:
+        ValueError: as `Folder.form`.
+    """
+
+    def __init__(self, folder: Folder):
+        tokenizer = read_tokenizer(folder.name)
+        self.writer = Writer(folder.form, tokenizer)
+        self.texts = Texts(tokenizer, folder.max_length, folder.form.ends)
+
+    def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
+        """As `RewardModel.tokens`."""
+        return self.texts.tokens(*self.writer.pairs(prompts, responses))
+
+
+def read_pool(path: Path) -> list[tuple[int, Pair]]:
+    """The pairs (P,) of a JSONL file with the columns prompt, a and b, and their lines.
+
+    Pairs of two answers that look the same, which nobody can choose between, and repetitions are left out, and their
+    number is printed.
 
     Raises:
         ValueError: a row that is not whole, with its line; or no pair is left.
         OSError: the file cannot be read.
     """
-    rows = [Pair(*(row[key] for key in Pair._fields)) for _, row in read_rows(path, dict.fromkeys(Pair._fields, str))]
-    different = [pair for pair in rows if pair.a.strip() != pair.b.strip()]
+    rows = []
+    for number, row in read_rows(path, dict.fromkeys(Pair._fields, object)):
+        for key in Pair._fields:
+            if wrong := no_text(row[key]):
+                raise ValueError(
+                    f"line {number} of {path} needs a text or messages as {key!r}, got {wrong}: correct it or drop "
+                    "the row"
+                )
+        rows.append((number, Pair(*(row[key] for key in Pair._fields))))
+    different = [(number, pair) for number, pair in rows if shown(pair.a).strip() != shown(pair.b).strip()]
     if not different:
         raise ValueError(f"{path} needs a pair of two different answers, got none in {len(rows)} rows")
-    distinct: dict[str, Pair] = {}
-    for pair in different:
-        distinct.setdefault(pair.name, pair)
+    distinct: dict[str, tuple[int, Pair]] = {}
+    for number, pair in different:
+        distinct.setdefault(pair.name, (number, pair))
     pairs = list(distinct.values())
     counts = {"of equal answers": len(rows) - len(different), "repeated": len(different) - len(pairs)}
     if left_out := [f"{count} {what}" for what, count in counts.items() if count]:
@@ -53,13 +105,53 @@ def read_pool(path: Path) -> list[Pair]:
     return pairs
 
 
-def score_pool(model: "RewardModel", pairs: list[Pair], batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+def readable(reader: Reader, numbered: list[tuple[int, Pair]], path: Path) -> tuple[list[Pair], list[Pair]]:
+    """The pairs (P,) of the file `path` whose answers the model reads whole, as they are and as it writes them; prints
+    how many it does not.
+
+    Raises:
+        ValueError: a pair that cannot be written in the model's form, or an answer that is nothing but its end, with
+            the line; or no pair is left.
+    """
+    written = []
+    for number, (prompt, *answers) in numbered:
+        try:
+            (before, _), (a, b) = reader.writer.pairs([prompt] * 2, answers)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path}: {error}") from error
+        written.append(Pair(before, a, b))
+    tokens = reader.texts.tokens(
+        [pair.prompt for pair in written for _ in "ab"], [answer for pair in written for answer in pair[1:]]
+    )
+    if (empty := tokens.empty.reshape(-1, 2).any(1)).any():
+        number, _ = numbered[int(empty.argmax())]
+        raise ValueError(
+            f"line {number} of {path} needs answers with words, got one that is nothing but its end, in {empty.sum()} "
+            f"of {len(numbered)} pairs: drop the row, because a reward for saying nothing means nothing"
+        )
+    whole = ~tokens.too_long.reshape(-1, 2).any(1)
+    if not whole.any():
+        raise ValueError(
+            f"{path} needs a pair of answers within the {reader.texts.max_length} tokens that the model reads, got "
+            f"none in {len(numbered)} pairs: shorten them, or take a reward model of longer texts"
+        )
+    if not whole.all():
+        print(
+            f"{(~whole).sum()} of {len(numbered)} pairs are not asked: they have an answer of more than the "
+            f"{reader.texts.max_length} tokens that the model reads",
+            flush=True,
+        )
+    kept = [(pair, text) for (_, pair), text, fits in zip(numbered, written, whole) if fits]
+    return [pair for pair, _ in kept], [text for _, text in kept]
+
+
+def score_pool(model: RewardModel, pairs: list[Pair], batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """Base rewards of all answers a and of all answers b, (P, D) each. Every text is scored once."""
-    texts = {(pair.prompt, answer): None for pair in pairs for answer in (pair.a, pair.b)}
-    prompts, answers = zip(*texts)
+    texts = {json.dumps(text): text for pair in pairs for text in ((pair.prompt, pair.a), (pair.prompt, pair.b))}
+    prompts, answers = zip(*texts.values())
     rows = dict(zip(texts, model.base_rewards(prompts, answers, batch_size)))
-    a = np.array([rows[pair.prompt, pair.a] for pair in pairs], np.float64)
-    b = np.array([rows[pair.prompt, pair.b] for pair in pairs], np.float64)
+    a = np.array([rows[json.dumps((pair.prompt, pair.a))] for pair in pairs], np.float64)
+    b = np.array([rows[json.dumps((pair.prompt, pair.b))] for pair in pairs], np.float64)
     return a, b
 
 
@@ -96,7 +188,7 @@ def read_scores(path: Path, pairs: list[Pair], fingerprint: str) -> tuple[np.nda
         with safe_open(path, "np") as file:
             found, (a, b) = file.metadata(), map(file.get_tensor, "ab")
     except (SafetensorError, TypeError) as error:  # TypeError: numbers of a kind that numpy lacks
-        raise ValueError(f"{path} needs to hold the base rewards of a pool, got {error}: delete it") from error
+        raise ValueError(f"{path} needs to hold the base rewards of a pool, got {error}: name another file") from error
     for what, needed in _belongs_to(pairs, fingerprint).items():
         if found is None or found.get(what) != needed:
             got = found and found.get(what)

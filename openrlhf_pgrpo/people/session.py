@@ -15,7 +15,7 @@ from openrlhf_pgrpo.core.posterior import Prior, mean_and_root, posterior
 from openrlhf_pgrpo.core.questions import enough, next_questions, predict, predictive_entropy
 from openrlhf_pgrpo.files import locked
 from openrlhf_pgrpo.models.profiles import Answer, Profile
-from openrlhf_pgrpo.people.pool import Pair
+from openrlhf_pgrpo.people.pool import Pair, shown
 
 LEFT, TIE, RIGHT = "left", "tie", "right"
 PREFERENCES = {LEFT: 1.0, TIE: 0.5, RIGHT: 0.0}  # for the answer on the left
@@ -76,8 +76,7 @@ class Session:
         profile: of the answers on the disk. question: the open one; None at the end. entropy: bits per pair.
 
     Raises:
-        ValueError: a profile of another user or for another model, or with answers that nothing finite follows from;
-            or base rewards that are not finite.
+        ValueError: a profile of another user, or one that `Profile.load` refuses; or base rewards that are not finite.
         OSError: the profile cannot be read or written.
     """
 
@@ -113,21 +112,16 @@ class Session:
             raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
 
     def _open(self, user: str, fingerprint: str) -> tuple[Answer, ...]:
-        """The answers in the file. A new one is written where there is none: that fails now if it cannot be."""
-        with locked(self.path):
+        """The answers in the file, none where there is no file. The first answer makes one: who has said nothing is
+        not known."""
+        with locked(self.path):  # fails now if the folder cannot be written
             self._content = content(self.path)
             if self._content is None:
-                Profile.of(user, fingerprint, [], self.prior).save(self.path)
-                self._content = content(self.path)
-            profile = Profile.load(self.path, fingerprint)
+                return ()
+            profile = Profile.load(self.path, fingerprint, self.prior)
         if profile.user != user:
             raise ValueError(
                 f"{self.path} needs a profile of {user!r}, got one of {profile.user!r}: name another file"
-            )
-        if profile.coefficients.shape != self.prior.mean.shape:
-            raise ValueError(
-                f"{self.path} needs {len(self.prior.mean)} coefficients, as the model has, got "
-                f"{len(profile.coefficients)}: restore it or ask again"
             )
         return profile.answers
 
@@ -147,7 +141,7 @@ class Session:
     def _shown(self, row: int) -> Question:
         pair = self.pairs[row]
         answers = (pair.b, pair.a) if self._swapped(pair.name) else (pair.a, pair.b)
-        return Question(pair.name, pair.prompt, *answers)
+        return Question(pair.name, shown(pair.prompt), *map(shown, answers))
 
     def answer(self, name: str, choice: str) -> None:
         """Records the answer to the open question. When this returns, it is on the disk.
@@ -215,8 +209,9 @@ class Session:
         answers = {}
         for row, pair in enumerate(self.pairs):
             for answer, rewards in zip((pair.a, pair.b), self.rewards):
-                answers.setdefault(pair.prompt, {})[answer] = rewards[row]
-        known = {self.pairs[self.rows[said.pair]].prompt for said in self.profile.answers if said.pair in self.rows}
+                answers.setdefault(shown(pair.prompt), {})[shown(answer)] = rewards[row]
+        asked = [self.pairs[self.rows[said.pair]] for said in self.profile.answers if said.pair in self.rows]
+        known = {shown(pair.prompt) for pair in asked}
         prompts = sorted(answers, key=lambda prompt: (prompt in known, -len(answers[prompt])))[:MOST_PROMPTS]
         return [(prompt, rank(answers[prompt], self.profile)[:MOST_ANSWERS]) for prompt in prompts]
 

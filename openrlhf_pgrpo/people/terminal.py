@@ -103,4 +103,5 @@ def summary(session: Session) -> str:
         for number, one in enumerate(ranked, 1):
             lines += [f"    {number}. {one.reward:+.2f} ± {one.deviation:.2f}", block(one.answer, "       ")]
         lines.append("")
-    return "\n".join((*lines, f"profile: {plain(str(session.path))}"))
+    kept = plain(str(session.path)) if session.profile.answers else "none without an answer"
+    return "\n".join((*lines, f"profile: {kept}"))

@@ -86,7 +86,7 @@ def share(view: View) -> go.Figure:
 
 def reward_panel(view: View, name: str) -> go.Figure:
     """Rewards of one preference group on its own scale: a running mean and, for a single run, dots and spread."""
-    figure, row, colour = _figure(height=210, legend=False), view.drawn.index(name), view.colour(name)
+    figure, row, colour = new_figure(height=210, legend=False), view.drawn.index(name), view.colour(name)
     for run in view.runs:
         reward, spread = run.run.value("reward_mean"), run.run.value("reward_std")
         moments = bin_groups(run.run, reward, spread, run.groups[row : row + 1], run.bin_of)
@@ -112,7 +112,7 @@ def reward_panel(view: View, name: str) -> go.Figure:
 
 
 def others_panel(view: View) -> go.Figure:
-    figure = _figure(height=210, legend=False)
+    figure = new_figure(height=210, legend=False)
     for run in view.runs:
         for trace in _others(view, run, run.run.value("reward_mean")):
             figure.add_trace(trace)
@@ -122,7 +122,7 @@ def others_panel(view: View) -> go.Figure:
 def gain_from_first_to_last(view: View) -> go.Figure:
     """One dot per preference group and run, with its standard error. The least gain is at the top."""
     names, count = view.by_gain, len(view.runs)
-    figure = _figure(height=90 + len(names) * (18 + 9 * min(count, 6)), legend=False)
+    figure = new_figure(height=90 + len(names) * (18 + 9 * min(count, 6)), legend=False)
     for number, run in enumerate(view.runs):
         rows = run.groups[[view.drawn.index(name) for name in names]]
         gain, error = (np.append(values, np.nan)[rows] for values in (run.summary.gain, run.summary.gain_error))
@@ -146,7 +146,7 @@ def gain_from_first_to_last(view: View) -> go.Figure:
 
 def train_panel(view: View, key: str) -> go.Figure:
     """A number that the host logged for the whole batch: faint as recorded, and its running mean."""
-    figure = _figure(height=190, legend=False)
+    figure = new_figure(height=190, legend=False)
     for run in view.runs:
         values = bin_means(run.run.train.get(key, np.full(len(run.run.steps), np.nan)), run.bin_of)
         known = np.isfinite(values)
@@ -161,7 +161,7 @@ def train_panel(view: View, key: str) -> go.Figure:
 def timing_over_steps(view: View) -> go.Figure:
     """For a single run: the time of each part of a step, stacked."""
     (run,) = view.runs
-    figure = _figure(height=300).update_xaxes(title="step")
+    figure = new_figure(height=300).update_xaxes(title="step")
     for (key, part), colour in zip(PARTS.items(), PART_COLOURS):
         if key in run.run.train:
             figure.add_scatter(
@@ -179,7 +179,7 @@ def timing_over_steps(view: View) -> go.Figure:
 
 def timing_by_run(view: View) -> go.Figure:
     """For several runs: the mean step of each."""
-    figure = _figure(height=110 + 34 * len(view.runs))
+    figure = new_figure(height=110 + 34 * len(view.runs))
     for (key, part), colour in zip(PARTS.items(), PART_COLOURS):
         timed = [run.run for run in view.runs if np.isfinite(run.run.train.get(key, np.nan)).any()]
         figure.add_bar(
@@ -197,7 +197,7 @@ def timing_by_run(view: View) -> go.Figure:
 
 def _overlay(view: View, curves: Curves, others: Curves | None = None) -> go.Figure:
     """A line per drawn preference group and run from `curves` (D, B), and a band for the rest from `others` (N,)."""
-    figure = _figure(height=380).update_xaxes(title="step")
+    figure = new_figure(height=380).update_xaxes(title="step")
     shown = set()
     for run in view.runs:
         if others is not None:
@@ -260,7 +260,7 @@ def _marks(figure: go.Figure, view: View) -> go.Figure:
     return figure
 
 
-def _figure(height: int, legend: bool = True) -> go.Figure:
+def new_figure(height: int, legend: bool = True) -> go.Figure:
     # Fixed margins align the figures; the bottom one has room for a title.
     margin = dict(l=62, r=8, t=8, b=46 if height > 220 else 26)
     return go.Figure(layout=dict(template=None, height=height, showlegend=legend, margin=margin, hovermode="closest"))

@@ -27,6 +27,26 @@ def render(runs: list[Run], notices: list[str]) -> str:
         notices: sentences for the top of the page.
     """
     view = make_view(runs)
+    return fill(
+        "page.html",
+        view=view,
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        facts=tables.facts(view),
+        notices=[*notices, *tables.remarks(view), *tables.cuts(view)],
+        sections=sections(view),
+        rows=[tables.summary_rows(view, number) for number in range(len(runs))],
+        comparison=tables.comparison_rows(view),
+        samples=tables.samples(view),
+        settings=tables.settings(runs),
+        resumes=tables.resumes(runs),
+        differing=tables.differing(runs),
+        min_samples=numbers.MIN_SAMPLES,
+        dashes=DASH_ARRAYS,
+    )
+
+
+def fill(template: str, **content) -> str:
+    """A page from one of the templates that extend base.html, with its style, its figures and the code for them."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("openrlhf_pgrpo.report"),
         autoescape=True,
@@ -44,20 +64,8 @@ def render(runs: list[Run], notices: list[str]) -> str:
         return data[-1][0]
 
     code = (get_plotlyjs(), environment.loader.get_source(environment, "page.js")[0])
-    return environment.get_template("page.html").render(
-        view=view,
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
-        facts=tables.facts(view),
-        notices=[*notices, *tables.remarks(view), *tables.cuts(view)],
-        sections=sections(view),
-        rows=[tables.summary_rows(view, number) for number in range(len(runs))],
-        comparison=tables.comparison_rows(view),
-        samples=tables.samples(view),
-        settings=tables.settings(runs),
-        resumes=tables.resumes(runs),
-        differing=tables.differing(runs),
-        min_samples=numbers.MIN_SAMPLES,
-        dashes=DASH_ARRAYS,
+    return environment.get_template(template).render(
+        **content,
         version=__version__,
         plot=plot,
         data=data,

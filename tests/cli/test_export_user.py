@@ -1,11 +1,11 @@
 """`openrlhf-pgrpo export-user`: whose reward is written, and what is refused."""
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.profiles import Profile
+from openrlhf_pgrpo.models.profiles import Answer, Profile
 
 pytestmark = pytest.mark.core
 
@@ -25,10 +25,12 @@ def test_a_trained_user_is_exported(run, factorized, tmp_path, user):
 
 def test_a_new_user_is_exported_from_a_profile(run, factorized, tmp_path):
     model = Folder(factorized)
-    Profile("eve", model.fingerprint, np.array([1.0, -2.0, 0.5]), np.eye(3), ()).save(tmp_path / "eve.json")
+    answers = [Answer("x", (1.0, -2.0, 0.5), 1.0)]
+    profile = Profile.of("eve", model.fingerprint, answers, Prior.of(model.coefficients))
+    profile.save(tmp_path / "eve.json")
     code, _ = run("export-user", "--model", factorized, "--profile", "eve.json", "--output", "out")
     assert code == 0
-    expected = np.array([1.0, -2.0, 0.5]) @ model.tensor("score.weight")
+    expected = profile.coefficients @ model.tensor("score.weight")
     assert head(tmp_path / "out") == pytest.approx(expected[None], abs=1e-6)
 
 

@@ -32,8 +32,10 @@ def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, t
         (("--factors", 9, "--l2", 1), "users"),
         (("--factors", 2, "--curve", "no/c.png"), "--curve needs a .png, .svg or .pdf in a folder that exists"),
         (("--factors", 2, "--l2", 1, "--curve", "c.png"), "--curve needs something to choose"),
+        (("--factors", 2, "--curve", "folder.png"), "--curve needs the name of a file, got folder.png, a folder"),
     ],
 )
 def test_wrong_flags_are_refused_and_nothing_is_written(run, annotations, tiny, tmp_path, flags, message):
+    (tmp_path / "folder.png").mkdir()
     code, _ = run("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", *flags)
     assert message in code and not (tmp_path / "m").exists()

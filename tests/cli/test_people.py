@@ -1,16 +1,19 @@
 """`openrlhf-pgrpo elicit`, `rerank` and `groups` on a real reward model, from the command line on."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
-from openrlhf_pgrpo.models.folder import write
+from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.scoring import load
 
@@ -50,7 +53,7 @@ def test_elicit_asks_saves_and_goes_on(run, folder, pool, tmp_path):
     assert "profile: ana.json" in shown
 
     model = load(folder)
-    profile = Profile.load(tmp_path / "ana.json", model.fingerprint)
+    profile = Profile.load(tmp_path / "ana.json", model.fingerprint, Prior.of(model.coefficients))
     rows = {tuple(sorted((row["a"], row["b"]))) + (row["prompt"],): row for row in read_lines(pool)}
     texts = [(row["prompt"], row[side]) for row in rows.values() for side in "ab"]
     scores = dict(zip(texts, model.base_rewards(*zip(*texts))))
@@ -68,11 +71,11 @@ def test_a_pool_is_scored_once_for_all_users(run, folder, pool, tmp_path):
     assert code == 0 and "scoring the answers of 18 pairs" in shown
     code, shown = run(*elicit, "ben", typed="11")
     assert code == 0 and "scoring" not in shown
-    ana, ben = (Profile.load(tmp_path / f"{name}.json", load(folder).fingerprint) for name in ("ana", "ben"))
-    assert ana.answers == ben.answers and len(ana.answers) == 2
+    ana, ben = (json.loads((tmp_path / f"{name}.json").read_text())["answers"] for name in ("ana", "ben"))
+    assert ana == ben and len(ana) == 2
     code, shown = run(*elicit, "zoe", "--entropy", 1)
     # before the first answer, the entropy is already below one bit per pair
-    assert code == 0 and "\n0 answers. What the model believes" in shown
+    assert code == 0 and "\n0 answers. What the model believes" in shown and not (tmp_path / "zoe.json").exists()
     code, _ = run(*elicit[:-2], tmp_path / "nowhere" / "pool.scores", "--user", "eve")
     assert "--scores needs a folder that exists" in code
 
@@ -81,10 +84,11 @@ def test_rerank_for_a_trained_a_new_and_an_unknown_user(run, folder, jsonl, tmp_
     candidates = jsonl("c.jsonl", [{"prompt": prompt, "responses": ANSWERS} for prompt in PROMPTS])
     model = load(folder)
     out, rerank = tmp_path / "out.jsonl", ("rerank", "--model", folder, "--candidates", candidates, "--output")
-    Profile.of("ana", model.fingerprint, [], Prior.of(model.coefficients)).save(tmp_path / "ana.json")
+    ana = Profile.of("ana", model.fingerprint, [Answer("x", (2.0, 0.0, 0.0), 0.0)], Prior.of(model.coefficients))
+    ana.save(tmp_path / "ana.json")
     for who, coefficients in (
         (("--user", "user3"), model.coefficients[3]),
-        (("--profile", tmp_path / "ana.json"), model.coefficients.mean(0)),
+        (("--profile", tmp_path / "ana.json"), ana.coefficients),
         (("--user", "ana", "--population"), model.coefficients.mean(0)),
     ):
         code, shown = run(*rerank, out, *who)
@@ -153,6 +157,98 @@ def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_p
     assert {row["g"] for row in read_lines(tmp_path / "out.jsonl")} == {"group-1", "group-2", "group-3"}
 
 
+def names_of(file, folder):
+    """A file by other names: as it is, as a relative path, a symbolic link and a hard link."""
+    (folder / "symbolic").unlink(missing_ok=True), (folder / "symbolic").symlink_to(file)
+    (folder / "hard").unlink(missing_ok=True), (folder / "hard").hardlink_to(file)
+    return [file, os.path.relpath(file, folder), folder / "symbolic", folder / "hard"]
+
+
+def test_an_output_that_is_an_input_is_refused_and_nothing_is_overwritten(run, folder, jsonl, tmp_path):
+    model = Folder(folder)
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    ana = profiles / "ana.json"
+    Profile.of("ana", model.fingerprint, [], Prior.of(model.coefficients)).save(ana)
+    rows = jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"], "user": "ana"}])
+    rerank = ("rerank", "--model", folder, "--candidates", rows, "--profile", ana)
+    groups = ("groups", "--model", folder, "--data", rows, "--profile", profiles)
+    inputs = {rows: ("--candidates", "--data"), ana: ("--profile",) * 2, folder / "users.json": ("--model",) * 2}
+    for file, flags in inputs.items():
+        before = file.read_bytes()
+        for name in names_of(file, tmp_path):
+            for command, flag in zip((rerank, groups), flags):
+                code, _ = run(*command, "--output", name)
+                assert f"--output needs a file of its own, got {name}, which {flag}" in code
+                assert file.read_bytes() == before
+    assert (tmp_path / "symbolic").is_symlink()
+
+
+def test_rerank_samples_no_responses_beside_those_that_are_there(run, folder, jsonl, tmp_path):
+    rows = jsonl("c.jsonl", [{"prompt": "p"}, {"prompt": "p", "responses": ["x"]}])
+    out = tmp_path / "out.jsonl"
+    words = ("rerank", "--model", folder, "--user", "user3", "--candidates", rows, "--output", out)
+    code, _ = run(*words, "--generate", "a-policy-that-is-not-looked-at")
+    assert "line 2 of " in code and "needs new columns for the ranking, got 'responses', which it has" in code
+    assert not out.exists()
+
+
+def test_elicit_says_that_a_trained_user_has_nearly_this_name(run, folder, pool):
+    """It may be a typing error, and it may be another person."""
+    elicit = ("elicit", "--model", folder, "--pool", pool, "--questions", 1, "--user")
+    code, shown = run(*elicit, " User3", typed="1")
+    assert code == 0 and shown.count("is a new user") == 1
+    assert "--user ' User3' is a new user, though the model has 'user3'\n" in shown
+    code, shown = run(*elicit, "ana", typed="1")
+    assert code == 0 and "is a new user" not in shown
+
+
+def test_elicit_needs_a_file_each_for_pool_scores_and_profile(run, folder, pool, tmp_path):
+    """One that is read is never written, and two that are written are not one, even if neither is there yet."""
+    elicit = ("elicit", "--model", folder, "--pool", pool, "--user", "ana")
+    before = pool.read_bytes()
+    for name in names_of(pool, tmp_path):
+        for flag in ("--profile", "--scores"):
+            code, _ = run(*elicit, flag, name)
+            assert f"--pool and {flag} need a file each, got {name} for both: name another" in code
+            assert pool.read_bytes() == before
+    code, shown = run(*elicit, "--profile", "new.json", "--scores", tmp_path / "new.json")
+    assert "--scores and --profile need a file each, got new.json for both" in code and "scoring" not in shown
+    code, _ = run(*elicit, "--scores", "ana.json")  # the profile's own name
+    assert "--scores and --profile need a file each, got ana.json for both" in code
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_elicit_keeps_scores_and_a_profile_with_names_of_their_own(run, folder, pool, tmp_path):
+    elicit = ("elicit", "--model", folder, "--pool", pool, "--scores", "pool.scores", "--profile", "p.json", "--user")
+    assert run(*elicit, "ana", typed="12")[0] == 0
+    code, shown = run(*elicit, "ana", "--questions", 3, typed="1")
+    assert code == 0 and "scoring" not in shown and "3 answers. What the model believes" in shown
+    code, _ = run(*elicit, "ben")
+    assert "p.json needs a profile of 'ben', got one of 'ana': name another file" in code
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(pool.read_text().splitlines(True)[1:]))
+    code, _ = run(*elicit, "ana", "--pool", other)
+    assert "pool.scores needs to be for the pool " in code and code.endswith("name another file")
+
+
+def test_a_profile_that_was_edited_is_refused_by_all_who_read_it(run, folder, pool, jsonl, tmp_path):
+    assert run("elicit", "--model", folder, "--pool", pool, "--user", "ana", typed="12")[0] == 0
+    path, rows = tmp_path / "ana.json", jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"], "user": "ana"}])
+    profile = json.loads(path.read_text())
+    profile["coefficients"][0] += 1
+    path.write_text(json.dumps(profile))
+    for words in (
+        ("elicit", "--pool", pool, "--user", "ana"),
+        ("rerank", "--profile", path, "--candidates", rows, "--output", "out.jsonl"),
+        ("groups", "--profile", path, "--data", rows, "--output", "out.jsonl"),
+        ("export-user", "--profile", path, "--output", "out"),
+    ):
+        code, _ = run(words[0], "--model", folder, *words[1:])
+        assert "ana.json needs the coefficients that follow from its 2 answers, got " in code
+    assert json.loads(path.read_text()) == profile and not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -164,11 +260,123 @@ def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_p
         (("--pool", "nowhere.jsonl"), "No such file"),
         (("--profile", "nowhere/ana.json"), "--profile needs a folder that exists, got nowhere: make it"),
         (("--host", "0.0.0.0", "--web"), "--host needs one address of this machine"),
+        (("--host", "127.0.0.1"), "--host needs --web, got questions in the terminal: leave it out"),  # case D18
+        (("--port", 0), "--port needs --web, got questions in the terminal: leave it out"),
     ],
 )
 def test_elicit_refuses_before_it_asks(run, folder, pool, change, message):
     code, _ = run("elicit", "--model", folder, "--pool", pool, "--user", "ana", *change)
     assert code.startswith("openrlhf-pgrpo elicit: ") and message in code
+
+
+@pytest.mark.parametrize("flags", [("--n", 8), ("--temperature", 1), ("--max_tokens", 512), ("--plain_prompts",)])
+def test_d18_flags_of_generate_without_it_are_refused(run, folder, jsonl, tmp_path, flags):
+    data = jsonl("c.jsonl", [{"prompt": "p", "responses": ["x", "y"]}])
+    words = ("rerank", "--model", folder, "--user", "user3", "--candidates", data, "--output", "out.jsonl")
+    code, _ = run(*words, *flags)
+    assert code.endswith(f"{flags[0]} needs --generate, got responses in --candidates: leave it out")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_b4_max_tokens_are_refused_before_anything_is_generated(run, folder, tiny, jsonl, tmp_path):
+    """The tiny model reads 256 tokens, and the default of --max_tokens is 512."""
+    data = jsonl("p.jsonl", [{"prompt": "p"}])
+    words = ("rerank", "--model", folder, "--user", "user3", "--candidates", data, "--output", "out.jsonl")
+    code, _ = run(*words, "--generate", tiny / "model")
+    assert "--max_tokens needs fewer than the 256 tokens that " in code and " reads, got 512: lower it" in code
+
+
+class Policy:
+    """Stands in for `vllm.LLM`: it answers by nothing, by a word, and by more than the model reads."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def generate(self, prompts, sampling):
+        texts = ["", "word", "long " * 99]
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=text) for text in texts]) for _ in prompts]
+
+
+def test_b4_what_was_generated_is_kept_and_ranked_whatever_it_is(run, folder, tiny, jsonl, tmp_path, monkeypatch):
+    """One response that was too long lost them all; an empty one could be the best."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Policy, SamplingParams=dict))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    data, out = jsonl("p.jsonl", [{"prompt": "p"}, {"prompt": "q"}]), tmp_path / "out.jsonl"
+    words = ("rerank", "--model", folder, "--user", "user3", "--candidates", data, "--output", out)
+    words += ("--generate", tiny / "model", "--n", 3, "--max_tokens", 64)
+    code, shown = run(*words)
+    assert code == 0 and "2 of 6 responses are blank: they are left out\n2 of 6 responses are longer than " in shown
+    assert f"the responses are in {out}, and are ranked now" in shown
+    assert [(row["responses"], row["best"]) for row in read_lines(out)] == [(["word"], "word")] * 2
+
+    def broken(*_, **__):
+        raise ValueError("the reward model cannot be loaded")
+
+    monkeypatch.setattr("openrlhf_pgrpo.people.rerank.load", broken)
+    code, _ = run(*words)
+    assert "cannot be loaded" in code
+    assert read_lines(out) == [{"prompt": prompt, "responses": ["word"]} for prompt in "pq"]
+
+
+def test_a14_a_profile_without_an_answer_is_refused_by_all_who_need_one(run, folder, jsonl, tmp_path):
+    model = Folder(folder)
+    Profile.of("ana", model.fingerprint, [], Prior.of(model.coefficients)).save(tmp_path / "ana.json")
+    rows = jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"], "user": "ana"}])
+    for words in (
+        ("rerank", "--candidates", rows, "--output", "out.jsonl"),
+        ("groups", "--data", rows, "--output", "out.jsonl"),
+        ("export-user", "--output", "out"),
+    ):
+        code, _ = run(words[0], "--model", folder, "--profile", "ana.json", *words[1:])
+        assert "ana.json needs an answer of 'ana', got none" in code
+    assert not list(tmp_path.glob("out*"))
+
+
+CHAT = (
+    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_folder(tiny, tmp_path):
+    """A reward model from before forms were recorded, and the folder of the policy whose chat template it was."""
+    rng = np.random.default_rng(0)
+    made, policy = tmp_path / "chat-model", tmp_path / "chat-policy"
+    write(made, tiny / "model", rng.normal(0, 0.5, (2, 64)), rng.normal(size=(4, 2)), ["ann", "bob", "cy", "di"])
+    config = json.loads((made / "config.json").read_text())
+    del config["base_reward_form"]
+    (made / "config.json").write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(policy)
+    return made, policy
+
+
+def test_an_older_model_is_told_how_its_texts_are_written(run, chat_folder, jsonl, tmp_path):
+    model, policy = chat_folder
+    chats = [[{"role": "user", "content": f"why {i}?"}] for i in range(3)]
+    answers = [[{"role": "assistant", "content": text}] for text in ("Yes!", "Certainly not, no.")]
+    pool = jsonl("chats.jsonl", [{"prompt": chat, "a": answers[0], "b": answers[1]} for chat in chats])
+    data = jsonl("c.jsonl", [{"prompt": chats[0], "responses": answers}])
+    elicit = ("elicit", "--model", model, "--pool", pool, "--user", "ana")
+    rerank = ("rerank", "--model", model, "--user", "ann", "--candidates", data, "--output", tmp_path / "out.jsonl")
+    export = ("export-user", "--model", model, "--user", "ann", "--output", tmp_path / "out")
+    for words in (elicit, rerank, export):
+        code, _ = run(*words)
+        assert "needs a record of how its texts are written" in code and "--chat_template plain" in code
+    told = ("--chat_template", policy)
+    code, shown = run(*elicit, "--scores", "s", *told, typed="12")
+    assert code == 0 and "  user: why" in shown and "  assistant: Yes!" in shown and "2 answers saved" in shown
+    code, _ = run(*elicit, "--scores", "s", "--chat_template", "plain")
+    assert "line 1 of " in code and "a prompt needs to be a text" in code
+    assert run(*rerank, *told)[0] == 0
+    rewards = load(model, chat_template=str(policy)).base_rewards(["why 0?"] * 2, ["Yes!", "Certainly not, no."])
+    assert read_lines(tmp_path / "out.jsonl")[0]["rewards"] == pytest.approx(
+        (rewards @ Folder(model).coefficients[0]).tolist(), abs=1e-4
+    )
+    assert run(*export, *told)[0] == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["base_reward_form"]["chat_template"] == CHAT
 
 
 def test_a_truncated_profile_or_one_for_another_model_stays_as_it_is(run, folder, pool, tmp_path):
@@ -210,4 +418,4 @@ def test_the_page_is_served_until_ctrl_c(folder, pool, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert json.loads((tmp_path / "ana.json").read_text())["answers"] == []
+    assert not (tmp_path / "ana.json").exists()

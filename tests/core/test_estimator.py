@@ -228,6 +228,33 @@ def test_anything_else_is_refused_with_estimator_sample_and_shape(value, got):
     assert str(error.value).startswith(need + got)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda batch: batch.rewards.__isub__(1.0),
+        lambda batch: batch.rewards.sort(),
+        lambda batch: batch.rewards.__setitem__(0, 5.0),
+        lambda batch: np.clip(batch.rewards, 0, 1, out=batch.rewards),
+        lambda batch: batch.prompt_groups.fill(0),
+        lambda batch: batch.pref_group_codes.fill(0),
+    ],
+)
+def test_d18_an_estimator_cannot_change_the_rewards_that_others_read(spoil):
+    class Spoiling(AdvantageEstimator):
+        def __call__(self, batch):
+            spoil(batch)
+            return batch.rewards
+
+    rewards = np.array([1.0, 2.0, 3.0])
+    batch = RewardBatch(rewards, np.arange(3), list("aab"), [None] * 3, [None] * 3)
+    with pytest.raises(
+        ValueError, match="estimator 'mine' needs to leave the batch as it is, got .*read-only: let it"
+    ):
+        estimate("mine", Spoiling(NoOptions()), batch)
+    assert rewards.tolist() == [1, 2, 3]
+    rewards += 1  # the array of the caller is still the caller's
+
+
 def test_an_error_inside_an_estimator_passes_through():
     class Broken(AdvantageEstimator):
         def __call__(self, batch):

@@ -138,6 +138,8 @@ def test_a7_a_name_is_a_text_or_a_number(value, name):
         (None, "null"),
         ("", "an empty text"),
         (" \t", r"a blank text, ' \\t'"),
+        ("\u200b", r"a blank text, '\\u200b'"),
+        (" \ufeff\u200d", r"a blank text, ' \\ufeff\\u200d'"),
         (float("nan"), "float nan"),
         (np.inf, "float inf"),
         ({"id": 7}, "a struct with the keys 'id'"),
@@ -155,3 +157,10 @@ def test_a7_anything_else_is_none_and_said_in_words(value, said):
 def test_a7_names_that_look_alike_stand_together():
     assert alike(["a", "b", " A", "a", "Ann  Lee", "ann lee", "c"]) == [["a", " A"], ["Ann  Lee", "ann lee"]]
     assert alike([]) == []
+
+
+def test_a7_names_that_differ_in_what_nobody_sees_stand_together():
+    """A zero-width space comes along when a name is copied from a page. Joiners inside a word stay in the name."""
+    assert alike(["a", "a\u200b", "\ufeffB", "b", "c\u00ad"]) == [["a", "a\u200b"], ["\ufeffB", "b"]]
+    joined = "क्\u200dष"
+    assert name_of(joined) == joined and name_of("a\u200b") == "a\u200b"

@@ -95,7 +95,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
         return step
 
     def resume_from(step):
-        return f"[pgrpo] resume from global_step{step} in {job.out}/checkpoints: the same command"
+        return f"resume from global_step{step} in {job.out}/checkpoints: the same command"
 
     def engine(run):
         for node in nodes.values():  # both hold a rank and an engine, so labels, weights and gradients cross nodes
@@ -103,7 +103,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
         nodes["n2"].kill_one("ray::RolloutRayActor")
 
     step = trains_until(engine, "[pgrpo] the run has failed: a rollout engine (vLLM) died.")
-    assert resume_from(step) in (tmp_path / "run1.txt").read_text()
+    assert f"[pgrpo] {resume_from(step)}" in (tmp_path / "run1.txt").read_text()
 
     trains_until(lambda run: nodes["n2"].kill_one("ray::PolicyModelActor"), "[pgrpo] the run has failed: ", " died")
 
@@ -120,7 +120,10 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
                 time.sleep(0.02)
 
     step = trains_until(fill, "_actor, where 0.0 GiB are free: ", "The one before it is still whole: make room")
-    assert resume_from(step) in (tmp_path / "run4.txt").read_text()
+    assert (
+        f"[pgrpo] mend its cause first, or it comes again; then {resume_from(step)}"
+        in (tmp_path / "run4.txt").read_text()
+    )
     (small_disk / "filler").unlink()
 
     before = job.step

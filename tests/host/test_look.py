@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from openrlhf_pgrpo.host import doors, flags, look, script
 
@@ -15,6 +16,7 @@ SIZES = (
     "--train.batch_size 8 --train.micro_batch_size 4 --data.max_len 64 --algo.kl.init_coef 0 --pgrpo.device cpu"
 ).split()
 PAIR_SIZES = "--train.batch_size 4 --train.micro_batch_size 2 --data.max_len 64 --pgrpo.device cpu".split()
+METRICS = '{"step": 1, "run": {"settings": {}}}\n{"step": 2}\n'
 REWARD = "def reward_func(queries, prompts, labels):\n    return {}\n"
 
 
@@ -48,10 +50,10 @@ def seen(here):
     }
     base["RM"] = [*base["DPO"], "--eval.dataset", "pairs.jsonl"]
 
-    def seen(name, *words):
+    def seen(name, *words, tokens=False):
         door = getattr(doors, name)
         args = door.parse_args(script.host_parser(door.script), [*base[name], *map(str, words)])
-        return door.look(flags.nest(args))
+        return door.look(flags.nest(args), tokens=tokens)
 
     return seen
 
@@ -85,13 +87,30 @@ def test_a11_several_servers_are_fine(seen):
     assert seen("PPO", "--reward.remote_url", "http://a:5000/get_reward,https://b/get_reward")
 
 
+@pytest.mark.parametrize(
+    "flags", [("train.agent_func_path", "reward.remote_url"), ("reward.remote_url", "reward.model_name_or_path")]
+)
+def test_a11_two_kinds_of_rewards_at_once_are_refused(flags, seen, here):
+    """The host uses one of them, and says nothing of the other."""
+    (here / "agent.py").write_text("class AgentExecutor(Base): pass\n")
+    sources = {"train.agent_func_path": "agent.py", "reward.remote_url": "reward.py"}
+    sources["reward.model_name_or_path"] = "model"
+    first, second = (f"--{flag} {sources[flag]}" for flag in flags)
+    with pytest.raises(ValueError, match=f"needs one source of rewards, got {first} and {second}: leave out all but"):
+        seen("PPO", *first.split(), *second.split())
+
+
 CLASHES = {
     "needs engines that generate, got --vllm.num_engines None: pass": ("--vllm.num_engines", None),
     "PPO needs rewards, got none of --reward.remote_url": ("--reward.remote_url", ""),
     "--reward.remote_url needs a .py file, got 'lost.py', which does not exist": ("--reward.remote_url", "lost.py"),
     "--reward.remote_url needs a .py file or URLs .*, got 'a:5000'": ("--reward.remote_url", "a:5000"),
-    "--train.agent_func_path needs a .py file, got 'agent'": ("--train.agent_func_path", "agent"),
-    "needs a class AgentExecutor at the top level, got none, of reward.py": ("--train.agent_func_path", "reward.py"),
+    "--train.agent_func_path needs a .py file, got 'agent'": (
+        *("--reward.remote_url", "", "--train.agent_func_path", "agent"),
+    ),
+    "needs a class AgentExecutor at the top level, got none, of reward.py": (
+        *("--reward.remote_url", "", "--train.agent_func_path", "reward.py"),
+    ),
     "--data.prompt_dataset needs a file or folder that exists, got 'lost.jsonl'": (
         ("--data.prompt_dataset", "lost.jsonl")
     ),
@@ -124,6 +143,12 @@ CLASHES = {
         ("--actor.model_name_or_path", "void")
     ),
     "--actor.model_name_or_path needs a folder, got the file 'reward.py'": ("--actor.model_name_or_path", "reward.py"),
+    "--critic.model_name_or_path needs a folder of a model, got './lost', which does not exist": (
+        ("--critic.model_name_or_path", "./lost")
+    ),
+    "--critic.model_name_or_path needs a folder of a model, got 'void', which has no config.json": (
+        ("--critic.model_name_or_path", "void")
+    ),
     "--actor.model_name_or_path needs a folder or the name of a model on the hub, got none": (
         ("--actor.model_name_or_path", "")
     ),
@@ -237,7 +262,7 @@ def test_d5_a_reward_file_without_its_function_is_refused_without_running_it(mes
 
 def test_an_agent_is_read_as_a_reward_function_is(seen, here):
     (here / "agent.py").write_text("class AgentExecutor(Base): pass\n")
-    assert seen("PPO", "--train.agent_func_path", "agent.py")
+    assert seen("PPO", "--reward.remote_url", "", "--train.agent_func_path", "agent.py")
 
 
 def test_the_last_definition_counts():
@@ -339,6 +364,56 @@ def test_a_look_at_many_rows_takes_little_beside_reading_them(seen, here, monkey
     assert spent < 3, f"{spent:.1f} s beside {sum(reading):.1f} s of reading"
 
 
+# ---- what only tokens show ------------------------------------------------------------------------------------------
+
+
+def alike_after(tokens, g):
+    """A pair whose answers differ after so many tokens, with a tokenizer of bytes."""
+    same = "x" * (tokens - 2)
+    return {"prompt": "p ", "chosen": f"{same}yes", "rejected": f"{same}no", "g": g}
+
+
+@pytest.fixture
+def counted(seen, tiny):
+    """What `doctor --like` says of a command: all that a look does, and what the tokens show."""
+    folders = {"PPO": "--actor.model_name_or_path", "DPO": "--model.model_name_or_path"}
+    return lambda name, *words: seen(name, folders[name], tiny / "model", *words, tokens=True)
+
+
+def test_a5_pairs_that_are_cut_to_equal_texts_are_counted_by_preference_group(counted, seen, here):
+    """The doctor said that all is well; only the run, its model loaded, counted them."""
+    words = ("--data.pref_group_key", "g", "--data.max_len", 24)
+    write(here / "pairs.jsonl", [alike_after(6, "a")] * 12 + [alike_after(6, "b")] * 10 + [alike_after(30, "b")] * 2)
+    assert any(
+        said == "2 of 24 pairs teach nothing, because their answers are equal in their first 24 tokens "
+        "(--data.max_len): 2 of 12 of 'b'"
+        for said in counted("DPO", *words)
+    )
+    assert not any("teach nothing" in said for said in seen("DPO", *words))  # a run says it itself, later
+
+
+@pytest.mark.parametrize("flag", ["--data.dataset", "--eval.dataset"])
+def test_a5_a_preference_group_without_a_pair_that_can_teach_is_refused(flag, counted, here):
+    write(here / "cut.jsonl", [alike_after(6, "a")] * 12 + [alike_after(30, "b")] * 12)
+    with pytest.raises(ValueError, match="every preference group needs pairs whose answers differ .* got none of 'b'"):
+        counted("DPO", "--data.pref_group_key", "g", "--data.max_len", 24, "--eval.split", "train", flag, "cut.jsonl")
+
+
+def test_a4_prompts_that_rollouts_cut_are_counted(counted, here):
+    """The host cuts them when they are sampled, with a warning for each among the lines of the engines."""
+    write(here / "prompts.jsonl", [{"input": "x" * (40 + i), "answer": "x"} for i in range(24)])
+    cut = [said for said in counted("PPO", "--rollout.max_new_tokens", 8) if "are cut" in said]
+    assert cut == [
+        "7 of 24 prompts are cut from the left to 56 tokens, to leave room for an answer in --data.max_len 64"
+    ]
+    assert not any("are cut" in said for said in counted("PPO"))
+
+
+def test_tokens_of_a_model_elsewhere_are_not_counted_and_that_is_said(seen):
+    said = seen("DPO", "--model.model_name_or_path", "owner/model", tokens=True)
+    assert "tokens of 'pairs.jsonl' are not counted here: the folder of owner/model is needed for that" in said
+
+
 def test_b1_a_model_is_replaced_only_by_the_run_that_wrote_it(seen, here):
     """The output folder is the policy itself, or holds a model of somebody else; or it is that of an earlier run."""
     with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder of its own, got model, the model that is"):
@@ -348,8 +423,176 @@ def test_b1_a_model_is_replaced_only_by_the_run_that_wrote_it(seen, here):
     for door in ("PPO", "DPO", "RM"):
         with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder without a model, got theirs"):
             seen(door, "--ckpt.output_dir", "theirs")
-    (here / "theirs" / "metrics.jsonl").touch()
+    (here / "theirs" / "metrics.jsonl").write_text(METRICS)
     for door in ("PPO", "DPO", "RM"):
         said = seen(door, "--ckpt.output_dir", "theirs")
         assert "the model in theirs, which an earlier run left there, will be replaced at the end of this run" in said
         assert seen(door, "--ckpt.output_dir", "new") == [line for line in said if "theirs" not in line]
+
+
+def checkpoint(folder):
+    """A whole one, as DeepSpeed writes it."""
+    (folder / "global_step1").mkdir(parents=True)
+    torch.save({}, folder / "global_step1" / "mp_rank_00_model_states.pt")
+    (folder / "latest").write_text("global_step1")
+
+
+@pytest.mark.parametrize("door", ["PPO", "DPO", "RM"])
+def test_b1_a_resume_of_nothing_does_not_replace_a_model(door, seen, here):
+    """Without a checkpoint the run starts anew, so the model in its output folder may be anybody's."""
+    (here / "theirs").mkdir()
+    (here / "theirs" / "config.json").write_text("{}")
+    words = ("--ckpt.load_enable", "--ckpt.path", "ckpt", "--ckpt.output_dir", "theirs")
+    with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder without a model, got theirs"):
+        seen(door, *words)
+    checkpoint(here / "ckpt" / ("_actor" if door == "PPO" else ""))
+    assert not any("will be replaced" in said for said in seen(door, *words))
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [("theirs/metrics.jsonl", ""), ("theirs/metrics.jsonl", '{"loss": 1}\n'), ("theirs/metrics.jsonl", "[1]\n")]
+    + [("theirs/metrics.jsonl", "step 1\n"), ("theirs/metrics.jsonl", '{"step": true}\n'), ("here.jsonl", METRICS)],
+)
+@pytest.mark.parametrize("door", ["PPO", "DPO"])
+def test_b1_only_metrics_of_ours_beside_a_model_make_it_ours(door, file, text, seen, here):
+    (here / "theirs").mkdir()
+    (here / "theirs" / "config.json").write_text("{}")
+    (here / file).write_text(text)
+    words = ("--data.pref_group_key", "g", "--logger.metrics_path", file, "--ckpt.output_dir", "theirs")
+    with pytest.raises(ValueError, match="--ckpt.output_dir needs a folder without a model, got theirs"):
+        seen(door, *words)
+
+
+def test_b1_a_critic_is_written_beside_the_policy_and_replaces_nothing_of_others(seen, here):
+    """The host adds _critic to the name of the folder."""
+    (here / "out_critic").mkdir()
+    (here / "out_critic" / "config.json").write_text("{}")
+    words = ("--ckpt.output_dir", "out", "--ckpt.path", "ckpt", "--advantage_estimator", "gae")
+    words += ("--critic.num_gpus_per_node", 1, "--actor.num_gpus_per_node", 1)
+    assert seen("PPO", *words)
+    words += ("--critic.save_value_network",)
+    refused = r"--ckpt.output_dir \(with _critic, .*\) needs a folder without a model, got out_critic"
+    with pytest.raises(ValueError, match=refused):
+        seen("PPO", *words)
+    with pytest.raises(ValueError, match="needs a folder of its own, got out_critic, the model that is read"):
+        seen("PPO", *words, "--critic.model_name_or_path", "out_critic")
+    (here / "out").mkdir()
+    (here / "out" / "metrics.jsonl").write_text(METRICS)  # that run saved no critic
+    with pytest.raises(ValueError, match=refused):
+        seen("PPO", *words)
+    (here / "out" / "metrics.jsonl").write_text(METRICS.replace("{}", '{"critic.save_value_network": true}'))
+    assert any("the model in out_critic, which an earlier run left" in said for said in seen("PPO", *words))
+    (here / "out" / "metrics.jsonl").unlink()
+    checkpoint(here / "ckpt" / "_critic")
+    assert seen("PPO", *words, "--ckpt.load_enable")
+
+
+@pytest.mark.parametrize("template", ["User: ", "User: {{}}", "User: {0}", "{", "{} {}"])
+@pytest.mark.parametrize("door", ["PPO", "DPO", "RM"])
+def test_a6_a_template_without_a_place_for_the_prompt_is_refused(door, template, seen):
+    """The host would print a line and leave the template out."""
+    with pytest.raises(ValueError, match="--data.input_template needs one {}, where the prompt goes"):
+        seen(door, "--data.input_template", template)
+    assert seen(door, "--data.input_template", "User: {} {{sic}}")
+
+
+@pytest.mark.parametrize("door", ["DPO", "RM"])
+def test_d18_a_template_that_no_prompt_of_pairs_gets_is_said(door, seen, here):
+    """The host writes it around a column of prompts alone."""
+    words = ("--data.input_template", "Q: {}")
+    assert not any("input_template" in said for said in seen(door, *words))
+    said = seen(door, *words, "--data.prompt_key", "")
+    assert "warning: --data.input_template does nothing without --data.prompt_key" in said
+    answer = [{"role": "assistant", "content": "yes"}]
+    turns = [{"prompt": [{"role": "user", "content": f"{i}?"}], "chosen": answer} for i in range(24)]
+    no = [{"role": "assistant", "content": "no"}]
+    write(here / "pairs.jsonl", [{**row, "rejected": no} for row in turns])
+    said = seen(door, *words, "--data.apply_chat_template")
+    assert "warning: --data.input_template does nothing beside --data.apply_chat_template" in said
+
+
+LEARNED = {"model_type": "gpt2", "n_positions": 32}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LEARNED, {"model_type": "opt", "max_position_embeddings": 32}, {"model_type": "vision", "text_config": LEARNED}],
+)
+@pytest.mark.parametrize(
+    "door, flag", [("PPO", "actor"), ("PPO", "critic"), ("DPO", "model"), ("DPO", "ref"), ("RM", "model")]
+)
+def test_d10_texts_beyond_the_positions_of_a_model_are_refused(door, flag, config, seen, here):
+    """Else the first long answer is an IndexError, in the middle of an epoch."""
+    (here / "short").mkdir()
+    (here / "short" / "config.json").write_text(json.dumps(config))
+    words = (f"--{flag}.model_name_or_path", "short")
+    refused = f"--data.max_len needs at most 32 tokens, the positions of --{flag}.model_name_or_path short, got 64"
+    with pytest.raises(ValueError, match=refused):
+        seen(door, *words)
+    assert seen(door, *words, "--data.max_len", 32)
+
+
+@pytest.mark.parametrize("door, flag", [("PPO", "actor"), ("DPO", "model"), ("RM", "model")])
+def test_d10_positions_that_are_computed_have_no_end(door, flag, seen, here):
+    """A model with rotary positions runs on, and becomes worse."""
+    (here / "short").mkdir()
+    config = here / "short" / "config.json"
+    config.write_text('{"model_type": "llama", "max_position_embeddings": 32}')
+    said = seen(door, f"--{flag}.model_name_or_path", "short")
+    assert any(f"64 is more than the 32 tokens that --{flag}.model_name_or_path short was made for" in s for s in said)
+    for text in ('{"model_type": "bloom"}', '{"max_position_embeddings": -1}', "[]", "{", '{"text_config": 3}'):
+        config.write_text(text)
+        assert not any("made for" in said for said in seen(door, f"--{flag}.model_name_or_path", "short"))
+    rope = {"rope_type": "yarn", "factor": 4}
+    config.write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 32, "rope_parameters": rope}))
+    assert not any("made for" in said for said in seen(door, f"--{flag}.model_name_or_path", "short"))
+
+
+def test_d18_a_history_that_no_preference_group_can_fill_is_said(seen, here):
+    """12 rows of each of two groups x 2 samples are 24 rewards an episode."""
+    words = ("--advantage_estimator", "pgrpo", "--data.pref_group_key", "g")
+    assert not any("min_count" in said for said in seen("PPO", *words, "--pgrpo.min_count", 24))
+    said = seen("PPO", *words, "--pgrpo.min_count", 25)
+    assert any("warning: --pgrpo.min_count 25 is never reached, because the largest" in line for line in said)
+    assert not any(
+        "min_count" in line for line in seen("PPO", *words, "--pgrpo.min_count", 25, "--train.num_episodes", 2)
+    )
+
+
+def test_d18_one_preference_group_is_one_history(seen, here):
+    words = ("--advantage_estimator", "pgrpo", "--data.pref_group_key", "g")
+    one = "all prompts are of one preference group, 'a': pgrpo has one history for all rewards"
+    assert one not in seen("PPO", *words)
+    write(here / "prompts.jsonl", [{"input": f"{i} says ", "answer": "x", "g": "a"} for i in range(24)])
+    assert one in seen("PPO", *words)
+    assert not any("one history" in said for said in seen("PPO"))
+
+
+@pytest.mark.parametrize(
+    "door, flag", [("PPO", "data.prompt_dataset"), ("DPO", "data.dataset"), ("RM", "eval.dataset")]
+)
+def test_b1_metrics_are_not_written_over_data(door, flag, seen, here):
+    rows = [json.loads(line) for line in (here / "prompts.jsonl").read_text().splitlines()]
+    pairs = [json.loads(line) for line in (here / "pairs.jsonl").read_text().splitlines()]
+    (here / "data").mkdir()
+    write(here / "data" / "rows.jsonl", [{**row, **pair, "step": 9} for row, pair in zip(rows, pairs)])
+    for data in ("data/rows.jsonl", "data"):
+        words = [
+            f"--{flag}",
+            data,
+            "--logger.metrics_path",
+            here / "data" / "rows.jsonl",
+            "--data.pref_group_key",
+            "g",
+        ]
+        if door == "RM":
+            words[-2:] = ["--reward.factors", 2, "--data.user_key", "g"]
+        with pytest.raises(ValueError, match=f"--logger.metrics_path needs a file of its own, got .*data of --{flag}"):
+            seen(door, *words)
+
+
+def test_a7_a_prompt_of_signs_that_nobody_sees_is_blank(seen, here):
+    write(here / "prompts.jsonl", [{"input": "\u200b", "answer": "x", "g": "a"}] * 24)
+    with pytest.raises(ValueError, match=r"needs a text in 'input' .*, got a blank text, '\\u200b' in row 0"):
+        seen("PPO")

@@ -34,7 +34,7 @@ def ppo_args(**changes):
     args = Space(
         actor=group(1, **optimizer()),
         ref=group(1),
-        reward=group(1, remote_url=["reward.py"]),
+        reward=group(1, remote_url=["reward.py"], clip_range=(-10, 10)),
         critic=group(1, freezing_steps=-1),
         algo=Space(kl=Space(init_coef=0), advantage=Space(estimator="pgrpo"), dynamic_filtering_enable=False),
         data=Space(max_len=64, max_samples=int(1e8)),
@@ -254,7 +254,7 @@ def outcome(run, *args):
         return error
 
 
-def test_any_sizes_of_ppo_make_the_planned_updates_or_are_refused():
+def test_any_sizes_of_ppo_make_the_planned_updates_or_are_refused(record_property):
     """A8, A9, C1: whatever rows, batches, micro batches, ranks, samples and episodes."""
     seen = {"inputs": 0, "accepted": 0}
 
@@ -275,7 +275,7 @@ def test_any_sizes_of_ppo_make_the_planned_updates_or_are_refused():
             assert planned.drawn <= rows
 
     check()
-    print(f"\nppo: {seen['inputs']} inputs, {seen['accepted']} accepted")
+    record_property("inputs", seen["inputs"])
     assert seen["accepted"] > seen["inputs"] / 10
 
 
@@ -298,7 +298,7 @@ def test_no_more_is_refused_or_left_out_than_the_host_cannot_do():
     check()
 
 
-def test_any_sizes_of_pairs_make_the_planned_updates_or_are_refused():
+def test_any_sizes_of_pairs_make_the_planned_updates_or_are_refused(record_property):
     """A8, A9 for DPO and reward models."""
     seen = {"inputs": 0, "accepted": 0}
     sizes = st.tuples(
@@ -323,7 +323,7 @@ def test_any_sizes_of_pairs_make_the_planned_updates_or_are_refused():
             assert updates == planned.updates > 0
 
     check()
-    print(f"\npairs: {seen['inputs']} inputs, {seen['accepted']} accepted")
+    record_property("inputs", seen["inputs"])
     assert seen["accepted"] > seen["inputs"] / 3
 
 
@@ -508,6 +508,9 @@ REFUSED = [
         24,
         "--train.colocate_actor_ref needs as many GPUs for the ref as for the actor, got 2 and 1: make them equal",
     ),
+    (dict(reward__clip_range=(5.0, -5.0)), 24, "--reward.clip_range needs a lower and a higher number, got 5.0 -5.0"),
+    (dict(reward__clip_range=(5.0, 5.0)), 24, "--reward.clip_range needs a lower and a higher number, got 5.0 5.0"),
+    (dict(reward__clip_range=(math.nan, 1.0)), 24, "--reward.clip_range needs a lower and a higher number, got nan"),
     (dict(logger__logging_steps=0), 24, "--logger.logging_steps needs a number of at least 1, got 0"),
 ]
 
@@ -564,6 +567,14 @@ def test_checkpoints_and_evaluations_that_will_not_come_are_said():
         "there will be no evaluation: --eval.steps is 9, and the run has 6 steps",
     ]
     assert len(plan.ppo(changed(args, dict(ckpt__save_steps=6, eval__steps=math.inf)), 24).sentences) == 1
+
+
+def test_d18_data_to_evaluate_on_that_are_never_used_are_said():
+    """Without --eval.steps PPO evaluates never, while the other trainers do once an epoch."""
+    (_, said) = plan.ppo(ppo_args(eval__dataset="e.jsonl"), 24).sentences
+    assert said == "there will be no evaluation on --eval.dataset: --eval.steps says after how many steps"
+    assert len(plan.ppo(ppo_args(eval__dataset="e.jsonl", eval__steps=2), 24).sentences) == 1
+    assert len(plan.ppo(ppo_args(), 24).sentences) == len(plan.pairs(pairs_args(), 24, 1).sentences) == 1
 
 
 def test_without_the_number_of_rows_the_sizes_are_checked_all_the_same():

@@ -4,11 +4,13 @@ Properties, by hypothesis. A row has any JSON value in any column, or lacks the 
 for one reader.
 """
 
+import csv
 import json
 import re
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_pgrpo.core.names import name_of
+from openrlhf_pgrpo.files import read_rows
 from openrlhf_pgrpo.models import factorize
+from openrlhf_pgrpo.people.groups import assign, name_users
 from openrlhf_pgrpo.people.pool import read_pool
 from openrlhf_pgrpo.people.rerank import read_candidates
 
@@ -66,16 +70,33 @@ def rows_of(draw, **good):
 
 
 class Table:
-    """As much of a dataset as the checks read: it has every column that a row has, null where a row lacks it."""
+    """As much of a dataset as the checks read: it has every column that a row has, null where a row lacks it. Columns
+    are arrow's; one of several kinds, which arrow cannot hold, is JSON, as `datasets` makes it of a JSONL file."""
 
     def __init__(self, rows):
-        self.rows, self.column_names = rows, [*dict.fromkeys(key for row in rows for key in row)]
+        self.column_names = [*dict.fromkeys(key for row in rows for key in row)]
+        self.length, self.values, self.arrow = len(rows), {}, {}
+        for key in self.column_names:
+            values = [row.get(key) for row in rows]
+            try:
+                self.arrow[key] = pa.array(values)
+                self.values[key] = self.arrow[key].to_pylist()
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                self.arrow[key], self.values[key] = pa.array(map(json.dumps, values)), values
 
     def __len__(self):
-        return len(self.rows)
+        return self.length
 
     def __getitem__(self, key):
-        return [row.get(key) for row in self.rows]
+        return self.values[key]
+
+    @property
+    def rows(self):
+        return [{key: self.values[key][row] for key in self.column_names} for row in range(len(self))]
+
+    def select_columns(self, keys):
+        table = pa.table({key: self.arrow[key] for key in keys})
+        return SimpleNamespace(with_format=lambda kind: {"arrow": table}[kind])
 
 
 def template(conversation, tokenize=False, add_generation_prompt=False):
@@ -115,11 +136,10 @@ class Counted:
 
 
 @pytest.fixture
-def counted(capsys):
+def counted(record_property):
     counted = Counted()
     yield counted
-    with capsys.disabled():
-        print(f" {counted.inputs} inputs, {counted.accepted} accepted ", end="")
+    record_property("inputs", counted.inputs)
     assert counted.inputs > counted.accepted > counted.inputs / 100  # else the rows are not of both kinds
 
 
@@ -158,9 +178,9 @@ def test_a6_a7_prompts(host, counted):
         table = Table(rows)
         for chat, training in product((True, False), repeat=2):
             if counted.read(host.prompts, table, args_of(chat), "'p'", training) is not None:
-                for row, pref_group, user in zip(rows, table["g"], table["u"], strict=True):
+                for row in table.rows:
                     assert is_text(host.prompt({"y": None, **row}, chat)) or tool_or_parts(row, "x")
-                    assert not training or (name_of(pref_group).strip() and name_of(user).strip())
+                    assert not training or (name_of(row["g"]).strip() and name_of(row["u"]).strip())
 
     check()
 
@@ -184,7 +204,7 @@ def test_b5_d19_pairs(host, counted):
             args.reward.factors = 2 if ours else None
             if counted.read(host.dpo if is_dpo else host.rm, table, args, "'p'") is None:
                 continue
-            for row in rows:
+            for row in table.rows:
                 prompt, *answers = host.pair(row, args.data.prompt_key, chat, is_dpo)
                 own = not tool_or_parts(row, *("x",) * with_prompt, "c", "r")
                 assert all(map(is_text, answers)) or not own
@@ -200,6 +220,17 @@ def warned(table) -> bool:
     return any(not isinstance(value, (int, float, type(None))) or not 0 <= value <= 1 for value in table["preference"])
 
 
+def is_text_or_messages(text) -> bool:
+    return is_text(text) or (bool(text) and all(is_text(turn["role"]) and "content" in turn for turn in text))
+
+
+def read_grouped(path):
+    """As `openrlhf-pgrpo groups` reads its rows and writes them with the preference group of each user."""
+    rows = name_users(read_rows(path, {}), "user", path)
+    chances = {row["user"]: np.array([0.25, 0.75]) for _, row in rows}
+    return rows, assign(rows, chances, ["group-1", "group-2"], "user", "pref_group")
+
+
 def test_a7_b5_lines_of_jsonl(counted, tmp_path):
     path = tmp_path / "rows.jsonl"
     columns = dict(user=NAMES, prompt=WORDS, chosen=WORDS, rejected=["no", "not so"], preference=[0, 1, 0.5])
@@ -207,17 +238,22 @@ def test_a7_b5_lines_of_jsonl(counted, tmp_path):
     @many(400)
     @given(
         rows_of(**columns, a=WORDS, b=["no", "not so"], responses=[["a"], ["a", "b"]]),
-        st.sampled_from(["", "", "", "[1]\n", "{\n", '{"user": "\\ud83d"}\n', "\n\n"]),
+        st.sampled_from(
+            ["", "", "", "[1]\n", "{\n", '{"user": "\\ud83d"}\n', '{"user": 1, "pref_group": 1}\n', "\n\n"]
+        ),
     )
     def check(rows, more):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + more)
         for user, *texts, preference in counted.read(factorize.read, path) or ():
-            assert user.strip() and all(isinstance(text, str) and not PRINTED.search(text) for text in texts)
+            assert user.strip() and all(map(is_text_or_messages, texts))
             assert type(preference) is float and 0 <= preference <= 1
-        for pair in counted.read(read_pool, path) or ():
-            assert all(isinstance(text, str) for text in pair)
-        for row in counted.read(read_candidates, path) or ():
-            assert isinstance(row["prompt"], str) and all(isinstance(text, str) for text in row["responses"])
+        for _, pair in counted.read(read_pool, path) or ():
+            assert all(map(is_text_or_messages, pair))
+        for _, row in counted.read(read_candidates, path) or ():
+            assert all(map(is_text_or_messages, [row["prompt"], *row["responses"]]))
+        for (_, row), grouped in zip(*counted.read(read_grouped, path) or ((), ()), strict=True):
+            assert row["user"].strip() and not PRINTED.search(row["user"])
+            assert grouped == {**row, "pref_group": "group-2", "pref_group_probability": 0.75}
 
     check()
 
@@ -229,7 +265,7 @@ def test_a7_names(counted):
         except ValueError as error:
             raise ValueError(f"row 0 {error}") from error
 
-    @many(300)
+    @many(900)
     @given(st.lists(ANY, min_size=8, max_size=8))
     def check(values):
         for value in values:
@@ -239,8 +275,72 @@ def test_a7_names(counted):
     check()
 
 
+def save_jsonl(rows, folder):
+    (path := folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def save_csv(rows, folder):
+    if not rows or not all(csv_holds(value) for row in rows for value in row.values()):
+        return None
+    if mixes_truth_values(rows):
+        return None  # the others are texts then, 8.0 too
+    path = folder / "rows.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, Table(rows).column_names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def mixes_truth_values(rows) -> bool:
+    """Whether a column has truth values among numbers."""
+    kinds = [{type(row.get(column)) for row in rows} for column in "xygu"]
+    return any(bool in kind and kind & {int, float} for kind in kinds)
+
+
+def csv_holds(value) -> bool:
+    """Whether CSV tells a value from others: it has no lists, nor texts that look like a number or a truth value. The
+    text 7 becomes a number, which is the same name but no prompt."""
+    if isinstance(value, str):
+        return value == "7" or not re.search(r"\d|true", value.lower())
+    return value is None or (isinstance(value, (int, float)) and abs(value) < 2**53 and value == int(value))
+
+
+def save_arrow(rows, folder):
+    from datasets import Dataset
+
+    if (table := arrow_of(rows)) is None:
+        return None
+    Dataset(table).save_to_disk(folder / "rows")
+    return folder / "rows"
+
+
+def save_parquet(rows, folder):
+    if (table := arrow_of(rows)) is None:
+        return None
+    try:
+        pq.write_table(table, folder / "rows.parquet")
+    except pa.ArrowNotImplementedError as error:
+        assert re.search("Cannot write struct type .* with no child field", str(error)), error
+        return None
+    return folder / "rows.parquet"
+
+
+def arrow_of(rows):
+    """A table of rows; None if there is none, because a column has values of several kinds, or nothing is left."""
+    if mixes_truth_values(rows):
+        return None  # among numbers, arrow writes False as 0
+    try:
+        table = pa.Table.from_pylist(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+    return table if len(table) else None
+
+
 def test_a6_a7_files_of_every_kind(host, counted, tmp_path):
-    """The same rows as JSONL and as Parquet, through the host's own reading: the same texts and names, or refused."""
+    """The same rows in every format that can hold them, through the host's own reading: the same texts and names, or
+    refused."""
     from datasets import disable_progress_bars, enable_progress_bars
     from openrlhf.datasets.utils import blending_datasets
 
@@ -254,20 +354,13 @@ def test_a6_a7_files_of_every_kind(host, counted, tmp_path):
     @many(40)
     @given(rows_of(x=WORDS, y=WORDS, g=["ann", "7"], u=[7, 8.0]))
     def check(rows):
-        path = tmp_path / f"rows{counted.inputs}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = counted.read(read, path)
-        kinds = [{type(row.get(column)) for row in rows} for column in "xygu"]
-        if any(bool in kind and kind & {int, float} for kind in kinds):
-            return  # among numbers, arrow writes False as 0
-        try:
-            table = pa.Table.from_pylist(rows)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return  # arrow holds no columns of several kinds
-        if len(table):
-            pq.write_table(table, path.with_suffix(".parquet"))
-            again = counted.read(read, path.with_suffix(".parquet"))
-            assert None in (found, again) or found == again
+        folder = tmp_path / str(counted.inputs)
+        folder.mkdir()
+        found = counted.read(read, save_jsonl(rows, folder))
+        for save in (save_parquet, save_arrow, save_csv):
+            if (path := save(rows, folder)) is not None:
+                again = counted.read(read, path)
+                assert found == again or (save is save_csv and None in (found, again)), save
 
     disable_progress_bars()
     try:

@@ -1,13 +1,15 @@
 """Rewards of users from base rewards: trained users, users with profiles, and the average user."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.profiles import Profile
+from openrlhf_pgrpo.models.profiles import Answer, Profile
 
 pytestmark = pytest.mark.host
 
@@ -48,13 +50,17 @@ def test_rewards_are_normalised_after_the_users_weighed_them(factorized):
 
 def test_profiles_add_users(factorized, tmp_path):
     folder = Folder(factorized)
-    profile = Profile("eve", folder.fingerprint, np.array([1.0, 0.0, -1.0]), np.eye(3), ())
+    profile = Profile.of(
+        "eve", folder.fingerprint, [Answer("x", (1.0, 0.0, -1.0), 1.0)], Prior.of(folder.coefficients)
+    )
     profile.save(tmp_path / "eve.json")
     rewards = UserRewards(folder, options(profiles=str(tmp_path)))
-    assert np.allclose(rewards(BASE, ["eve", "ana"]), [1.0 - 3.0, BASE[1] @ folder.coefficients[0]])
-    Profile("ana", folder.fingerprint, np.ones(3), np.eye(3), ()).save(tmp_path / "ana.json")
+    assert np.allclose(
+        rewards(BASE, ["eve", "ana"]), [BASE[0] @ profile.coefficients, BASE[1] @ folder.coefficients[0]]
+    )
+    replace(profile, user="ana").save(tmp_path / "ana.json")
     with pytest.raises(ValueError, match="to be of a new user, got 'ana', who is known"):
         UserRewards(folder, options(profiles=str(tmp_path)))
-    Profile("ina", "another model", np.ones(3), np.eye(3), ()).save(tmp_path / "ana.json")
+    replace(profile, user="ina", fingerprint="another model").save(tmp_path / "ana.json")
     with pytest.raises(ValueError, match="got one for another model"):
         UserRewards(folder, options(profiles=str(tmp_path)))

@@ -43,7 +43,7 @@ def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     [
         ([row("a", "p", "x", "y"), {"user": "a"}], "line 2 of .* needs the column 'prompt', got 'user'"),
         ([row("", "p", "x", "y")], "line 1 of .* needs a user in 'user', a text or a number, got"),
-        ([row("a", "p", ["x"], "y")], "line 1 of .* needs a text as 'chosen'"),
+        ([row("a", "p", ["x"], "y")], "line 1 of .* needs a text in 'chosen'"),
         ([row("a", "p", "x", "y", preference=2)], "line 1 of .* from 0 .* to 1 .* in 'preference', got 2"),
         ([row("a", "p", "x", "y", preference=True)], "got True"),
         ([], "needs at least one row"),
@@ -106,7 +106,7 @@ def test_a4_equal_answers_are_refused_with_lines_and_count(jsonl):
 @pytest.mark.parametrize("texts", [("", "x", "y"), ("p", " ", "y"), ("p", "x", "\n")])
 def test_b5_a_blank_text_is_missing_as_it_is_in_train_rm(jsonl, texts):
     with pytest.raises(
-        ValueError, match="line 1 of .* needs a text in '(prompt|chosen|rejected)', got .*: fill it in"
+        ValueError, match="line 1 of .* needs a text in '(prompt|chosen|rejected)', got .*: correct it"
     ):
         fast.read(jsonl("a.jsonl", [row("ana", *texts)]))
 
@@ -134,6 +134,14 @@ def test_a4_prompts_are_cut_from_the_left_and_counted(jsonl, tiny, tmp_path):
 def test_a4_an_answer_that_does_not_fit_is_refused_with_lines(jsonl, tiny, tmp_path):
     rows = [row("ana", "p", "x", "y"), row("ana", "p", "x" * 400, "y"), row("ben", "q", "x", "y")]
     with pytest.raises(ValueError, match="answer needs to fit into the 256 tokens .*, got a longer one in line 2 of"):
+        fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m", 1, 1.0)
+    assert not (tmp_path / "m").exists()
+
+
+def test_b5_an_answer_that_is_nothing_but_its_end_is_missing(jsonl, tiny, tmp_path):
+    """Some chat models write no more than that. A reward for it means nothing."""
+    rows = [row("ana", "p", "x", "y"), row("ana", "q", "x", "<eos>\n"), row("ben", "p", "x", "y")]
+    with pytest.raises(ValueError, match="every answer needs a token before its end, got none in line 2 of .*: fill"):
         fast.factorize(jsonl("a.jsonl", rows), tiny / "model", tmp_path / "m", 1, 1.0)
     assert not (tmp_path / "m").exists()
 

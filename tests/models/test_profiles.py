@@ -1,26 +1,32 @@
 """The JSON file of a user: bit for bit what was saved, and nothing else is taken for one."""
 
 import json
+import os
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 
 pytestmark = pytest.mark.core
 
+PRIOR = Prior(np.array([0.1, 0.2]), np.array([[2.0, 0.3], [0.3, 1.0]]))
+
 
 @pytest.fixture
 def profile():
     answers = [Answer("p1", (0.1, 2.0), 1.0), Answer("p2", (1 / 3, -1e-17), 0.5)]
-    return Profile.of("ana", "f00d", answers, Prior(np.array([0.1, 0.2]), np.array([[2.0, 0.3], [0.3, 1.0]])))
+    return Profile.of("ana", "f00d", answers, PRIOR)
 
 
 def test_a_profile_comes_back_to_the_bit(profile, tmp_path):
     profile.save(tmp_path / "ana.json")
-    back = Profile.load(tmp_path / "ana.json", "f00d")
+    back = Profile.load(tmp_path / "ana.json", "f00d", PRIOR)
     assert (back.user, back.fingerprint, back.answers) == ("ana", "f00d", profile.answers)
     assert back.coefficients.tobytes() == profile.coefficients.tobytes()
     assert back.covariance.tobytes() == profile.covariance.tobytes()
@@ -29,17 +35,16 @@ def test_a_profile_comes_back_to_the_bit(profile, tmp_path):
 
 def test_a_profile_holds_the_posterior_of_its_answers(profile):
     features, answers = [answer.features for answer in profile.answers], [1.0, 0.5]
-    prior = Prior(np.array([0.1, 0.2]), np.array([[2.0, 0.3], [0.3, 1.0]]))
-    fitted = posterior(features, answers, prior)
+    fitted = posterior(features, answers, PRIOR)
     assert np.array_equal(profile.posterior.mean, fitted.mean)
     assert np.array_equal(profile.posterior.covariance, fitted.covariance)
-    assert Profile.of("ben", "f00d", [], prior).coefficients == pytest.approx([0.1, 0.2])
+    assert Profile.of("ben", "f00d", [], PRIOR).coefficients == pytest.approx([0.1, 0.2])
 
 
 def test_a_profile_for_another_model_is_refused_with_both_named(profile, tmp_path):
     profile.save(tmp_path / "ana.json")
     with pytest.raises(ValueError, match="for the model beef, got one for f00d"):
-        Profile.load(tmp_path / "ana.json", "beef")
+        Profile.load(tmp_path / "ana.json", "beef", PRIOR)
 
 
 def test_every_truncation_is_refused_and_the_file_stays(profile, tmp_path):
@@ -49,7 +54,7 @@ def test_every_truncation_is_refused_and_the_file_stays(profile, tmp_path):
     for length in range(len(whole) - 2):  # without the last newline it is still whole
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="needs to be a whole profile"):
-            Profile.load(path, "f00d")
+            Profile.load(path, "f00d", PRIOR)
         assert path.read_bytes() == whole[:length]
 
 
@@ -85,14 +90,140 @@ def test_e5_what_is_no_profile_is_refused(profile, tmp_path, change):
     profile.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match="ana.json needs to be a whole profile, got .*: restore it or ask again"):
-        Profile.load(path, "f00d")
+        Profile.load(path, "f00d", PRIOR)
+
+
+@pytest.mark.parametrize("answers", [0, 2])
+def test_coefficients_that_do_not_follow_from_the_answers_are_refused(profile, tmp_path, answers):
+    """Edited by hand, or left when answers were taken out: it would be two users, one for each who reads the file."""
+    path = tmp_path / "ana.json"
+    whole = Profile.of("ana", "f00d", profile.answers[:answers], PRIOR)
+    replace(whole, coefficients=whole.coefficients + [0.0, 1e-5]).save(path)  # as another machine may compute it
+    Profile.load(path, "f00d", PRIOR)
+    replace(whole, coefficients=whole.coefficients + [0.0, 1e-3]).save(path)
+    before, first, second = path.read_bytes(), whole.coefficients[1] + 1e-3, whole.coefficients[1]
+    needs = f"needs the coefficients that follow from its {answers} answers"
+    with pytest.raises(ValueError, match=f"ana.json {needs}, got {first:g} instead of {second:g} as coefficient 1: "):
+        Profile.load(path, "f00d", PRIOR)
+    assert path.read_bytes() == before
+
+
+def test_a_profile_needs_as_many_coefficients_as_the_model_and_answers_to_fit(profile, tmp_path):
+    path = tmp_path / "ana.json"
+    profile.save(path)
+    with pytest.raises(ValueError, match="ana.json needs 3 coefficients, as the model has, got 2: restore it"):
+        Profile.load(path, "f00d", Prior(np.zeros(3), np.eye(3)))
+    replace(profile, answers=(Answer("p1", (1e99, 0.0), 1.0),)).save(path)
+    with pytest.raises(ValueError, match="ana.json needs answers to fit a user to, got .*: restore it or ask again"):
+        Profile.load(path, "f00d", PRIOR)
+
+
+def places(value, at=()):
+    """The path of everything in a profile."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield (*at, key)
+        yield from places(part, (*at, key))
+
+
+def change(content, place, action, other):
+    """Replaces, scales, loses or doubles what is at a place, if it is still there."""
+    *above, key = place
+    try:
+        for step in above:
+            content = content[step]
+        old = content[key]
+    except (LookupError, TypeError):
+        return
+    if action == "lose":
+        del content[key]
+    elif action == "double" and isinstance(content, list):
+        content.insert(key, deepcopy(old))
+    elif action == "scale" and isinstance(old, float):
+        content[key] = old * other if isinstance(other, float) else old + 1e-7
+    else:
+        content[key] = deepcopy(other)
+
+
+def fit(content):
+    """Gives a profile the coefficients that follow from its answers, where any do."""
+    try:
+        answers = [Answer(**answer) for answer in content["answers"]]
+        content["coefficients"] = Profile.of("ana", "f00d", answers, PRIOR).coefficients.tolist()
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        pass
+
+
+ODD = [
+    -1,
+    0,
+    None,
+    True,
+    "",
+    " ",
+    "x",
+    "ana",
+    "\ud800",
+    [],
+    {},
+    [1.0, 2.0],
+    [[1.0, 0.0], [0.0, 1.0]],
+    [[1e9]],
+    10**400,
+]
+NUMBERS = [-1.0, 0.0, 0.5, 1.0, 1 + 1e-9, 1.001, 1e-200, 1e6, 1e99, 1e101, 1e300, float("inf"), float("nan")]
+AT_ONCE = 8  # hypothesis takes as long to begin an example as to draw several of these
+
+
+def test_e5_a_changed_profile_is_refused_by_name_or_comes_back_to_the_bit(
+    profile, tmp_path, monkeypatch, record_property
+):
+    """Thousands of profiles with changed, lost and doubled values."""
+    path, again = tmp_path / "ana.json", tmp_path / "again.json"
+    profile.save(path)
+    whole, seen = json.loads(path.read_text()), {"refused": 0, "accepted": 0}
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here has to outlive the machine
+    changes = st.tuples(
+        st.sampled_from([*places(whole)]),
+        st.sampled_from(["replace", "scale", "scale", "lose", "double"]),
+        st.sampled_from([*NUMBERS, *NUMBERS, *ODD]) | st.floats(),
+    )
+    profiles = st.tuples(st.lists(changes, min_size=1, max_size=3), st.booleans())
+
+    @settings(max_examples=12_000 // AT_ONCE, deadline=None, database=None)
+    @given(st.lists(profiles, min_size=AT_ONCE, max_size=AT_ONCE))
+    def check(several):
+        for changes, fitting in several:
+            content = deepcopy(whole)
+            for of_one in changes:
+                change(content, *of_one)
+            if fitting:
+                fit(content)
+            path.write_text(json.dumps(content))
+            try:
+                found = Profile.load(path, "f00d", PRIOR)
+            except ValueError as error:
+                assert "ana.json needs " in str(error) and "got" in str(error) and str(error).isprintable()
+                seen["refused"] += 1
+                continue
+            seen["accepted"] += 1
+            assert np.isfinite(found.coefficients).all() and np.isfinite(found.covariance).all()
+            found.save(again)
+            back = Profile.load(again, "f00d", PRIOR)
+            assert (back.user, back.answers) == (found.user, found.answers)
+            assert back.coefficients.tobytes() == found.coefficients.tobytes()
+            assert back.covariance.tobytes() == found.covariance.tobytes()
+
+    check()
+    record_property("inputs", sum(seen.values()))
+    assert min(seen.values()) > sum(seen.values()) / 20
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100000, b"null"])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "ana.json").write_bytes(content)
     with pytest.raises(ValueError, match="needs to be a whole profile"):
-        Profile.load(tmp_path / "ana.json", "f00d")
+        Profile.load(tmp_path / "ana.json", "f00d", PRIOR)
 
 
 def test_a_failed_save_leaves_the_old_profile(profile, tmp_path):

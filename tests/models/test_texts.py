@@ -176,7 +176,7 @@ TEXT = st.lists(st.sampled_from(PIECES) | WHOLE_LETTERS, max_size=8).map("".join
 SEVERAL = st.lists(TEXT, min_size=1, max_size=8)
 
 
-def test_any_texts_have_one_account(tokenizers):
+def test_any_texts_have_one_account(tokenizers, record_property):
     """At most `max_length` tokens, one end, the answer whole or `too_long`, and the same tokens in any company."""
     count = 0
 
@@ -187,12 +187,13 @@ def test_any_texts_have_one_account(tokenizers):
         pairs = list(product(prompts, responses))
         count += len(pairs)
         tokenizer = tokenizers[kind]
+        alone = dict(zip(prompts, tokenizer(prompts, add_special_tokens=False)["input_ids"]))
         prompts, responses = map(list, zip(*pairs))
         short, long = Texts(tokenizer, max_length), Texts(tokenizer, 10_000)
         found, whole = short.tokens(prompts, responses), long.tokens(prompts, responses)
         assert not whole.cut.any() and not whole.too_long.any()
         for number, (prompt, response) in enumerate(pairs):
-            before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            before = alone[prompt]
             ids, all_ids, answer = found.ids[number], whole.ids[number], int(found.answers[number])
             assert all_ids[: len(before)] == before and len(all_ids) == len(before) + answer
             assert ids == all_ids[-max_length:] and ids[-1] == tokenizer.eos_token_id
@@ -210,4 +211,4 @@ def test_any_texts_have_one_account(tokenizers):
         assert padded["attention_mask"].diff(dim=1).ge(0).all()  # all padding is on the left
 
     check()
-    print(f"{count} texts")
+    record_property("inputs", count)

@@ -2,17 +2,25 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from openrlhf_pgrpo.models.profiles import Profile
+from openrlhf_pgrpo.core.posterior import Prior
+from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.users import MEAN, Users, coefficients_for
 
 pytestmark = pytest.mark.core
 
 ANA, BOB = [2.0, -1.0], [-1.0, 3.0]
+PRIOR = Prior.of(np.array([ANA, BOB]))
+
+
+def of_answers(user, preference, fingerprint="f00d"):
+    """The profile of a user with one answer."""
+    return Profile.of(user, fingerprint, [Answer("x", (1.0, 2.0), preference)], PRIOR)
 
 
 @pytest.fixture
@@ -23,11 +31,11 @@ def model():
 
 @pytest.fixture
 def profile(tmp_path):
-    """Writes the profile of a user with these coefficients."""
+    """Writes the profile of a user who gave one answer."""
 
-    def profile(user, coefficients=(5.0, 7.0), fingerprint="f00d", folder=tmp_path):
+    def profile(user, preference=1.0, fingerprint="f00d", folder=tmp_path):
         folder.mkdir(exist_ok=True)
-        Profile(user, fingerprint, np.array(coefficients), np.eye(2), ()).save(folder / f"{user}.json")
+        of_answers(user, preference, fingerprint).save(folder / f"{user}.json")
         return folder / f"{user}.json"
 
     return profile
@@ -35,13 +43,14 @@ def profile(tmp_path):
 
 def test_trained_and_new_users_have_their_own_coefficients(model, profile, tmp_path):
     folder = tmp_path / "profiles"
-    profile("cid", (4.0, 4.0), folder=folder)
-    profile("dora", (6.0, 6.0), folder=folder)
+    profile("cid", 0.5, folder=folder)
+    profile("dora", 0.0, folder=folder)
     (folder / "notes.txt").write_text("not a profile")
     users = Users(model, [folder, profile("eve")])
     assert list(users.names) == ["ana", "bob", "cid", "dora", "eve"] and len(users) == 5
     assert "eve" in users and "zoe" not in users and None not in users
-    assert users.of(["eve", "ana", "dora"]).tolist() == [[5, 7], ANA, [6, 6]]
+    eve, dora = of_answers("eve", 1.0).coefficients, of_answers("dora", 0.0).coefficients
+    assert users.of(["eve", "ana", "dora"]).tolist() == [eve.tolist(), ANA, dora.tolist()]
     assert [one.user for one in users.profiles] == ["cid", "dora", "eve"]
 
 
@@ -96,8 +105,37 @@ def test_a14_a_profile_needs_as_many_coefficients_as_the_model(model, tmp_path):
     path = tmp_path / "eve.json"
     Profile("eve", "f00d", np.ones(3), np.eye(3), ()).save(path)
     for use in (lambda: Users(model, [path]), lambda: coefficients_for(model, None, path)):
-        with pytest.raises(ValueError, match="eve.json needs 2 coefficients, as rm has, got 3: restore it"):
+        with pytest.raises(ValueError, match="eve.json needs 2 coefficients, as the model has, got 3: restore it"):
             use()
+
+
+def test_a_profile_whose_coefficients_are_not_those_of_its_answers_is_refused(model, tmp_path):
+    path = tmp_path / "eve.json"
+    replace(of_answers("eve", 1.0), coefficients=np.array([5.0, 7.0])).save(path)
+    for use in (lambda: Users(model, [path]), lambda: coefficients_for(model, None, path)):
+        with pytest.raises(ValueError, match="eve.json needs the coefficients that follow from its 1 answers, got 5 "):
+            use()
+
+
+def test_a14_a_profile_without_an_answer_makes_nobody_known(model, profile, tmp_path, capsys):
+    """Its coefficients are the average user's, which must not be taken for somebody's without a word."""
+    folder = tmp_path / "profiles"
+    profile("eve", folder=folder)
+    for user in ("cid", "dora"):
+        Profile.of(user, "f00d", [], PRIOR).save(folder / f"{user}.json")
+    users = Users(model, [folder])
+    assert list(users.names) == ["ana", "bob", "eve"] and users.of(["cid"], MEAN).tolist() == [[0.5, 1]]
+    said = "users count as unknown, because their profiles have no answer yet: 2 ('cid', 'dora')\n"
+    assert capsys.readouterr().out == said
+    with pytest.raises(ValueError, match="every sample needs one of the 3 users"):
+        users.of(["cid"])
+    for use in (
+        lambda: Users(model, [folder / "cid.json"]),
+        lambda: coefficients_for(model, None, folder / "cid.json"),
+    ):
+        with pytest.raises(ValueError, match="cid.json needs an answer of 'cid', got none, .*: ask them with"):
+            use()
+    assert coefficients_for(model, None, folder / "cid.json", MEAN) == pytest.approx([0.5, 1])
 
 
 def test_profiles_that_do_not_fit_are_refused(model, profile, tmp_path):
@@ -112,7 +150,7 @@ def test_profiles_that_do_not_fit_are_refused(model, profile, tmp_path):
 def test_one_user_by_name_or_by_profile(model, profile):
     assert coefficients_for(model, "bob", None).tolist() == BOB
     assert coefficients_for(model, "bob", None, MEAN).tolist() == BOB  # the average is for the unknown alone
-    assert coefficients_for(model, None, profile("eve")).tolist() == [5, 7]
+    assert coefficients_for(model, None, profile("eve")).tolist() == of_answers("eve", 1.0).coefficients.tolist()
     assert coefficients_for(model, "zoe", None, MEAN).tolist() == [0.5, 1]
     assert coefficients_for(model, None, None, MEAN).tolist() == [0.5, 1]
     with pytest.raises(ValueError, match="profile for the model f00d, got one for beef"):

@@ -66,7 +66,8 @@ def test_an_open_quotation_is_refused():
 
 
 def test_a_good_command_is_told_how_many_updates_it_makes(here):
-    *host, found = diagnose_like(f"{OURS}.train_dpo {DPO}")
+    *host, tokens, found = diagnose_like(f"{OURS}.train_dpo {DPO}")
+    assert tokens.level == OK and "not counted here: the folder of hub" in tokens.found
     assert found.level == OK and found.found.startswith("this run makes 6 updates of 4 pairs: 1 epoch of 24 pairs")
     assert [finding.subject for finding in host] == ["openrlhf"]
 
@@ -86,6 +87,18 @@ def test_what_would_go_wrong_is_a_fault_with_its_remedy(kind, here):
     text, said = FAULTS[kind]
     found = list(diagnose_like(text))[-1]
     assert found.level == FAULT and said in f"{found.found}: {found.remedy}", found
+
+
+def test_a5_a_group_of_pairs_that_are_equal_once_they_are_cut_is_a_fault(here, tiny):
+    """In a process of its own, with our hooks on the host's dataset, as in a run."""
+    text = f"{OURS}.train_dpo {DPO} --model.model_name_or_path {tiny / 'model'} --data.pref_group_key g"
+    same = "x" * 70
+    pairs = [{"prompt": "p ", "chosen": f"{same * (g == 'b')}yes", "rejected": f"{same * (g == 'b')}no", "g": g}
+             for g in "ab" * 12]  # fmt: skip
+    (here / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    found = list(diagnose_like(text))[-1]
+    assert found.level == FAULT and "answers differ in their first 64 tokens" in found.found, found
+    assert "got none of 'b'" in found.found and "raise --data.max_len" in found.remedy
 
 
 def test_the_command_line_says_it_in_seconds_and_by_its_exit_code(here):

@@ -15,7 +15,7 @@ FINGERPRINT = "f00d" * 16
 
 def base_rewards(prompts, responses, batch_size=16):
     """Exclamation marks, and tens of letters."""
-    return np.array([[text.count("!"), len(text) / 10] for text in responses], np.float64)
+    return np.array([[str(text).count("!"), len(text) / 10] for text in responses], np.float64)
 
 
 @pytest.fixture

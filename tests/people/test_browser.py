@@ -263,6 +263,15 @@ def test_errors_are_shown(visit, session_of, monkeypatch):
         wait_for(page, 2)
 
 
+def test_a14_without_an_answer_no_profile_is_named(visited, session_of):
+    """It is enough before the first question, so nothing is on the disk."""
+    session = session_of(level=1.0)
+    assert session.question is None and not session.path.exists()
+    with visited(session) as seen:
+        assert seen.page.get_by_text("Thank you").is_visible() and not seen.page.locator(".kept").is_visible()
+        assert seen.complaints == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_texts_are_only_texts(visited, session_of, dark):
     session = session_of("<b>ana", pool=[Pair(EVIL + "?", EVIL + " one", EVIL + " other")], questions=3)

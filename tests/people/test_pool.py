@@ -1,9 +1,23 @@
 """Pools and other files that people write by hand: what is read, and what is refused by its line."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, score_pool, tell_apart, write_scores
+from openrlhf_pgrpo.models.form import PLAIN, Form
+from openrlhf_pgrpo.people.pool import (
+    Pair,
+    Reader,
+    read_pool,
+    read_scores,
+    readable,
+    score_pool,
+    shown,
+    tell_apart,
+    write_scores,
+)
 
 pytestmark = pytest.mark.core
 
@@ -12,7 +26,7 @@ GOOD = {"prompt": "p", "a": "x", "b": "y"}
 
 def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
     path = jsonl("pool.jsonl", [GOOD, "", {**GOOD, "b": "<b>\u00e9\u2028</b>", "source": 7}])
-    assert read_pool(path) == [Pair("p", "x", "y"), Pair("p", "x", "<b>\u00e9\u2028</b>")]
+    assert read_pool(path) == [(1, Pair("p", "x", "y")), (3, Pair("p", "x", "<b>\u00e9\u2028</b>"))]
 
 
 @pytest.mark.parametrize(
@@ -23,9 +37,13 @@ def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
         ("[" * 100_000, "line 3 of .* needs a JSON object"),
         ({"prompt": "p", "a": "x"}, "line 3 of .* needs the column 'b', got 'prompt', 'a'"),
         ({}, "needs the column 'prompt', got none"),
-        ({**GOOD, "b": 3}, "line 3 of .* needs a text as 'b', got '3'"),
-        ({**GOOD, "b": None}, "needs a text as 'b', got 'None'"),
-        ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text as 'b'"),
+        ({**GOOD, "b": 3}, "line 3 of .* needs a text or messages as 'b', got int 3"),
+        ({**GOOD, "b": None}, "needs a text or messages as 'b', got null"),
+        ({**GOOD, "b": ""}, "line 3 of .* as 'b', got an empty text: correct it or drop the row"),  # case B5
+        ({**GOOD, "a": " "}, "line 3 of .* as 'a', got a blank text, ' '"),
+        ({**GOOD, "prompt": []}, "line 3 of .* as 'prompt', got a list, "),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "line 3 of .* as 'prompt', got a struct .* as message 0"),
+        ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text or messages as 'b'"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_line(jsonl, row, message):
@@ -37,7 +55,7 @@ def test_d15_equal_and_repeated_pairs_are_left_out_with_their_number(jsonl, caps
     other = {**GOOD, "prompt": "q"}
     turned = {**GOOD, "a": GOOD["b"], "b": GOOD["a"]}
     rows = [GOOD, other, {**GOOD, "b": GOOD["a"]}, {**GOOD, "b": f" {GOOD['a']}\n"}, GOOD, turned]
-    assert [pair._asdict() for pair in read_pool(jsonl("pool.jsonl", rows))] == [GOOD, other]
+    assert [pair._asdict() for _, pair in read_pool(jsonl("pool.jsonl", rows))] == [GOOD, other]
     assert "2 of 6 pairs of " in (said := capsys.readouterr().out) and "2 of equal answers, 2 repeated" in said
     with pytest.raises(ValueError, match="needs a pair of two different answers, got none in 1 rows"):
         read_pool(jsonl("equal.jsonl", rows[2:3]))
@@ -96,7 +114,7 @@ def test_scores_come_back_for_the_same_model_and_pool_alone(model, pairs, tmp_pa
         with pytest.raises(ValueError, match="for the pool [0-9a-f]{64}, got one for [0-9a-f]{64}"):
             read_scores(path, others, "f00d")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="needs to hold the base rewards of a pool, got .*: delete it"):
+    with pytest.raises(ValueError, match="needs to hold the base rewards of a pool, got .*: name another file"):
         read_scores(path, pairs, "f00d")
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="needs to hold the base rewards"):
@@ -119,3 +137,76 @@ def test_e5_scores_are_checked_when_they_are_read(tmp_path, a, b, message):
     write_scores(tmp_path / "scores", a, b, pairs, "f00d")
     with pytest.raises(ValueError, match=message):
         read_scores(tmp_path / "scores", pairs, "f00d")
+
+
+# --- prompts and answers that are messages ---------------------------------------------------------------------------
+
+CHAT = (
+    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+QUESTION = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why?"}]
+ANSWER = [{"role": "assistant", "content": "so"}]
+
+
+@pytest.fixture
+def reader_of(tiny):
+    """The reader of a model with texts of that form, of at most `longest` tokens."""
+    return lambda form=PLAIN, longest=64: Reader(SimpleNamespace(name=tiny / "model", form=form, max_length=longest))
+
+
+def test_messages_are_read_named_and_shown(jsonl):
+    pair = Pair(QUESTION, ANSWER, "no")
+    assert read_pool(jsonl("pool.jsonl", [pair._asdict()])) == [(1, pair)]
+    turned = Pair([dict(reversed(turn.items())) for turn in QUESTION], "no", ANSWER)
+    assert pair.name == turned.name != Pair("why?", ANSWER, "no").name
+    assert shown(QUESTION) == "system: be kind\n\nuser: why?" and shown("why?") == "why?"
+    parts = [{"type": "text", "text": "look"}, {"type": "image", "url": "x"}]
+    assert shown([{"role": "user", "content": parts}]) == "user: look\n(image)"
+    assert shown([{"role": "assistant", "content": None, "tool_calls": ["é"]}]) == 'assistant: ["é"]'
+
+
+def test_messages_are_scored_in_the_form_of_the_model(reader_of):
+    numbered = [(4, Pair(QUESTION, ANSWER, "no")), (9, Pair("why?", "so", "no"))]
+    pairs, written = readable(reader_of(Form(CHAT)), numbered, Path("pool.jsonl"))
+    assert pairs == [pair for _, pair in numbered]
+    assert written == [Pair("<system>be kind<user>why?<a>", "so", "no"), Pair("<user>why?<a>", "so", "no")]
+    with pytest.raises(
+        ValueError, match="line 4 of pool.jsonl: a prompt needs to be a text, .*got a list of messages"
+    ):
+        readable(reader_of(), numbered, Path("pool.jsonl"))
+
+
+def test_every_conversation_is_scored_once(model):
+    asked = []
+
+    def base_rewards(prompts, responses, batch_size):
+        asked.extend(zip(prompts, responses))
+        return np.array([[len(str(text))] for text in responses])
+
+    model.base_rewards = base_rewards
+    a, b = score_pool(model, [Pair(QUESTION, ANSWER, "no"), Pair(QUESTION, "no", "yes")])
+    assert asked == [(QUESTION, ANSWER), (QUESTION, "no"), (QUESTION, "yes")]
+    assert a.tolist() == [[len(str(ANSWER))], [2]] and b.tolist() == [[2], [3]]
+
+
+def test_a3_answers_that_are_nothing_but_their_end_are_refused_with_their_line(reader_of):
+    numbered = [(1, Pair("p", "x", "y")), (5, Pair("p", "x", " <eos>\n"))]
+    with pytest.raises(
+        ValueError, match="line 5 of pool.jsonl needs answers with words, .* its end, in 1 of 2 pairs: "
+    ):
+        readable(reader_of(), numbered, Path("pool.jsonl"))
+
+
+def test_d15_answers_that_are_too_long_are_left_out_all_at_once(reader_of, capsys):
+    """They were refused one after the other, each after the whole pool had been scored."""
+    long = "seven.."
+    numbered = [(1, Pair("p", "x", long)), (2, Pair("a long prompt", "x", "y")), (3, Pair("p", long, long + "!"))]
+    pairs, written = readable(reader_of(longest=6), numbered, Path("pool.jsonl"))
+    assert pairs == written == [numbered[1][1]]
+    said = "2 of 3 pairs are not asked: they have an answer of more than the 6 tokens that the model reads\n"
+    assert capsys.readouterr().out == said
+    with pytest.raises(
+        ValueError, match="pool.jsonl needs a pair of answers within the 6 tokens .*, got none in 1 pairs"
+    ):
+        readable(reader_of(longest=6), numbered[:1], Path("pool.jsonl"))

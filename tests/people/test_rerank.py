@@ -1,13 +1,28 @@
 """Best of n for a user: in which order, and what is refused."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.models.users import coefficients_for
-from openrlhf_pgrpo.people.rerank import check_texts, generate, rank_responses, read_candidates
+from openrlhf_pgrpo.people.pool import Reader
+from openrlhf_pgrpo.people.rerank import (
+    Sampling,
+    check_length,
+    check_texts,
+    generate,
+    leave_out,
+    prompt_ids,
+    prompt_writer,
+    rank_responses,
+    read_candidates,
+    read_prompts,
+)
 
 pytestmark = pytest.mark.core
 
@@ -36,8 +51,18 @@ def test_equal_rewards_keep_their_order(model):
     [
         ({"prompt": "p", "responses": []}, "line 2 of .* at least one text as 'responses', got an empty list"),
         ({"prompt": "p"}, "line 2 of .* needs the column 'responses'"),
-        ({"prompt": "p", "responses": ["x", None]}, "line 2 of .* needs a list of texts"),
-        ({"prompt": "p", "responses": ["x", " "]}, "line 2 of .* needs texts as 'responses', got ' '"),
+        (
+            {"prompt": "p", "responses": "xy"},
+            "line 2 of .* needs a list of at least one text as 'responses', got 'xy'",
+        ),
+        ({"prompt": " ", "responses": ["x"]}, "line 2 of .* needs a text or messages as 'prompt', got a blank text"),
+        ({"prompt": "p", "responses": [{"role": "a", "content": "x"}]}, "line 2 of .* got a struct with the keys"),
+        ({"prompt": [{"role": "user"}], "responses": ["x"]}, "line 2 .* as 'prompt', got a struct .* as message 0"),
+        ({"prompt": "p", "responses": ["x", None]}, "line 2 of .* needs texts or messages as 'responses', got null"),
+        (
+            {"prompt": "p", "responses": ["x", " "]},
+            "line 2 of .* needs texts or messages as 'responses', got a blank text, ' '",
+        ),
         *[
             ({"prompt": "p", "responses": ["x"], taken: 0}, f"line 2 of .* needs new columns .*, got '{taken}'")
             for taken in ("rewards", "order", "best")  # case A16
@@ -49,27 +74,55 @@ def test_bad_candidates_are_refused_by_their_line(jsonl, row, message):
         read_candidates(jsonl("c.jsonl", [{"prompt": "p", "responses": ["x"]}, row]))
 
 
+class Letters:
+    """A tokenizer of small letters that reads six, in the shape of `models.texts.Texts`."""
+
+    max_length = 6
+
+    def tokens(self, prompts, responses):
+        texts = [(prompt + response).lower() for prompt, response in zip(prompts, responses)]
+        sizes = np.array([*map(len, responses)])
+        cut = np.array([len(text) > 6 for text in texts])
+        empty = np.array([not response.strip() for response in responses])
+        ids = [list(text[-6:]) for text in texts]
+        return SimpleNamespace(ids=ids, cut=cut, too_long=sizes > 6, answers=sizes, empty=empty)
+
+
+LETTERS = SimpleNamespace(tokens=Letters().tokens, texts=Letters())
+
+
+def checked(*rows):
+    """What is said about rows of (prompt, responses) on the lines 1, 3, 5 ... of c.jsonl."""
+    numbered = [(1 + 2 * i, {"prompt": prompt, "responses": responses}) for i, (prompt, responses) in enumerate(rows)]
+    return check_texts(LETTERS, numbered, Path("c.jsonl"))
+
+
 def test_a4_what_the_model_cannot_read_is_said_or_refused():
-    class Letters:
-        """A tokenizer of letters that reads six, in the shape of `models.texts.Texts`."""
-
-        max_length = 6
-
-        def tokens(self, prompts, responses):
-            ids = [list(prompt + response)[-6:] for prompt, response in zip(prompts, responses)]
-            cut = np.array([len(prompt + response) > 6 for prompt, response in zip(prompts, responses)])
-            sizes = np.array([*map(len, responses)])
-            return SimpleNamespace(ids=ids, cut=cut, too_long=sizes > 6, answers=sizes)
-
-    model = SimpleNamespace(texts=Letters())
-    rows = [{"prompt": "p", "responses": ["x", "y"]}, {"prompt": "a long one", "responses": ["x", "ex"]}]
-    assert check_texts(model, rows[:1]) == []
-    assert check_texts(model, [*rows, {"prompt": "ex", "responses": ["xxxxx", "xxxxxx"]}]) == [
-        "2 of 3 prompts are longer than the model reads: their beginnings were cut away",
-        "1 of 3 prompts have responses that are the same to the model: they rank alike",
+    assert checked(("p", ["x", "y"])) == []
+    assert checked(("p", ["x", "y"]), ("a long one", ["x", "ex"])) == [
+        "1 of 2 prompts are longer than the model reads: their beginnings were cut away"
     ]
-    with pytest.raises(ValueError, match="a response needs at most 6 tokens, got 7 in response 1 to 'p': drop it"):
-        check_texts(model, [{"prompt": "p", "responses": ["x", "seven.."]}])
+    with pytest.raises(
+        ValueError, match="line 1 of c.jsonl needs responses of at most 6 tokens, got 7 in response 1: drop"
+    ):
+        checked(("p", ["x", "seven.."]))
+
+
+def test_a4_responses_that_are_equal_by_cutting_are_refused_with_line_and_number():
+    """`xxxxx` and `xxxxxx` differ, and so do their texts, but not in the last six letters."""
+    equal = ("ex", ["y", "xxxxx", "xxxxxx"])
+    with pytest.raises(ValueError, match="^line 3 of c.jsonl needs .* 6 tokens .*, in 2 of 4 rows: shorten "):
+        checked(("p", ["x", "y"]), equal, ("q", ["x"]), equal)
+
+
+def test_a4_candidates_that_are_equal_by_themselves_are_no_fault():
+    """People do sample the same answer twice, also to a prompt that is cut; some models read no capitals."""
+    assert checked(("p", ["x", "x"])) == []
+    assert checked(("a long one", ["x", "x", "y"]))[1:] == []
+    assert checked(("p", ["x", "X", "y"]), ("a long one", ["ex", "Ex"])) == [
+        "1 of 2 prompts are longer than the model reads: their beginnings were cut away",
+        "2 of 2 prompts have responses that are the same to the model: they rank alike",
+    ]
 
 
 def test_rewards_that_are_not_finite_are_refused(model):
@@ -87,15 +140,139 @@ def test_candidates_from_vllm(jsonl, monkeypatch):
 
         def generate(self, prompts, sampling):
             asked["sampling"] = sampling
-            texts = [[f"{prompt} {i}" for i in range(sampling["n"])] for prompt in prompts]
+            texts = [[f"{prompt['prompt_token_ids']} {i}" for i in range(sampling["n"])] for prompt in prompts]
             return [SimpleNamespace(outputs=[SimpleNamespace(text=text) for text in of_one]) for of_one in texts]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
-    rows = generate(jsonl("p.jsonl", [{"prompt": "p", "id": 1}, {"prompt": "q"}]), "policy", 2, 0.7, 99)
-    assert rows == [
-        {"prompt": "p", "id": 1, "responses": ["p 0", "p 1"]},
-        {"prompt": "q", "responses": ["q 0", "q 1"]},
+    prompts = read_prompts(jsonl("p.jsonl", [{"prompt": "p", "id": 1}, {"prompt": "q"}]))
+    assert generate(prompts, [[1], [2, 3]], "policy", Sampling(2, 0.7, 99)) == [
+        (1, {"prompt": "p", "id": 1, "responses": ["[1] 0", "[1] 1"]}),
+        (2, {"prompt": "q", "responses": ["[2, 3] 0", "[2, 3] 1"]}),
     ]
     assert asked == {"policy": "policy", "sampling": {"n": 2, "temperature": 0.7, "max_tokens": 99}}
     with pytest.raises(ValueError, match="needs the column 'prompt'"):
-        generate(jsonl("p.jsonl", [{"text": "p"}]), "policy", 2, 0.7, 99)
+        read_prompts(jsonl("p.jsonl", [{"text": "p"}]))
+
+
+def test_a3_responses_that_are_nothing_but_their_end_are_refused_with_their_line(reader_of):
+    """`rerank` on the responses `<eos>` and `ok` called `<eos>` the best."""
+    reader = reader_of(PLAIN)
+    for nothing in ("<eos>", "<eos>\n", " <eos>"):
+        rows = [(7, {"prompt": "p", "responses": ["ok", nothing]})]
+        with pytest.raises(ValueError, match="line 7 of c.jsonl needs responses with words, got .*: drop it"):
+            check_texts(reader, rows, Path("c.jsonl"))
+
+
+def test_b4_generated_responses_that_are_blank_or_too_long_are_left_out_and_counted():
+    rows = [
+        (1, {"prompt": "p", "responses": ["", "x", "seven.."]}),
+        (2, {"prompt": "q", "responses": [" ", "", "seven.."], "id": 7}),
+    ]
+    left, said = leave_out(LETTERS, rows, Path("o.jsonl"))
+    assert left == [(1, {"prompt": "p", "responses": ["x"]}), (2, {"prompt": "q", "responses": [], "id": 7})]
+    assert said == [
+        "3 of 6 responses are blank: they are left out",
+        "2 of 6 responses are longer than the 6 tokens that the reward model reads: they are left out",
+        "1 of 2 prompts have no response left: their best is null",
+    ]
+    assert leave_out(LETTERS, left[:1], Path("o.jsonl")) == (left[:1], [])
+    with pytest.raises(
+        ValueError, match="a policy that answers, got 2 blank responses and 1 .*look at them in o.jsonl"
+    ):
+        leave_out(LETTERS, rows[1:], Path("o.jsonl"))
+
+
+def test_a3_a_prompt_whose_responses_are_all_left_out_has_no_best(model):
+    rows = [{"prompt": "p", "responses": ["x"]}, {"prompt": "q", "responses": []}]
+    ranked = rank_responses(model, rows, np.ones(2))
+    assert ranked[0]["best"] == "x" and ranked[1] == {**rows[1], "rewards": [], "order": [], "best": None}
+
+
+def test_b4_max_tokens_is_compared_with_what_the_reward_model_reads():
+    check_length(5, LETTERS, "rm")  # and the end
+    with pytest.raises(ValueError, match="--max_tokens needs fewer than the 6 tokens that rm reads, got 6: lower it"):
+        check_length(6, LETTERS, "rm")
+
+
+# --- A3: the policy is prompted as the reward model's texts are written ----------------------------------------------
+
+CHAT = (
+    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+QUESTION = [{"role": "user", "content": "why?"}]
+
+
+@pytest.fixture
+def policy_of(tiny, tmp_path):
+    """The folder of a tokenizer with or without a chat template."""
+
+    def policy_of(template):
+        tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "policy")
+        return str(tmp_path / "policy")
+
+    return policy_of
+
+
+@pytest.fixture
+def reader_of(tiny):
+    """The reader of a reward model with texts of that form."""
+    return lambda form: Reader(SimpleNamespace(name=tiny / "model", form=form, max_length=64))
+
+
+def prompted(writer, prompt, rewards):
+    (ids,) = prompt_ids(writer, rewards, [(3, {"prompt": prompt})], Path("p.jsonl"))
+    return writer.tokenizer.decode(ids)
+
+
+def test_a3_a_chat_policy_is_prompted_by_its_template_if_the_reward_model_is_of_that_form(policy_of, reader_of):
+    """With plain prompts, 20 of 32 answers were empty."""
+    rewards = reader_of(Form(CHAT + "{# another file, the same prompts #}")).writer
+    writer = prompt_writer(policy_of(CHAT), rewards, False)
+    assert prompted(writer, "why?", rewards) == prompted(writer, QUESTION, rewards) == "<user>why?<a>"
+
+
+@pytest.mark.parametrize("form", [PLAIN, Form(CHAT.replace("<a>", "<b>")), Form(input_template="Q: {}")])
+def test_a3_a_policy_with_another_template_than_the_reward_model_is_refused(policy_of, reader_of, form):
+    policy, rewards = policy_of(CHAT), reader_of(form).writer
+    with pytest.raises(
+        ValueError, match="needs a reward model .* written by the chat template of .*policy, got .*: make"
+    ) as e:
+        prompt_writer(policy, rewards, False)
+    assert f"factorize --chat_template {policy}, or pass --plain_prompts" in str(e.value)
+    assert prompted(prompt_writer(policy, rewards, True), "why?", rewards) == "why?"
+
+
+def test_a3_a_policy_without_a_template_is_prompted_in_the_form_of_the_reward_model(policy_of, reader_of):
+    policy, chat = policy_of(None), reader_of(Form(CHAT)).writer
+    for form, text in ((PLAIN, "why?"), (Form(input_template="Q: {}\nA: "), "Q: why?\nA: ")):
+        rewards = reader_of(form).writer
+        assert prompted(prompt_writer(policy, rewards, False), "why?", rewards) == text
+    with pytest.raises(ValueError, match="which has no chat template: name a policy with that template, or pass"):
+        prompt_writer(policy, chat, False)
+
+
+def test_a3_a_prompt_that_policy_or_reward_model_cannot_be_given_is_refused_with_its_line(policy_of, reader_of):
+    chat, plain = reader_of(Form(CHAT)).writer, reader_of(PLAIN).writer
+    for rewards in (chat, plain):
+        with pytest.raises(
+            ValueError, match="line 3 of p.jsonl: a prompt needs to be a text, .*got a list of messages"
+        ):
+            prompted(prompt_writer(policy_of(CHAT), rewards, True), QUESTION, rewards)
+
+
+def test_messages_are_candidates_in_the_form_of_the_model(jsonl, reader_of):
+    answer = [{"role": "assistant", "content": "so"}]
+    path = jsonl("c.jsonl", [{"prompt": QUESTION, "responses": ["so", answer, "no"]}])
+    rows = read_candidates(path)
+    assert rows[0][1]["responses"] == ["so", answer, "no"]
+    reader = reader_of(Form(CHAT))
+    assert check_texts(reader, rows, path) == [
+        "1 of 1 prompts have responses that are the same to the model: they rank alike"
+    ]
+    ids = reader.tokens([QUESTION], [answer]).ids[0]
+    assert reader.texts.tokenizer.decode(ids) == "<user>why?<a>so<eos>"
+    with pytest.raises(ValueError, match=f"line 1 of {path}: a prompt needs to be a text"):
+        check_texts(reader_of(PLAIN), rows, path)

@@ -97,7 +97,7 @@ def test_it_is_enough_after_the_questions_at_the_level_or_at_the_end_of_the_pool
 
 def test_every_answer_is_on_the_disk_and_a_new_session_goes_on(session_of):
     session = session_of(questions=4)
-    assert on_disk(session)["answers"] == []
+    assert not session.path.exists()
     for count in range(1, 4):
         session.answer(session.question.name, louder(session))
         assert len(on_disk(session)["answers"]) == count
@@ -125,10 +125,10 @@ def test_undo_takes_back_one_answer_after_the_other(session_of):
 
 def test_an_answer_to_another_question_changes_nothing(session_of):
     session = session_of(questions=1)
-    name, before = session.question.name, session.path.read_bytes()
+    name = session.question.name
     with pytest.raises(NotNow, match="answered already"):
         session.answer("0" * 32, LEFT)
-    assert session.path.read_bytes() == before
+    assert not session.path.exists()
     session.answer(name, LEFT)
     with pytest.raises(NotNow):
         session.answer(name, LEFT)
@@ -226,7 +226,8 @@ def test_answers_the_other_way_round_are_the_same_pair(session_of, pairs):
 
 
 def test_somebody_elses_profile_is_refused(session_of, model, pairs, tmp_path):
-    session_of("ana")
+    session = session_of("ana")
+    session.answer(session.question.name, LEFT)
     scored = score_pool(model, pairs)
     with pytest.raises(ValueError, match="needs a profile of 'ben', got one of 'ana'"):
         Session(pairs, *scored, Prior.of(model.coefficients), "ben", model.fingerprint, tmp_path / "ana.json")
@@ -312,8 +313,36 @@ def test_d16_a_session_of_an_odd_name_keeps_it(session_of, model, pairs, tmp_pat
     path = tmp_path / profile_name(user)
     for _ in range(2):
         session = Session(pairs, *scored, prior, user, model.fingerprint, path)
+        session.answer(session.question.name, LEFT)
         assert on_disk(session)["user"] == session.profile.user == user
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a14_who_opened_and_left_has_no_profile(session_of):
+    """A profile without answers made a user known, with the coefficients of the average one."""
+    session = session_of()
+    see_everything(session)
+    assert not session.path.exists() and "profile: none without an answer" in summary(session)
+    session.answer(session.question.name, LEFT)
+    assert session.path.exists() and f"profile: {session.path}" in summary(session)
+
+
+def test_messages_are_shown_with_their_roles(session_of):
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
+    loud_one, calm_one = ([{"role": "assistant", "content": text}] for text in ("So!", "<b>Well.</b>"))
+    pool = [Pair(chat, loud_one, calm_one), Pair("And then?", "Yes!", "No.")]
+    session = session_of(pool=pool, questions=2)
+    seen = []
+    while session.question:
+        seen.append(session.question)
+        assert view(session)["question"] == session.question._asdict()
+        session.answer(session.question.name, LEFT)
+    prompt = "system: Be kind.\n\nuser: Why?"
+    (question,) = [one for one in seen if one.prompt == prompt]
+    assert {question.left, question.right} == {"assistant: So!", "assistant: <b>Well.</b>"}
+    ranking = dict(session.ranking())
+    assert {one.answer for one in ranking[prompt]} == {question.left, question.right} and "And then?" in ranking
+    assert "  system: Be kind." in summary(session) and "user: Why?" in summary(session)
 
 
 # --- B4: two sessions ------------------------------------------------------------------------------------------------
@@ -356,7 +385,8 @@ def test_b4_two_sessions_at_machine_speed_lose_no_answer(model, tmp_path):
         ended, names = (ended + 1, names) if name is None else (ended, [*names, name])
     for worker in workers:
         worker.join()
-    kept = [answer.pair for answer in Profile.load(tmp_path / "ana.json", model.fingerprint).answers]
+    profile = Profile.load(tmp_path / "ana.json", model.fingerprint, Prior.of(model.coefficients))
+    kept = [answer.pair for answer in profile.answers]
     assert sorted(names) == sorted(kept) and len(kept) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["ana.json"]
 
@@ -364,6 +394,7 @@ def test_b4_two_sessions_at_machine_speed_lose_no_answer(model, tmp_path):
 def test_b4_a_change_within_one_tick_of_the_clock_is_seen(session_of):
     """The content is compared, since a file's time and number may be the same after it was written again."""
     session = session_of()
+    session.answer(session.question.name, LEFT)
     before = session.path.stat()
     changed = session.path.read_bytes().replace(b"ana", b"eve")
     session.path.write_bytes(changed)
@@ -388,7 +419,13 @@ def test_b4_two_links_to_one_profile_are_one_file(session_of, model, pairs, tmp_
 
 
 def change_profile(session, **changes):
+    session.profile.save(session.path)  # there is no file before the first answer
     session.path.write_text(json.dumps({**on_disk(session), **changes}))
+
+
+def change_answers(session, answers):
+    """As if the session had taken these answers."""
+    Profile.of("ana", session.profile.fingerprint, answers, session.prior).save(session.path)
 
 
 def see_everything(session):
@@ -417,7 +454,7 @@ def test_e5_a_pair_that_was_answered_twice_ends_no_session(session_of, pairs):
     session = session_of(questions=None)
     for _ in range(3):
         session.answer(session.question.name, LEFT)
-    change_profile(session, answers=on_disk(session)["answers"] * 4)
+    change_answers(session, session.profile.answers * 4)
     again = session_of(questions=None)
     assert again.question is not None and len(again.profile.answers) == len(pairs)
 
@@ -431,6 +468,17 @@ def test_e5_a_profile_with_another_number_of_coefficients_is_refused(session_of)
         session_of()
     with pytest.raises(ValueError):
         Profile.of("ana", "f00d", [Answer("x", (1.0, 2.0, 3.0), 1.0)] * 2, session.prior)
+
+
+def test_a_profile_whose_coefficients_are_not_those_of_its_answers_is_refused(session_of):
+    """`elicit` would go on from the answers, `rerank` from the coefficients."""
+    session = session_of()
+    session.answer(session.question.name, LEFT)
+    change_profile(session, coefficients=[9.0, 9.0])
+    before = session.path.read_bytes()
+    with pytest.raises(ValueError, match="ana.json needs the coefficients that follow from its 1 answers, got 9 "):
+        session_of()
+    assert session.path.read_bytes() == before
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
@@ -499,6 +547,15 @@ def changes(draw, profile):
     return profile
 
 
+def fit(profile, prior):
+    """Gives a changed profile the coefficients that follow from its answers, where any do."""
+    try:
+        answers = [Answer(**answer) for answer in profile["answers"]]
+        profile["coefficients"] = Profile.of("ana", "f00d", answers, prior).coefficients.tolist()
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        pass
+
+
 def test_e5_a_changed_profile_is_refused_by_name_or_works_to_the_end(session_of, monkeypatch):
     """Thousands of profiles with changed, lost and doubled values. What is accepted can be shown and gone on with."""
     session = session_of()
@@ -509,8 +566,10 @@ def test_e5_a_changed_profile_is_refused_by_name_or_works_to_the_end(session_of,
     counts = {"refused": 0, "accepted": 0}
 
     @settings(max_examples=3000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(changes(whole))
-    def every(profile):
+    @given(changes(whole), st.booleans())
+    def every(profile, fitting):
+        if fitting:
+            fit(profile, session.prior)
         path.write_text(json.dumps(profile))
         try:
             again = session_of(questions=6)

@@ -32,9 +32,9 @@ def check(dataset, args, source: str, training: bool = True) -> list[str]:
     data = args.data
     if not len(dataset):
         raise ValueError(f"preference training needs at least one pair, got an empty dataset {source}: add rows")
-    said, chosen, rejected = rows.check_pairs(dataset, data, source, dpo=True)
+    said, equal = rows.check_pairs(dataset, data, source, dpo=True)
     said += rows.check_chosen_is_preferred(dataset, source)
-    unread = rows.unread_prompts(dataset, chosen, data, source)
+    unread = rows.unread_prompts(dataset, data, source)
     names = None
     if data.pref_group_key is not None:
         names = columns.names(dataset, f"--{flags.PREF_GROUP_KEY}", data.pref_group_key, source)
@@ -49,13 +49,7 @@ def check(dataset, args, source: str, training: bool = True) -> list[str]:
             )
     elif unread:
         said.append(f"warning: {unread}")
-    equal = [row for row, (one, other) in enumerate(zip(chosen, rejected)) if _plain(one) == _plain(other)]
     return [*said, *_teaching(equal, names or [None] * len(dataset), source)]
-
-
-def _plain(answer):
-    """An answer as the host trains on it, without newlines at the end."""
-    return answer.rstrip("\n") if isinstance(answer, str) else answer
 
 
 def install(module) -> None:

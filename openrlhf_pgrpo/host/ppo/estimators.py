@@ -19,6 +19,7 @@ from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.host import flags
+from openrlhf_pgrpo.host.ppo import reward_model
 
 # Value of `--advantage_estimator` -> the estimator whose advantages are weighted, unless --robust.base names another.
 ROBUST_ESTIMATORS = {"group_robust": "group_norm", "pgrpo_robust": "pgrpo"}
@@ -59,12 +60,17 @@ def _robust_options(args) -> tuple[RobustOptions, SignalOptions]:
 
 
 def make_user_rewards(args):
-    """The `UserRewards` that turn base rewards of a local model into rewards; None for any other source of rewards."""
+    """The `UserRewards` that turn base rewards of a local model into rewards; None for any other source of rewards.
+
+    Raises:
+        ValueError: as `UserRewards` and `reward_model.check_texts`. It runs where the models are.
+    """
     from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder  # transformers
 
     if args.reward.remote_url or args.train.agent_func_path:
         return None
-    folder = factorized_folder(args.reward.model_name_or_path)
+    reward_model.check_texts(args)
+    folder = factorized_folder(args.reward.model_name_or_path, args.reward.chat_template)
     return None if folder is None else UserRewards(folder, args.reward)
 
 

@@ -14,10 +14,10 @@ from openrlhf_pgrpo.core.estimator import (
 )
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.signals import SignalOptions
-from openrlhf_pgrpo.host import device, flags, look
+from openrlhf_pgrpo.host import flags
+from openrlhf_pgrpo.host.ppo import reward_model
 from openrlhf_pgrpo.host.ppo.estimators import ROBUST_ESTIMATORS
-from openrlhf_pgrpo.host.user_flags import add_user_flags, check_profiles, set_user_flags
-from openrlhf_pgrpo.models.users import ERROR, MEAN
+from openrlhf_pgrpo.host.user_flags import add_user_flags
 
 ESTIMATOR = "algo.advantage.estimator"
 ROBUST = "robust.estimator"  # not a flag: keeps the name of a robust estimator after its base replaced it
@@ -104,7 +104,7 @@ def check(args: argparse.Namespace) -> None:
     flat = vars(args)
     _check_robust(flat)
     _check_estimator(flat)
-    _check_reward_model(flat)
+    reward_model.check(flat)
     plugin = flat[flags.PLUGIN]
     if plugin is not None and plugin.endswith(".py"):
         flat[flags.PLUGIN] = os.path.abspath(os.path.expanduser(plugin))
@@ -178,37 +178,4 @@ def _need_pref_groups(name: str, flat: dict) -> None:
     if flat[flags.PREF_GROUP_KEY] is None:
         raise ValueError(
             f"{name} needs --{flags.PREF_GROUP_KEY}, got none: name the dataset column of preference groups"
-        )
-
-
-def _check_reward_model(flat: dict) -> None:
-    name, folder = flat["reward.model_name_or_path"], None
-    if name and not (flat["reward.remote_url"] or flat["train.agent_func_path"]):
-        if look.model("reward.model_name_or_path", name, remote=device.cluster() is not None):
-            return  # the trainer actor, on the cluster, checks the rest
-        from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
-
-        folder = factorized_folder(name)
-    if folder is None:
-        if given := set_user_flags(flat):
-            raise ValueError(
-                f"--{', --'.join(given)} needs a factorized reward model in --reward.model_name_or_path, got none: "
-                "name one, or give the flags to the server that has it"
-            )
-        return
-    check_profiles(folder, flat["reward.profiles"])
-    if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
-        raise ValueError(
-            f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "
-            f"pass --reward.unknown_user {MEAN} for the average user"
-        )
-    if flat[ESTIMATOR] == "gae" and flat["critic.model_name_or_path"] is None:
-        raise ValueError(
-            f"a critic cannot start from the base rewards of {folder.name}: name another model with "
-            "--critic.model_name_or_path, or use an estimator without critic"
-        )
-    if flat["data.max_len"] > folder.max_length:
-        raise ValueError(
-            f"--data.max_len needs at most {folder.max_length} tokens, the longest text of the reward model "
-            f"{folder.name}, got {flat['data.max_len']}: lower it, or train the reward model on longer texts"
         )

@@ -20,8 +20,6 @@ from openrlhf_pgrpo.host.tags import TaggedMargin
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
 from openrlhf_pgrpo.models.texts import Texts
 
-AT_ONCE = 1000  # texts whose tokens are counted together
-
 
 def check(dataset, args, source: str, training: bool = True) -> list[str]:
     """Checks the rows of pairs, without a tokenizer, so before anything heavy; `args` are nested host arguments.
@@ -36,8 +34,8 @@ def check(dataset, args, source: str, training: bool = True) -> list[str]:
     data = args.data
     if not len(dataset):
         raise ValueError(f"a reward model needs at least one pair, got an empty dataset {source}: add rows")
-    said, chosen, rejected = rows.check_pairs(dataset, data, source)
-    unread = rows.unread_prompts(dataset, chosen, data, source)
+    said, equal = rows.check_pairs(dataset, data, source)
+    unread = rows.unread_prompts(dataset, data, source)
     _check_margins(dataset, args, source)
     if args.reward.factors is None:
         said += [f"warning: {unread}"] if unread else []
@@ -47,7 +45,7 @@ def check(dataset, args, source: str, training: bool = True) -> list[str]:
     users = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source)
     said += columns.spellings(users, f"--{flags.USER_KEY}", source)
     _check_preferences(dataset, data, source)
-    _refuse_equal([row for row, (one, other) in enumerate(zip(chosen, rejected)) if one == other], source)
+    _refuse_equal(equal, source)
     return said
 
 
@@ -195,19 +193,20 @@ def _lengths(dataset) -> list[str]:
     # Those that are certainly short are not looked at.
     long = [
         row
-        for row, (prompt, pair) in enumerate(zip(prompts, pairs))
-        if pair_texts.may_fill(prompt + max(pair, key=len), 0, texts.max_length)
+        for row, (tokens, pair) in enumerate(zip(pair_texts.most_tokens(dataset), pairs))
+        if any(pair_texts.may_fill(answer, tokens, texts.max_length) for answer in pair)
         or pair_texts.may_be_equal(*pair, pair_texts.common_start(*pair))
     ]
     cut, equal, too_long = 0, [], {}
-    for start in range(0, len(long), AT_ONCE):
-        part = long[start : start + AT_ONCE]
-        both = [texts.tokens([prompts[row] for row in part], [pairs[row][side] for row in part]) for side in (0, 1)]
-        for row, *sizes in zip(part, both[0].answers.tolist(), both[1].answers.tolist()):
-            if max(sizes) > texts.max_length:
-                too_long[row] = max(sizes)
-        cut += int((both[0].cut | both[1].cut).sum())
-        equal += [row for row, one, other in zip(part, both[0].ids, both[1].ids) if one == other]
+    for start in range(0, len(long), pair_texts.AT_ONCE):
+        part = long[start : start + pair_texts.AT_ONCE]
+        answers = [pairs[row][side] for side in (0, 1) for row in part]
+        found = texts.tokens([prompts[row] for row in part] * 2, answers)
+        for row, size in zip(part, found.answers.reshape(2, -1).max(axis=0).tolist()):
+            if size > texts.max_length:
+                too_long[row] = size
+        cut += int(found.cut.reshape(2, -1).any(axis=0).sum())
+        equal += [row for row, one, other in zip(part, found.ids, found.ids[len(part) :]) if one == other]
     if too_long:
         raise ValueError(
             f"every response needs room in {texts.max_length} tokens (--data.max_len), got one of "
@@ -229,8 +228,7 @@ def _equal(dataset) -> list[str]:
     Raises:
         ValueError: all of them.
     """
-    before = (len(prompt.encode("utf-8", "replace")) for prompt in list(dataset.prompts))
-    equal, pairs = pair_texts.equal_tokens(dataset, before), len(dataset)
+    equal, pairs = pair_texts.equal_tokens(dataset, pair_texts.most_tokens(dataset)), len(dataset)
     where = f"their first {dataset.max_length} tokens (--data.max_len)"
     if len(equal) == pairs:
         raise ValueError(

@@ -14,9 +14,13 @@ from peft import PeftModel
 
 from openrlhf_pgrpo.host import reward_factory
 from openrlhf_pgrpo.host.reward_factory import NewModel
+from openrlhf_pgrpo.host.rows import TEMPLATE
+from openrlhf_pgrpo.host.text_forms import asked_form
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
 from openrlhf_pgrpo.models import backbone
 from openrlhf_pgrpo.models.folder import LENGTH
+from openrlhf_pgrpo.models.form import KEY as FORM
+from openrlhf_pgrpo.models.form import Writer, recorded
 from openrlhf_pgrpo.models.network import longest_text, skeleton
 from openrlhf_pgrpo.models.output_folder import FITTED
 
@@ -38,19 +42,20 @@ def prepare(args) -> None:
     """Tells the host's factory what a plain backbone becomes; nested arguments of the host's script.
 
     Raises:
-        ValueError: the model to start from is a factorized one that does not fit the flags, is no backbone, or reads
-            no texts as long as `--data.max_len`.
+        ValueError: the model to start from is a factorized one that does not fit the flags, is no backbone, has no
+            chat template though one is asked for, or reads no texts as long as `--data.max_len`.
     """
     options, name = args.reward, args.model.model_name_or_path
     folder, new = factorized_folder(name), None
     if folder is not None:
         _check_start(args, folder)
+        _check_form(args, folder)
         _check_length(args, folder.max_length)
     elif options.factors is not None:
         config = backbone.read_config(name)
         backbone.check(config, name)
         _check_length(args, longest_text(skeleton(config)))
-        new = NewModel(options.factors, options.pooling or "last", args.data.max_len)
+        new = NewModel(options.factors, options.pooling or "last", asked_form(args.data, name), args.data.max_len)
     reward_factory.install(importlib.import_module("openrlhf.models.model"), new)
 
 
@@ -72,6 +77,19 @@ def _check_start(args, folder) -> None:
             )
 
 
+def _check_form(args, folder) -> None:
+    """A table of rewards keeps its meaning only on texts that are written as before."""
+    if not recorded(folder.config):
+        return  # the flags say it from now on
+    name, asked = args.model.model_name_or_path, asked_form(args.data, args.model.model_name_or_path)
+    tokenizer = backbone.read_tokenizer(name)
+    if not Writer(asked, tokenizer).same_prompts(Writer(folder.form, tokenizer)):
+        raise ValueError(
+            f"training needs prompts written as those of {name}, {folder.form}, got {asked} or another template: "
+            f"change {TEMPLATE}, --data.tokenizer_chat_template or --data.input_template, or name another model"
+        )
+
+
 def _check_length(args, longest: int) -> None:
     if args.data.max_len > longest:
         raise ValueError(
@@ -86,7 +104,9 @@ def trained_parameters(strategy, get, model, **kwargs):
     Head and table train even where adapters have frozen the rest.
     """
     plain = without_adapters(model)
-    setattr(plain.config, LENGTH, strategy.args.data.max_len)
+    args = strategy.args
+    setattr(plain.config, LENGTH, args.data.max_len)
+    setattr(plain.config, FORM, asked_form(args.data, args.model.model_name_or_path).record())
     setattr(plain.config, FITTED, False)  # from here on it holds more than `openrlhf-pgrpo factorize` can make
     if factorized_folder(strategy.args.model.model_name_or_path) is None:
         _add_table(plain, len(strategy.reward_users), strategy.args.train.seed)

@@ -18,14 +18,14 @@ def start(args) -> None:
     """
     from openrlhf_pgrpo.host.user_rewards import factorized_folder  # torch: not before the environment is set
 
-    folder = factorized_folder(args.reward.model_name_or_path)
+    folder = factorized_folder(args.reward.model_name_or_path, args.reward.chat_template)
     if folder is not None:
         from openrlhf_pgrpo.host.serve.server import serve  # the host's script: it is imported for this alone
 
         serve(args, folder)
         sys.exit()
     flat = flatten(args)
-    if given := [*set_user_flags(flat), *set_flags(flags.add_limits, flat)]:
+    if given := [*set_user_flags(flat), *set_flags(flags.add_texts, flat)]:
         raise ValueError(
             f"--{', --'.join(given)} needs a factorized reward model in --reward.model_name_or_path, got a plain one: "
             "name a factorized one or leave the flags out"

@@ -17,14 +17,22 @@ def extend(parser: argparse.ArgumentParser) -> None:
         default="user",
         help="A label is the user, or an object that holds the user under this key. Default: user.",
     )
-    add_limits(group)
+    add_texts(group)
     # So that the server can tell the host's length, which is for plain models, from one that was asked for.
     parser.set_defaults(**{"data.max_len": HostDefault(parser.get_default("data.max_len"))})
     parser.set_defaults(host="127.0.0.1")
 
 
-def add_limits(group) -> None:
-    """Adds `--max_texts`, `--max_characters` and `--max_body`: what a request may hold."""
+def add_texts(group) -> None:
+    """Adds `--reward.end`, how texts end, and `--max_texts`, `--max_characters` and `--max_body`, what a request may
+    hold."""
+    group.add_argument(
+        "--reward.end",
+        default=None,
+        metavar="TEXT",
+        help="What closes an answer of the policy, such as '<|im_end|>', if its tokenizer is another one. A model "
+        "that was made with its chat template knows it.",
+    )
     for flag, default, what in (
         ("max_texts", 1024, "Texts in a request"),
         ("max_characters", 1_000_000, "Characters of a text in a request"),

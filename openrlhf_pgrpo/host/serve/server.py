@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import re
 import socket
 from typing import Any, NamedTuple
 
@@ -24,15 +25,18 @@ from openrlhf.cli.serve_rm import RewardModelProxy
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from openrlhf_pgrpo.core.names import name_of
+from openrlhf_pgrpo.core.names import listed, name_of
 from openrlhf_pgrpo.host.serve.flags import HostDefault
 from openrlhf_pgrpo.host.serve.patience import Patience
 from openrlhf_pgrpo.host.user_rewards import UserRewards
 from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.form import Writer
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS, score
-from openrlhf_pgrpo.models.texts import Texts, TooLong
+from openrlhf_pgrpo.models.texts import Texts, TooLong, end_of_text
 
 SLOWEST = 60.0  # seconds that a client may take to send a request
+# How policies close an answer; a reward model with another tokenizer would read it as words.
+OTHER_END = re.compile(r"(<\|[^<>|\s]+\|>|</s>|<eos>|<end_of_turn>)\n*\Z")
 logger = logging.getLogger("uvicorn.error")
 
 
@@ -97,20 +101,23 @@ class UserRewardProxy(RewardModelProxy):
     def __init__(self, args, folder: Folder, limits: Limits):
         self.users, self.user_key, self.limits = UserRewards(folder, args.reward), args.data.user_key, limits
         super().__init__(args)
-        self.texts = Texts(self.tokenizer, folder.max_length)
+        self.writer = Writer(folder.form, self.tokenizer)
+        ends = [*folder.form.ends, *filter(None, [args.reward.end])]
+        self.ends = (end_of_text(self.tokenizer), *ends)
+        self.texts = Texts(self.tokenizer, folder.max_length, ends)
 
     def get_reward(self, queries, labels=None, prompts=None) -> tuple[list[float], np.ndarray]:
         """Rewards (B,) and base rewards (B, D) of whole texts, prompt and response.
 
         Args:
-            prompts: where each query has its prompt, if that is known. Such a prompt is cut, its response never.
+            prompts: where each query has its prompt, if that is known. Such a prompt is cut, its response never. If it
+                is a list of messages, the query is the response alone.
 
         Raises:
             TooLong: more texts, a longer text or a longer response than fits.
             ValueError: the request does not say whose rewards it asks for, or has no finite ones.
         """
-        queries = _list_of_texts("query", queries, self.limits)
-        prompts = [None] * len(queries) if prompts is None else _list_of_texts("prompts", prompts, self.limits)
+        queries, prompts = self._written(_list_of_texts("query", queries, self.limits), prompts)
         labels = [None] * len(queries) if labels is None else labels
         if not isinstance(labels, list) or not len(queries) == len(labels) == len(prompts):
             raise ValueError(
@@ -118,6 +125,7 @@ class UserRewardProxy(RewardModelProxy):
                 f"{_kind_of(queries)} and {_kind_of(labels)}"
                 + (f", and {_kind_of(prompts)} of prompts" if len(prompts) != len(queries) else "")
             )
+        self._check_form(queries)
         users = [self._user(number, label) for number, label in enumerate(labels)]
         known = np.array([prompt is not None and query.startswith(prompt) for query, prompt in zip(queries, prompts)])
         before = [prompt if is_known else "" for prompt, is_known in zip(prompts, known)]
@@ -134,6 +142,33 @@ class UserRewardProxy(RewardModelProxy):
                 "another --ds.param_dtype, or train the model again"
             )
         return self.users(base_rewards, users).tolist(), base_rewards
+
+    def _written(self, queries: list[str], prompts: Any) -> tuple[list[str], list]:
+        """Whole texts, and where each begins with its prompt; messages become a text in the model's form."""
+        if not isinstance(prompts, list) or not any(isinstance(prompt, list) for prompt in prompts):
+            return queries, [None] * len(queries) if prompts is None else _list_of_texts(
+                "prompts", prompts, self.limits
+            )
+        written = [self.writer.prompt(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
+        chats = [isinstance(prompt, list) for prompt in prompts]
+        whole = [text + query if chat else query for query, text, chat in zip(queries, written, chats)]
+        return _list_of_texts("query", whole, self.limits), _list_of_texts("prompts", written, self.limits)
+
+    def _check_form(self, queries: list[str]) -> None:
+        """Raises ValueError for a text that is certainly not written as those of the model."""
+        for number, query in enumerate(queries):
+            if self.writer.opening.strip() not in query:
+                raise ValueError(
+                    f"this model's texts are written {self.writer.form} and need {self.writer.opening!r} before the "
+                    f"answer, got none in text {number}: let the policy be prompted so, for instance with "
+                    "--data.apply_chat_template, or send `prompts` as lists of messages"
+                )
+            end = OTHER_END.search(query)
+            if end and not query.rstrip("\n").endswith(self.ends):
+                raise ValueError(
+                    f"a text needs to end with its last word, or with {listed(self.ends)}, got "
+                    f"{end[1]!r} in text {number}: start the server with --reward.end '{end[1]}'"
+                )
 
     def _user(self, number: int, label: Any) -> str | None:
         """The user that a label names; None if it names nobody."""

@@ -32,6 +32,7 @@ function show() {
     right.textContent = question.right;
     left.scrollTop = right.scrollTop = 0;
   } else {
+    find(".kept").hidden = answered === 0;
     find(".profile").textContent = state.profile;
     find(".ranking").replaceChildren(...state.ranking.flatMap(ranked));
   }

@@ -1,13 +1,17 @@
 """PPO with a factorized reward model: its flags, and the reward of each sample's user."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from openrlhf_pgrpo.host.ppo.estimators import make_user_rewards
 from openrlhf_pgrpo.host.tags import TaggedPrompt
-from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.folder import Folder, write
+from openrlhf_pgrpo.models.form import KEY, PLAIN, read
 
 pytestmark = pytest.mark.host
 
@@ -47,18 +51,19 @@ def test_what_cannot_work_is_refused(host_args, factorized, words, message):
 
 
 def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
-    model = ("--reward.model_name_or_path", str(factorized), *LENGTH)
+    policy = ("--actor.model_name_or_path", str(tiny / "model"))
+    model = (*policy, "--reward.model_name_or_path", str(factorized), *LENGTH)
     args = host_args("--advantage_estimator", "reinforce", *KEYS, *model)
     assert list(make_user_rewards(args).users.names) == ["ana", "bob", "cleo"]
-    plain = host_args(*GROUPS, *KEYS, "--reward.model_name_or_path", str(tiny / "model"))
+    plain = host_args(*policy, *GROUPS, *KEYS, "--reward.model_name_or_path", str(tiny / "model"))
     assert make_user_rewards(plain) is None
     host_args("--advantage_estimator", "reinforce", *model, "--reward.unknown_user", "mean")
     host_args(*GROUPS, *KEYS, *model, "--critic.model_name_or_path", "another")
 
 
 @pytest.mark.parametrize("estimator", ["pgrpo", "reinforce", "group_norm"])
-def test_the_experience_maker_reduces_base_rewards(host_args, make_maker, factorized, monkeypatch, estimator):
-    keys = (*GROUPS, *KEYS, "--rollout.n_samples_per_prompt", "2")
+def test_the_experience_maker_reduces_base_rewards(host_args, make_maker, factorized, tiny, monkeypatch, estimator):
+    keys = ("--actor.model_name_or_path", str(tiny / "model"), *GROUPS, *KEYS, "--rollout.n_samples_per_prompt", "2")
     args = host_args(
         "--advantage_estimator", estimator, *keys, "--reward.model_name_or_path", str(factorized), *LENGTH
     )
@@ -83,6 +88,92 @@ def test_the_experience_maker_reduces_base_rewards(host_args, make_maker, factor
     halves[1].rewards, halves[1].prompts[0] = base[:2], "an agent's own prompt"
     with pytest.raises(ValueError, match="got None"):
         maker.make_experience(halves[1:])
+
+
+# ---- the texts of policy and reward model ----
+
+
+@pytest.fixture
+def look(host_args, tiny, tmp_path):
+    """Takes the early look at a run of PPO with this policy and this local reward model."""
+    from openrlhf_pgrpo.host import look
+
+    rows = [{"input": [{"role": "user", "content": "why?"}], "who": "ana"}, {"input": "why?", "who": "ana"}]
+
+    def take(policy, reward_model, *words, chat=False):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in (rows[:1] if chat else rows[1:]) * 16))
+        run = ("--data.prompt_dataset", path, "--data.input_key", "input", "--vllm.num_engines", 1, *KEYS, *LENGTH)
+        run += ("--rollout.batch_size", 8, "--train.batch_size", 8, "--advantage_estimator", "reinforce")
+        run += ("--actor.model_name_or_path", policy, "--reward.model_name_or_path", reward_model)
+        run += ("--data.apply_chat_template",) if chat else ()
+        return look.ppo(host_args(*map(str, (*run, *words))))
+
+    return take
+
+
+@pytest.fixture
+def policy(tiny, tmp_path):
+    """Copies the tiny model, with another tokenizer."""
+
+    def policy(name, change):
+        folder = tmp_path / name
+        shutil.copytree(tiny / "model", folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        change(tokenizer)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return policy
+
+
+def made_of(backbone, folder, form=PLAIN):
+    write(folder, backbone, torch.ones(1, 64).numpy(), torch.ones(1, 1).numpy(), ["ana"], form=form)
+    return folder
+
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + eos_token }}{% endfor %}" + (
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def test_d9_a_local_reward_model_of_other_tokens_is_refused(look, factorized, tiny, policy):
+    look(tiny / "model", factorized)
+    more = policy("more", lambda tokenizer: tokenizer.add_tokens(["more"]))
+    with pytest.raises(ValueError, match="needs the tokenizer of the policy .*, got another one in .*: serve it with"):
+        look(more, factorized)
+    with pytest.raises(ValueError, match="needs the tokenizer of the policy"):  # a plain reward model, too
+        look(tiny / "model", more, "--advantage_estimator", "reinforce")
+    other_end = policy("end", lambda tokenizer: setattr(tokenizer, "eos_token", "a"))
+    with pytest.raises(ValueError, match="needs texts that end as those of the policy .*, with 'a', got '<eos>'"):
+        look(other_end, factorized)
+
+
+def test_a2_prompts_in_another_form_than_the_reward_models_are_refused(look, factorized, policy, tmp_path):
+    chat = policy("chat", lambda tokenizer: setattr(tokenizer, "chat_template", TEMPLATE))
+    other = policy("other", lambda tokenizer: setattr(tokenizer, "chat_template", TEMPLATE.replace(":", "=")))
+    templated = made_of(chat, tmp_path / "rm", read(str(chat)))
+    look(chat, templated, chat=True)
+    for model, is_chat, message in (
+        (factorized, True, "plain, got prompts written by a chat template: leave --data.apply_chat_template out, or"),
+        (templated, False, "by a chat template, got prompts written plain: pass --data.apply_chat_template, or make"),
+        (made_of(other, tmp_path / "rm2", read(str(other))), True, "got prompts written by a chat template, which is"),
+    ):
+        with pytest.raises(ValueError, match=f"needs prompts written as those of .*, {message}"):
+            look(chat, model, chat=is_chat)
+    with pytest.raises(ValueError, match="plain, got prompts written by the input template 'Q: {}': "):
+        look(chat, factorized, "--data.input_template", "Q: {}")
+
+
+def test_a2_a_reward_model_without_a_record_of_its_texts_needs_to_be_told(look, tiny, tmp_path):
+    old = made_of(tiny / "model", tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != KEY}))
+    with pytest.raises(
+        ValueError, match="needs a record of how its texts are written.*say it with --chat_template pl"
+    ):
+        look(tiny / "model", old)
+    look(tiny / "model", old, "--reward.chat_template", "plain")
 
 
 def test_other_rewards_are_left_alone(host_args, make_maker, monkeypatch):

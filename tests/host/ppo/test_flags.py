@@ -27,6 +27,7 @@ def test_without_our_flags_the_host_is_as_it_was(host_parser, host_args):
 
     ours, host = host_args(), hierarchize(host_parser().parse_args([]))
     del ours.pgrpo, ours.robust, ours.trust_remote_code, ours.reward.unknown_user, ours.reward.profiles
+    del ours.reward.chat_template
     del ours.data.pref_group_key, ours.data.user_key, ours.logger.metrics_path
     ours.ckpt.output_dir = host.ckpt.output_dir
     assert ours == host

@@ -1,6 +1,7 @@
 """Pairs of many users from a dataset to a batch, and that nothing of their form tells the chosen one."""
 
 import copy
+import json
 import pickle
 import random
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from openrlhf_pgrpo.host import doors, pair_texts
 from openrlhf_pgrpo.host.rm import data as rm_data
 from openrlhf_pgrpo.models.texts import Texts
 
@@ -227,6 +229,39 @@ def test_a5_the_hosts_own_training_says_how_many_pairs_it_cuts_to_equal_texts(da
     assert "2 of 3 pairs teach nothing, because they are equal in their first 30 tokens (--data.max_len)" in said
     with pytest.raises(ValueError, match="pairs whose responses differ in their first 30 tokens .*, got none among 1"):
         dataset_of([long], factors=None)
+
+
+def test_the_doctor_counts_as_the_training_does(parse, reward_dataset, tmp_path):
+    """What only tokens show was said by the run alone, after its model was loaded."""
+    file = tmp_path / "pairs.jsonl"
+
+    def said(rows, *words):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = ("--data.dataset", file, "--eval.dataset", file, "--data.prompt_key", "prompt", "--data.max_len", 30)
+        sizes = ("--train.batch_size", 2, "--train.micro_batch_size", 2, "--ckpt.output_dir", tmp_path / "out")
+        return doors.RM.look(parse(*data, *sizes, *words), tokens=True)
+
+    users = ("--reward.factors", 2, "--data.user_key", "user")
+    long = {**pair(), "prompt": "once " * 20}
+    assert "2 of 4 prompts are cut from the left, to fit with" in "\n".join(said([pair(), long] * 2, *users))
+    assert "2 of 4 pairs teach nothing, because they are equal in" in "\n".join(said([pair(), long] * 2))
+    with pytest.raises(ValueError, match="differ in their first 30 tokens .*, got none among 2"):
+        said([long] * 2)
+    with pytest.raises(
+        ValueError, match="different texts, got equal ones in row 1 of the pairs, once they are tokens"
+    ):
+        said([pair(), pair(rejected="yes<eos>")], *users)
+
+
+def test_a4_the_longer_response_is_the_one_with_more_bytes(dataset_of):
+    """It was the one with more characters, so the other passed and was cut in training."""
+    with pytest.raises(ValueError, match="room in 30 tokens .--data.max_len., got one of 34 tokens in row 0 of"):
+        dataset_of([pair(chosen="y" * 18, rejected="猫" * 11)])
+
+
+def test_prompts_are_counted_only_where_their_bytes_say_too_little(dataset_of):
+    dataset = dataset_of([pair(), {**pair(), "prompt": "once " * 20}, {**pair(), "prompt": "q" * 10}])
+    assert pair_texts.most_tokens(dataset) == [2, 100, 10]
 
 
 def test_d14_an_evaluation_without_pairs_says_what_is_needed(dataset_of):

@@ -1,6 +1,7 @@
 """Rewards of users over HTTP, in the host's protocol."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -14,8 +15,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from transformers import AutoTokenizer
 
+from openrlhf_pgrpo.cli.main import main
 from openrlhf_pgrpo.host import doors
+from openrlhf_pgrpo.host.user_rewards import UserRewards
+from openrlhf_pgrpo.models.folder import Folder, write
+from openrlhf_pgrpo.models.form import read
 from openrlhf_pgrpo.models.scoring import load
 
 pytestmark = pytest.mark.host
@@ -115,6 +121,86 @@ def test_a_longest_text_other_than_the_models_is_refused(serve, length, capsys):
         serve("--data.max_len", str(length))
     assert "needs to be 256, the longest text that" in capsys.readouterr().err
     serve("--data.max_len", "256")
+
+
+# ---- how texts are written ----
+
+CHATML = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "why?"}]
+
+
+@pytest.fixture
+def templated(tiny, tmp_path):
+    """A policy with a chat template, and a factorized reward model on its backbone, of texts in that template."""
+    policy, folder = tmp_path / "policy", tmp_path / "rm"
+    shutil.copytree(tiny / "model", policy)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(policy)
+    rng = np.random.default_rng(0)
+    head, coefficients = rng.normal(size=(3, 64)), rng.normal(size=(2, 3))
+    write(folder, policy, head, coefficients, ["ana", "bob"], form=read(str(policy)))
+    return SimpleNamespace(folder=folder, tokenizer=tokenizer)
+
+
+def test_a2_ppo_server_and_rerank_give_one_reward_to_the_same_messages_and_answer(serve, templated, tmp_path):
+    tokenizer, model = templated.tokenizer, load(templated.folder)
+    from openrlhf.datasets.prompts_dataset import preprocess_data
+
+    prompt, _ = preprocess_data({"p": MESSAGES}, None, "p", None, tokenizer.apply_chat_template)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, "so it is")]
+    sample = torch.tensor([[*ids[0], *ids[1], tokenizer.eos_token_id]])  # as a rollout makes it
+    with torch.no_grad():
+        base_rewards = model.model(sample, attention_mask=torch.ones_like(sample)).numpy()
+    options = SimpleNamespace(unknown_user="error", profiles=None, normalize_enable=False)
+    in_ppo = UserRewards(Folder(templated.folder), options)(base_rewards, ["bob"])[0]
+
+    client, (query,) = serve(model=templated.folder), tokenizer.batch_decode(sample, skip_special_tokens=False)
+    requests = (
+        {"query": [query], "prompts": [prompt]},
+        {"query": [query]},
+        {"query": ["so it is"], "prompts": [MESSAGES]},
+    )
+    served = [
+        client.post("/get_reward", json={"labels": ["bob"], **request}).json()["rewards"][0] for request in requests
+    ]
+
+    candidates, output = tmp_path / "candidates.jsonl", tmp_path / "ranked.jsonl"
+    candidates.write_text(json.dumps({"prompt": MESSAGES, "responses": ["so it is", "no"]}) + "\n")
+    words = [
+        "--model",
+        str(templated.folder),
+        "--user",
+        "bob",
+        "--candidates",
+        str(candidates),
+        "--output",
+        str(output),
+    ]
+    assert main(["rerank", *words]) == 0
+    ranked = json.loads(output.read_text())["rewards"][0]
+    assert np.abs(np.array([*served, ranked]) - in_ppo).max() < 1e-4 < abs(in_ppo)
+
+
+def test_a2_a_text_that_is_written_otherwise_is_refused(serve, templated, tiny, tmp_path):
+    client = serve(model=templated.folder)
+    message = refusal(ask(client, ["why? so<eos>"], ["ana"]))
+    assert (
+        "written by a chat template and need '<eos>\\n<|assistant|>' before the answer, got none in text 0" in message
+    )
+    plain = serve()
+    assert "got a list of messages" in refusal(ask(plain, ["so"], ["ana"], prompts=[MESSAGES]))
+
+
+def test_the_end_token_of_another_policy_is_no_part_of_an_answer(serve, factorized):
+    message = refusal(ask(serve(), ["p yes", "p yes<|im_end|>"], ["ana"] * 2))
+    assert "got '<|im_end|>' in text 1: start the server with --reward.end '<|im_end|>'" in message
+    client = serve("--reward.end", "<|im_end|>")
+    one, other = ask(client, ["p yes", "p yes<|im_end|>"], ["ana"] * 2).json()["rewards"]
+    assert one == pytest.approx(other, abs=1e-6)
 
 
 # ---- what a request may be ----

@@ -1,0 +1,72 @@
+"""`openrlhf-pgrpo evaluate`: how well a factorized reward model predicts people, as a table, JSON and a page."""
+
+import time
+from pathlib import Path
+
+from openrlhf_pgrpo.cli.trust import heed_trust
+from openrlhf_pgrpo.host.flags import add_trust
+
+GAIN = "gain: accuracy minus that of one reward for all on the same answers. ±: standard error over people"
+
+
+def add_to(commands) -> None:
+    parser = commands.add_parser("evaluate", help="measure how well a reward model predicts known and new users")
+    parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
+    parser.add_argument("--data", type=Path, required=True, help="Held-out pairs, in rows as factorize reads them")
+    parser.add_argument("--output", type=Path, help="JSON file for all numbers.")
+    parser.add_argument("--page", type=Path, help="HTML file with tables and figures.")
+    parser.add_argument("--scores", type=Path, help="File to keep the base rewards in. Read if it exists.")
+    parser.add_argument("--pref_group_key", help="Column of the data with the preference group of the user.")
+    parser.add_argument(
+        "--chat_template",
+        metavar="MODEL",
+        help="For a model from before forms of texts were recorded: the folder or hub name of the model whose chat "
+        "template it was, or plain.",
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    for column in ("user", "prompt", "chosen", "rejected", "preference"):
+        parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    add_trust(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int | str:
+    began = time.time()
+    try:
+        return measure(args)
+    except KeyboardInterrupt:
+        files = [file for file in (args.scores, args.output) if file is not None and file.exists()]
+        kept = [str(file) for file in files if file.stat().st_mtime >= began]
+        return f"openrlhf-pgrpo evaluate: stopped; on the disk: {', '.join(kept) or 'nothing'}"
+    except ModuleNotFoundError as missing:
+        advice = 'pip install "openrlhf-pgrpo[pref,report]"'
+        return f"openrlhf-pgrpo evaluate: it needs {missing.name}, which is not installed: {advice}"
+    except (ValueError, OSError, ArithmeticError) as error:
+        return f"openrlhf-pgrpo evaluate: {error}"
+
+
+def measure(args) -> int:
+    from openrlhf_pgrpo.files import check_folder
+    from openrlhf_pgrpo.models.factorize import Columns
+    from openrlhf_pgrpo.people.elicit import check_distinct
+    from openrlhf_pgrpo.people.evaluate import evaluate
+    from openrlhf_pgrpo.people.evaluation_tables import lines, tables
+
+    heed_trust(args)
+    if args.page is not None:
+        from openrlhf_pgrpo.report.evaluation import write_page  # plotly is no part of [pref]
+
+        files = {"--data": args.data, "--output": args.output, "--scores": args.scores, "--page": args.page}
+        check_distinct(files)
+        check_folder(args.page, "--page", {f"--model {file}": file for file in Path(args.model).glob("*")})
+    columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
+    given = (args.scores, columns, args.pref_group_key, args.chat_template, args.batch_size)
+    result = evaluate(args.model, args.data, args.output, *given)
+    made = tables(result)
+    for table in made:
+        print(*lines(table), sep="\n")
+    print(GAIN, *result["notes"], sep="\n")
+    if args.page is not None:
+        write_page(result, made, args.page)
+    print(*(file for file in (args.output, args.page) if file is not None), sep="\n")
+    return 0

@@ -1,0 +1,320 @@
+"""Evaluates a factorized reward model on held-out pairs: how well it predicts the people it knows, and new ones.
+
+    p(u prefers the first answer) = sigmoid(lambda_u . (phi(first) - phi(second)))
+
+Three predictions are compared: lambda_u is the user's own; it is the average of the trained users ("one reward for
+all"); or the majority, what all other people in the data prefer of the same pair. For a person whom the model does not
+know, a third of the pairs is held out, and lambda_u is learned from real answers to the others, as `elicit` learns it.
+`core/evaluation.py` says what is measured and what the errors mean.
+
+Axes: U users, P pairs, D base rewards, N annotations.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from openrlhf_pgrpo import __version__
+from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.asking import coefficients_after, hold_out, pools
+from openrlhf_pgrpo.core.evaluation import (
+    METRICS,
+    contributions,
+    majority,
+    mean_and_error,
+    of_users,
+    quantile,
+    reliability,
+)
+from openrlhf_pgrpo.core.names import Names, alike, listed
+from openrlhf_pgrpo.core.posterior import Prior
+from openrlhf_pgrpo.files import check_folder, write_whole
+from openrlhf_pgrpo.models.factorize import COLUMNS, SAY, Columns, Say, annotate, check_texts, read, write_texts
+from openrlhf_pgrpo.models.scoring import RewardModel, load, score
+from openrlhf_pgrpo.people.elicit import check_distinct
+from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
+
+ASKED = (0, 1, 3, 5, 10, 20)  # answers of a new user
+DRAWS = 5  # of random questions
+SEED = 0  # of what is held out of new users, and of random questions
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+USERS_AT_ONCE = 256  # who are asked: their pools are padded to one size
+OWN, SHARED, MAJORITY = "own coefficients", "one reward for all", "majority of the others"
+CHOSEN, RANDOM = "by information", "at random"
+UNKNOWN = {"value": None, "error": None}
+
+
+class Said(NamedTuple):
+    """Annotations: user, pair (N,) row numbers, preference (N,), and the preference group (N,) of each, if any."""
+
+    user: np.ndarray
+    pair: np.ndarray
+    preference: np.ndarray
+    group: np.ndarray | None
+
+    def select(self, rows: np.ndarray) -> "Said":
+        return Said(*(None if column is None else column[rows] for column in self))
+
+
+def evaluate(
+    model: str,
+    data: Path,
+    output: Path | None = None,
+    scores: Path | None = None,
+    columns: Columns = COLUMNS,
+    pref_group_key: str | None = None,
+    chat_template: str | None = None,
+    batch_size: int = 16,
+    say: Say = SAY,
+) -> dict:
+    """Everything that was measured, as JSON can hold it: None is a number that does not exist.
+
+    Args:
+        data: rows as `factorize.read` takes them. output: file for the result. It is written when the known people
+            are done, with `finished` false, and again at the end. scores: file that keeps the base rewards; it is read
+            if it exists. pref_group_key: column with the preference group of the row's user.
+
+    Raises:
+        ValueError: arguments or files that do not fit. OSError: a file cannot be read or written.
+    """
+    check_distinct({"--data": data, "--output": output, "--scores": scores})
+    for flag, file in (("--output", output), ("--scores", scores)):
+        if file is not None:
+            check_folder(file, flag, {f"--model {one}": one for one in Path(model).glob("*")})
+    rows = read(data, columns)
+    groups = None if pref_group_key is None else read_groups(data, columns, pref_group_key)
+    reward_model = load(model, chat_template=chat_template)
+    written = write_texts(rows, reward_model.writer, data)
+    pairs, annotations = annotate(written)
+    for sentence in check_texts(data, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
+        say(sentence)
+    pairs, said = in_order(pairs, annotations, groups)
+    v = differences(reward_model, pairs, scores, batch_size, say)
+    known = Names(reward_model.users)
+    new = [user for user in annotations.users if user not in known]
+    for names in alike([*known, *new]):
+        if (known.find(names) < 0).any():
+            say(f"users whose names differ only in case or white space, each a person of their own: {listed(names)}")
+    result: dict = {
+        "model": {"name": model, "fingerprint": reward_model.fingerprint},
+        "data": str(data),
+        "version": __version__,
+        "settings": {
+            "columns": columns._asdict(),
+            "pref_group_key": pref_group_key,
+            "held out of each new user": "a third of the pairs, rounded up",
+            "draws of random questions": DRAWS,
+            "seed": SEED,
+        },
+        "counts": {
+            "answers": len(annotations),
+            "ties": int((said.preference == 0.5).sum()),
+            "pairs": len(pairs),
+            "people": len(annotations.users),
+            "people the model knows": len(annotations.users) - len(new),
+        },
+        "finished": False,
+    }
+    parts = Predictions(v, said, annotations.users, reward_model.coefficients, known)
+    result["known"] = parts.known_people()
+    if output is not None:
+        write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    result["new"] = parts.new_people()
+    result["notes"] = notes(result)
+    result["finished"] = True
+    if output is not None:
+        write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def read_groups(data: Path, columns: Columns, key: str) -> list[str]:
+    """The preference group of each row. It is a name as a user's is, so it is read as one, in all formats of data."""
+    try:
+        return [group for group, *_ in read(data, columns._replace(user=key))]
+    except ValueError as error:
+        raise ValueError(str(error).replace("needs a user in", "needs a preference group in")) from error
+
+
+def in_order(
+    pairs: list[tuple[str, str, str]], annotations: Annotations, groups: Sequence[str] | None
+) -> tuple[list[Pair], Said]:
+    """Pairs and annotations sorted, so that no number depends on the order of the rows."""
+    order = sorted(range(len(pairs)), key=pairs.__getitem__)
+    rank = np.empty(len(pairs), np.int64)
+    rank[order] = np.arange(len(pairs))
+    group = None if groups is None else np.array(groups, object)
+    said = Said(annotations.user, rank[annotations.pair], annotations.preference, group)
+    columns = [said.preference, said.pair, said.user]
+    if group is not None:
+        columns.insert(0, np.unique(np.array(groups), return_inverse=True)[1])
+    return [Pair(*pairs[row]) for row in order], said.select(np.lexsort(columns))
+
+
+def differences(model: RewardModel, pairs: list[Pair], scores: Path | None, batch_size: int, say: Say) -> np.ndarray:
+    """Base rewards (P, D) of the first answer minus those of the second; the texts are written already."""
+    if scores is not None and scores.exists():
+        first, second = read_scores(scores, pairs, model.fingerprint)
+        return first - second
+    texts = list(dict.fromkeys((pair.prompt, answer) for pair in pairs for answer in (pair.a, pair.b)))
+    say(f"scoring {len(texts)} texts ...")
+    rewards = score(model.model, model.model, model.texts, model.texts.tokens(*zip(*texts)), batch_size)
+    rows = dict(zip(texts, rewards))
+    first, second = (np.array([rows[pair.prompt, getattr(pair, side)] for pair in pairs]) for side in "ab")
+    if scores is not None:
+        write_scores(scores, first, second, pairs, model.fingerprint)
+    return first - second
+
+
+class Predictions:
+    """What a model says about annotations.
+
+    Args:
+        v: (P, D) differences of base rewards. said: of `users`, in the order of users and pairs. coefficients, known:
+            of the trained users.
+    """
+
+    def __init__(self, v: np.ndarray, said: Said, users: Sequence[str], coefficients: np.ndarray, known: Names):
+        self.v, self.said, self.users, self.coefficients = v, said, users, coefficients
+        self.row = known.find(users)[said.user]
+        self.shared = v[said.pair] @ coefficients.mean(0)
+        self.majority = majority(said.user, said.pair, said.preference)
+
+    def known_people(self) -> dict | None:
+        """Measures of the people whom the model knows; None if the data have none."""
+        mine = self.row >= 0
+        if not mine.any():
+            return None
+        said, shared = self.said.select(mine), self.shared[mine]
+        own = np.einsum("nd,nd->n", self.v[said.pair], self.coefficients[self.row[mine]])
+        rows, user = np.unique(said.user, return_inverse=True)
+        each, base = (of_users(z, said.preference, user, len(rows)) for z in (own, shared))
+        better = (1 + np.sign(base["log_loss"] - each["log_loss"])) / 2
+        return {
+            OWN: measure([own], shared, said),
+            SHARED: measure([shared], shared, said),
+            MAJORITY: measure([self.majority[mine]], shared, said),
+            "reliability": {OWN: reliability(own, said.preference), SHARED: reliability(shared, said.preference)},
+            "better off than with one reward for all": number(mean_and_error(better, np.arange(len(rows)))),
+            "quantiles": {
+                f"{share:g}": {name: number(quantile(x, share)) for name, x in each.items()} for share in QUANTILES
+            },
+            "each": {
+                self.users[row]: {name: finite(x[place]) for name, x in each.items()} for place, row in enumerate(rows)
+            },
+        }
+
+    def new_people(self) -> dict | None:
+        """Measures of the people whom the model does not know, by the number of their answers; None if the data have
+        none. Those with fewer pairs than are to be asked are left out of that number."""
+        new = np.flatnonzero(self.row < 0)
+        if not len(new):
+            return None
+        said = self.said.select(new)
+        # Who was asked the same twice has one answer, the mean of both.
+        cells, first, cell = np.unique(
+            np.stack([said.user, said.pair], 1), axis=0, return_index=True, return_inverse=True
+        )
+        mean = np.bincount(cell.ravel(), said.preference) / np.bincount(cell.ravel())
+        users, user = np.unique(cells[:, 0], return_inverse=True)
+        said = Said(user, cells[:, 1], mean, None if said.group is None else said.group[first])
+        rng = np.random.default_rng(SEED)
+        held = hold_out(user, rng)
+        chosen, *drawn = self.learn(said.select(~held), len(users), rng)
+        pool, test = np.bincount(user[~held], minlength=len(users)), said.select(held)
+        v, shared, others = self.v[test.pair], self.shared[new][first][held], self.majority[new][first][held]
+        after = []
+        for place, count in enumerate(ASKED):
+            some = (pool >= count)[test.user]
+            entry = {"answers": count, "people": int((pool >= count).sum()), "too few": int((pool < count).sum())}
+            if some.any():
+                some_said = test.select(some)
+
+                def logits(coefficients, some=some, place=place):
+                    return np.einsum("nd,nd->n", v[some], coefficients[place, test.user[some]])
+
+                by_information = logits(chosen) if count else shared[some]
+                entry[CHOSEN] = measure([by_information], shared[some], some_said)
+                if count:
+                    entry[RANDOM] = measure([logits(one) for one in drawn], shared[some], some_said)
+            after.append(entry)
+        return {"people": len(users), "after": after, MAJORITY: measure([others], shared, test)}
+
+    def learn(self, said: Said, users: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Coefficients (C, U, D) after each number of answers: asked by information, and in DRAWS random orders."""
+        prior, orders = Prior.of(self.coefficients), [None] + [rng] * DRAWS
+        found = [np.empty((len(ASKED), users, self.v.shape[1])) for _ in orders]
+        with tqdm(total=users * len(orders), unit=" people", desc="asking", delay=2, disable=None) as progress:
+            for start in range(0, users, USERS_AT_ONCE):
+                stop = min(start + USERS_AT_ONCE, users)
+                part = said.select((said.user >= start) & (said.user < stop))
+                features, answers = pools(part.user - start, self.v[part.pair], part.preference, stop - start)
+                for one, order in zip(found, orders):
+                    one[:, start:stop] = coefficients_after(features, answers, prior, ASKED, order)
+                    progress.update(stop - start)
+        return found
+
+
+def measure(logits: list[np.ndarray], shared: np.ndarray, said: Said) -> dict:
+    """Measures of all annotations together, of each preference group and of the one with the lowest accuracy.
+
+    Args:
+        logits: (N,) of each draw; measures are means over draws. shared: (N,) those of one reward for all; `change` is
+            the difference to it, paired.
+    """
+    found: dict = {"all": measure_some(logits, shared, said)}
+    if said.group is not None:
+        groups = {}
+        for name in sorted(set(said.group)):
+            some = said.group == name
+            groups[name] = measure_some([z[some] for z in logits], shared[some], said.select(some))
+        ranked = [name for name in groups if groups[name]["accuracy"]["value"] is not None]
+        found["groups"] = groups
+        found["worst group"] = min(ranked, key=lambda name: groups[name]["accuracy"]["value"], default=None)
+    return found
+
+
+def measure_some(logits: list[np.ndarray], shared: np.ndarray, said: Said) -> dict:
+    drawn, reference = [contributions(z, said.preference) for z in logits], contributions(shared, said.preference)
+    found: dict = {"people": len(np.unique(said.user)), "answers": len(said.user)}
+    for name in METRICS:
+        x = np.mean([one[name] for one in drawn], 0)
+        found[name] = number(mean_and_error(x, said.user)) | {"change": UNKNOWN}
+        if not np.array_equal(logits[0], shared):  # that would be a comparison with itself
+            found[name]["change"] = number(mean_and_error(x - reference[name], said.user))
+    return found
+
+
+def number(pair: tuple[float, float]) -> dict:
+    return dict(zip(("value", "error"), map(finite, pair)))
+
+
+def finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def notes(result: dict) -> list[str]:
+    """What a reader of the numbers must know."""
+    counts, known, new = result["counts"], result["known"], result["new"]
+    found = []
+    if known is None:
+        found.append("the model knows nobody in these data: only new people are evaluated")
+    elif known[OWN]["all"]["people"] == 1:
+        found.append("no standard error for one person alone: it needs two people or more")
+    if counts["ties"] == counts["answers"]:
+        found.append("accuracy and AUC need answers that prefer one of two, got only ties")
+    alone: Counter[str] = Counter()
+    for part in (known and known[OWN], new and new["after"][0].get(CHOSEN)):
+        alone.update(name for name, its in ((part or {}).get("groups") or {}).items() if its["people"] == 1)
+    if alone:
+        found.append(f"no standard error for a preference group of one person: {listed(alone)}")
+    if new is not None:
+        if few := [f"{at['too few']} for {at['answers']}" for at in new["after"] if at["too few"]]:
+            found.append(f"new people with too few pairs to be asked, left out there: {', '.join(few)} answers")
+        if new["people"] == 1:
+            found.append("no standard error for one new person alone: it needs two people or more")
+    return found
