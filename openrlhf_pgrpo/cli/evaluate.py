@@ -12,7 +12,8 @@ GAIN = "gain: accuracy minus that of one reward for all on the same answers. ±:
 def add_to(commands) -> None:
     parser = commands.add_parser("evaluate", help="measure how well a reward model predicts known and new users")
     parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
-    parser.add_argument("--data", type=Path, required=True, help="Held-out pairs, in rows as factorize reads them")
+    parser.add_argument("--data", type=Path, required=True, help="Held-out pairs, in rows as factorize reads them.")
+    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers.")
     parser.add_argument("--page", type=Path, help="HTML file with tables and figures.")
     parser.add_argument("--scores", type=Path, help="File to keep the base rewards in. Read if it exists.")
@@ -60,7 +61,7 @@ def measure(args) -> int:
         check_distinct(files)
         check_folder(args.page, "--page", {f"--model {file}": file for file in Path(args.model).glob("*")})
     columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
-    given = (args.scores, columns, args.pref_group_key, args.chat_template, args.batch_size)
+    given = (args.scores, columns, args.pref_group_key, args.chat_template, args.split, args.batch_size)
     result = evaluate(args.model, args.data, args.output, *given)
     made = tables(result)
     for table in made:

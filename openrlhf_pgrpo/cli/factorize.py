@@ -8,7 +8,14 @@ from openrlhf_pgrpo.host.flags import add_trust
 
 def add_to(commands) -> None:
     parser = commands.add_parser("factorize", help="fit a reward model for many users on a frozen backbone")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL: user, prompt, chosen, rejected[, preference]")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="Rows with user, prompt, chosen, rejected[, preference]: a file (JSONL, JSON, CSV, Parquet, arrow), a "
+        "folder that `datasets` saved, or a data set on the hub.",
+    )
+    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
     parser.add_argument("--backbone", required=True, help="Folder or hub name of a causal model or an encoder.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write the reward model to.")
     parser.add_argument("--factors", type=int, help="Number of base rewards. Default: by cross-validation.")
@@ -45,9 +52,8 @@ def run(args) -> int | str:
     try:
         if args.curve:
             check_folder(args.curve, "--curve")
-        choice = factorize(
-            args.data, args.backbone, args.output, args.factors, args.l2, args.pooling, columns, args.chat_template
-        )
+        given = (args.factors, args.l2, args.pooling, columns, args.chat_template, args.split)
+        choice = factorize(args.data, args.backbone, args.output, *given)
     except (ValueError, OSError, RuntimeError) as error:
         return f"openrlhf-pgrpo factorize: {error}"
     if choice is not None:

@@ -15,7 +15,6 @@ from openrlhf_pgrpo.core.annotations import Annotations, preference_of
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
 from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
-from openrlhf_pgrpo.files import read_rows
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import write
 from openrlhf_pgrpo.models.form import PLAIN, Form, Text, Writer, no_text
@@ -23,6 +22,7 @@ from openrlhf_pgrpo.models.form import read as read_form
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
 from openrlhf_pgrpo.models.scoring import embed
+from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.texts import Texts
 
 MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
@@ -51,21 +51,24 @@ Row = tuple[str, Text, Text, Text, float]  # user, prompt, first answer, second 
 Written = tuple[str, str, str, str, float]  # the same, as texts
 
 
-def read(path: Path, columns: Columns = COLUMNS) -> list[Row]:
-    """The rows of a JSONL file; prompts and answers are texts or lists of messages.
+def read(source: str | Path, columns: Columns = COLUMNS, split: str | None = None) -> tuple[Table, list[Row]]:
+    """The data, and its rows; prompts and answers are texts or lists of messages.
+
+    Args:
+        source, split: as `tables.read_table`.
 
     Raises:
-        ValueError: a row without a user, or without a text or messages in one of the next three columns; a preference
-            that is not a number from 0 to 1, or missing though other rows have one; answers that are the same; with
-            lines.
+        ValueError: as `tables.read_table`; a row without a user, or without a text or messages in one of the next
+            three columns; a preference that is not a number from 0 to 1, or missing though other rows have one;
+            answers that are the same; with rows.
     """
-    numbered = read_rows(path, dict.fromkeys(columns[1:4], object))
-    weighed = any(columns.preference in row for _, row in numbered)
+    table = read_table(source, dict.fromkeys(columns[:4], object), split)
+    weighed = any(columns.preference in row for row in table.rows)
     if not weighed and columns.preference != COLUMNS.preference:
-        raise ValueError(f"{path} needs the column {columns.preference!r}, got no row with it: correct its name")
+        raise ValueError(f"{source} needs the column {columns.preference!r}, got no row with it: correct its name")
     rows, same = [], []
-    for line, row in numbered:
-        place = f"line {line} of {path}"
+    for number, row in enumerate(table.rows):
+        place = table.place(number)
         user = user_in(row, columns.user, place)
         given = row.get(columns.preference) if weighed else 1.0
         try:
@@ -79,14 +82,14 @@ def read(path: Path, columns: Columns = COLUMNS) -> list[Row]:
                 raise ValueError(f"{place} needs a text in {column!r}, got {wrong}: correct it or drop the row")
         prompt, first, second = (row[column] for column in columns[1:4])
         if first == second:
-            same.append(line)
+            same.append(number)
         rows.append((user, prompt, first, second, preference))
     if same:
         raise ValueError(
-            f"every pair needs two answers that differ, got the same text twice in {_lines(same)} of {path}: drop "
+            f"every pair needs two answers that differ, got the same text twice in {table.places(same)}: drop "
             f"{'them' if len(same) > 1 else 'it'}, because no base reward can tell such answers apart"
         )
-    return rows
+    return table, rows
 
 
 def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path, tokenizer: Any, say: Say) -> Form:
@@ -108,26 +111,20 @@ def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path
     return PLAIN
 
 
-def write_texts(rows: Sequence[Row], writer: Writer, data: Path) -> list[Written]:
-    """The rows with prompts and answers as texts; `rows` are those of the file `data`.
+def write_texts(table: Table, rows: Sequence[Row], writer: Writer) -> list[Written]:
+    """The rows of the table with prompts and answers as texts.
 
     Raises:
-        ValueError: messages that the form cannot write, with the line.
+        ValueError: messages that the form cannot write, with the row.
     """
     written: list[Written] = []
     for number, (user, prompt, first, second, preference) in enumerate(rows):
         try:
             (before, _), answers = writer.pairs([prompt, prompt], [first, second])
         except ValueError as error:
-            raise ValueError(f"line {_line_numbers(data)[number]} of {data}: {error}") from error
+            raise ValueError(f"{table.place(number)}: {error}") from error
         written.append((user, before, *answers, preference))  # type: ignore[arg-type]
     return written
-
-
-def _lines(numbers: list[int]) -> str:
-    """Lines of a file by number; there may be many, so only the first few."""
-    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
-    return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"
 
 
 def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annotations]:
@@ -163,13 +160,13 @@ def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
 
 
 def check_texts(
-    data: Path,
+    table: Table,
     rows: Sequence[Written],
     pairs: Sequence[tuple[str, str, str]],
     tokenizer: Any,
     max_length: int,
 ) -> list[str]:
-    """What to say about texts that are longer than the backbone reads; `rows` are those of the file `data`.
+    """What to say about texts that are longer than the backbone reads; `rows` are those of the table.
 
     Raises:
         ValueError: an answer that does not fit even without its prompt, one that is nothing but its end, or a pair
@@ -187,41 +184,39 @@ def check_texts(
         empty.update(text for text, is_empty in zip(some, tokens.empty) if is_empty)
         seen.update(zip(some, (hash(tuple(ids)) for ids in tokens.ids)))
     if long:
-        lines = _lines_where(data, rows, lambda prompt, *answers: any((prompt, answer) in long for answer in answers))
+        places = _places_where(
+            table, rows, lambda prompt, *answers: any((prompt, answer) in long for answer in answers)
+        )
         raise ValueError(
             f"every answer needs to fit into the {max_length} tokens that the backbone reads, got a longer one in "
-            f"{lines} of {data}: shorten or drop it, or name a backbone that reads more"
+            f"{places}: shorten or drop it, or name a backbone that reads more"
         )
     if empty:
-        lines = _lines_where(data, rows, lambda prompt, *answers: any((prompt, answer) in empty for answer in answers))
+        places = _places_where(
+            table, rows, lambda prompt, *answers: any((prompt, answer) in empty for answer in answers)
+        )
         raise ValueError(
-            f"every answer needs a token before its end, got none in {lines} of {data}: fill it in or drop the row"
+            f"every answer needs a token before its end, got none in {places}: fill it in or drop the row"
         )
     equal = {pair for pair in pairs if seen[pair[:2]] == seen[pair[0], pair[2]]}
     if equal:
-        lines = _lines_where(data, rows, lambda prompt, *answers: (prompt, *sorted(answers)) in equal)
+        places = _places_where(table, rows, lambda prompt, *answers: (prompt, *sorted(answers)) in equal)
         raise ValueError(
-            f"every pair needs two texts that differ, got texts that the backbone reads as the same tokens in {lines} "
-            f"of {data}: drop them, or name another backbone"
+            "every pair needs two texts that differ, got texts that the backbone reads as the same tokens in "
+            f"{places}: drop them, or name another backbone"
         )
     if not cut:
         return []
     return [f"{cut} of {len(texts)} texts are longer than {max_length} tokens: their prompts are cut from the left"]
 
 
-def _lines_where(data: Path, rows: Sequence[Written], wrong: Callable[..., bool]) -> str:
-    """The lines of the file with rows whose (prompt, first answer, second answer) are wrong."""
-    return _lines([number for number, row in zip(_line_numbers(data), rows, strict=True) if wrong(*row[1:4])])
-
-
-def _line_numbers(data: Path) -> list[int]:
-    """The line of each row of a file."""
-    with open(data, "rb") as file:
-        return [number for number, line in enumerate(file, 1) if line.strip()]
+def _places_where(table: Table, rows: Sequence[Written], wrong: Callable[..., bool]) -> str:
+    """Where the rows are whose (prompt, first answer, second answer) are wrong."""
+    return table.places([number for number, row in enumerate(rows) if wrong(*row[1:4])])
 
 
 def factorize(
-    data: Path,
+    data: str | Path,
     backbone: str | Path,
     folder: Path,
     factors: int | None = None,
@@ -229,9 +224,10 @@ def factorize(
     pooling: str = "last",
     columns: Columns = COLUMNS,
     chat_template: str | None = None,
+    split: str | None = None,
     say: Say = SAY,
 ) -> Choice | None:
-    """Fits a factorized reward model to a file of annotations and writes it; returns the cross-validated curve.
+    """Fits a factorized reward model to annotations and writes it; returns the cross-validated curve.
 
     Every dimension of X is first divided by its root mean square. In language models a few dimensions of a hidden
     state are hundreds of times larger than the rest, and the penalty would leave only those.
@@ -240,7 +236,7 @@ def factorize(
         folder: as `output_folder.check_new` wants it, with `refit`.
         factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
             prompts because the reward will meet new ones. If both are given, there is no curve: None.
-        chat_template: in whose form texts are written, as `form_of`.
+        chat_template: in whose form texts are written, as `form_of`. split: of the data, as `read`.
         say: is told what the data lack, and how far the work has come.
 
     Raises:
@@ -254,17 +250,17 @@ def factorize(
     backbones.check(config, backbone)
     if l2 is not None:
         check_l2(l2)
-    raw = read(data, columns)
+    table, raw = read(data, columns, split)
     tokenizer = backbones.read_tokenizer(backbone)
     form = form_of(raw, chat_template, backbone, tokenizer, say)
-    rows = write_texts(raw, Writer(form, tokenizer), data)
+    rows = write_texts(table, raw, Writer(form, tokenizer))
     pairs, annotations = annotate(rows)
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
         check_factors(factors, sizes)
     for names in alike(annotations.users):
         say(f"warning: users whose names differ only in case or white space, each with coefficients: {listed(names)}")
-    for sentence in check_texts(data, rows, pairs, tokenizer, backbones.max_length(skeleton(config), tokenizer)):
+    for sentence in check_texts(table, rows, pairs, tokenizer, backbones.max_length(skeleton(config), tokenizer)):
         say(sentence)
     X = differences(backbone, pairs, pooling)
     scale = np.sqrt(np.square(X).mean(0))

@@ -31,11 +31,12 @@ from openrlhf_pgrpo.core.evaluation import (
     quantile,
     reliability,
 )
-from openrlhf_pgrpo.core.names import Names, alike, listed
+from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_folder, write_whole
 from openrlhf_pgrpo.models.factorize import COLUMNS, SAY, Columns, Say, annotate, check_texts, read, write_texts
 from openrlhf_pgrpo.models.scoring import RewardModel, load, score
+from openrlhf_pgrpo.models.tables import Table
 from openrlhf_pgrpo.people.elicit import check_distinct
 from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
 
@@ -69,13 +70,14 @@ def evaluate(
     columns: Columns = COLUMNS,
     pref_group_key: str | None = None,
     chat_template: str | None = None,
+    split: str | None = None,
     batch_size: int = 16,
     say: Say = SAY,
 ) -> dict:
     """Everything that was measured, as JSON can hold it: None is a number that does not exist.
 
     Args:
-        data: rows as `factorize.read` takes them. output: file for the result. It is written when the known people
+        data, split: as `factorize.read` takes them. output: file for the result. It is written when the known people
             are done, with `finished` false, and again at the end. scores: file that keeps the base rewards; it is read
             if it exists. pref_group_key: column with the preference group of the row's user.
 
@@ -86,12 +88,12 @@ def evaluate(
     for flag, file in (("--output", output), ("--scores", scores)):
         if file is not None:
             check_folder(file, flag, {f"--model {one}": one for one in Path(model).glob("*")})
-    rows = read(data, columns)
-    groups = None if pref_group_key is None else read_groups(data, columns, pref_group_key)
+    table, rows = read(data, columns, split)
+    groups = None if pref_group_key is None else read_groups(table, pref_group_key)
     reward_model = load(model, chat_template=chat_template)
-    written = write_texts(rows, reward_model.writer, data)
+    written = write_texts(table, rows, reward_model.writer)
     pairs, annotations = annotate(written)
-    for sentence in check_texts(data, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
+    for sentence in check_texts(table, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
         say(sentence)
     pairs, said = in_order(pairs, annotations, groups)
     v = differences(reward_model, pairs, scores, batch_size, say)
@@ -107,6 +109,7 @@ def evaluate(
         "settings": {
             "columns": columns._asdict(),
             "pref_group_key": pref_group_key,
+            "split": split,
             "held out of each new user": "a third of the pairs, rounded up",
             "draws of random questions": DRAWS,
             "seed": SEED,
@@ -132,10 +135,10 @@ def evaluate(
     return result
 
 
-def read_groups(data: Path, columns: Columns, key: str) -> list[str]:
-    """The preference group of each row. It is a name as a user's is, so it is read as one, in all formats of data."""
+def read_groups(table: Table, key: str) -> list[str]:
+    """The preference group of each row. It is a name as a user's is, so it is read as one."""
     try:
-        return [group for group, *_ in read(data, columns._replace(user=key))]
+        return [user_in(row, key, table.place(number)) for number, row in enumerate(table.rows)]
     except ValueError as error:
         raise ValueError(str(error).replace("needs a user in", "needs a preference group in")) from error
 

@@ -1,8 +1,12 @@
 """`openrlhf-pgrpo factorize`: the model it writes, the curve it draws, and what is refused."""
 
+import json
+
+import datasets
 import pytest
 
 from openrlhf_pgrpo.models import factorize as fast
+from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.scoring import load
 
 pytestmark = pytest.mark.core
@@ -17,7 +21,7 @@ def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, t
 
     model = load(tmp_path / "m")
     assert model.users == [f"u{user}" for user in range(8)]
-    rows = fast.read(annotations)
+    _, rows = fast.read(annotations)
     users, prompts, chosen, rejected, _ = zip(*rows)
     features = model.base_rewards(prompts, chosen) - model.base_rewards(prompts, rejected)
     own = model.coefficients[[model.users.index(user) for user in users]]
@@ -39,3 +43,19 @@ def test_wrong_flags_are_refused_and_nothing_is_written(run, annotations, tiny, 
     (tmp_path / "folder.png").mkdir()
     code, _ = run("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", *flags)
     assert message in code and not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])
+def test_data_as_people_have_them(annotations, tiny, tmp_path, run, kind):
+    """They had to be JSONL. The model is the same, whatever form its data came in."""
+    rows = datasets.Dataset.from_list([json.loads(line) for line in annotations.read_text().splitlines()])
+    path = tmp_path / f"rows.{kind}"
+    rows.save_to_disk(path) if kind == "saved" else getattr(rows, f"to_{kind}")(path)
+    made = []
+    for number, data in enumerate((annotations, path)):
+        folder = tmp_path / f"rm{number}"
+        words = ["--backbone", tiny / "model", "--output", folder, "--factors", 1, "--l2", 1]
+        assert run("factorize", "--data", data, *words)[0] == 0
+        made.append(Folder(folder).fingerprint)
+    assert made[0] == made[1]
+    assert "--split needs a" in run("factorize", "--data", path, *words, "--split", "test")[0]

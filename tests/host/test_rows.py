@@ -244,7 +244,7 @@ def test_a7_b5_lines_of_jsonl(counted, tmp_path):
     )
     def check(rows, more):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + more)
-        for user, *texts, preference in counted.read(factorize.read, path) or ():
+        for user, *texts, preference in (counted.read(factorize.read, path) or ((), ()))[1]:
             assert user.strip() and all(map(is_text_or_messages, texts))
             assert type(preference) is float and 0 <= preference <= 1
         for _, pair in counted.read(read_pool, path) or ():

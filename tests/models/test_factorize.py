@@ -27,7 +27,7 @@ def test_a_pair_is_the_same_either_way_round():
 
 def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     assert fast.factorize(annotations, tiny / "model", tmp_path / "m", factors=1, l2=2.0) is None
-    pairs, found = fast.annotate(fast.read(annotations))
+    pairs, found = fast.annotate(fast.read(annotations)[1])
     X = fast.differences(tiny / "model", pairs, "last")
     scale = np.sqrt(np.square(X).mean(0))
     fitted = fast.fit(X / scale, found, 1, 2.0)
@@ -66,11 +66,11 @@ def test_a_line_that_was_cut_is_refused_with_its_number(annotations, tmp_path):
 def test_a1_rows_are_read_as_train_rm_reads_them(jsonl):
     """Users may be numbers, and a preference weighs; without one, the chosen answer was preferred."""
     rows = [row(7, "p", "x", "y", preference=0), row("ana", "p", "x", "z", preference=0.5)]
-    assert [(user, preference) for user, *_, preference in fast.read(jsonl("a.jsonl", rows))] == [
+    assert [(user, preference) for user, *_, preference in fast.read(jsonl("a.jsonl", rows))[1]] == [
         ("7", 0),
         ("ana", 0.5),
     ]
-    assert fast.read(jsonl("b.jsonl", [row(7, "p", "x", "y")])) == [("7", "p", "x", "y", 1.0)]
+    assert fast.read(jsonl("b.jsonl", [row(7, "p", "x", "y")]))[1] == [("7", "p", "x", "y", 1.0)]
 
 
 @pytest.mark.parametrize("preference", ["null", "NaN", '"1"', "true", "-0.1", "1.5", "[1]", "{}", "1e400"])

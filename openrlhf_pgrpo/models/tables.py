@@ -1,0 +1,90 @@
+"""Rows of people's data, as people have them: JSON lines, JSON, CSV, Parquet, arrow, a folder that `datasets` saved,
+or a data set on the hub. All but JSON lines go through `datasets`, as in the host.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openrlhf_pgrpo.core.names import listed
+from openrlhf_pgrpo.files import check_row, read_rows
+from openrlhf_pgrpo.models.backbone import reading
+
+FORMATS = {".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
+ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Table(NamedTuple):
+    """The rows of a data set, and where each of them stands.
+
+    Attributes:
+        name: file, folder or hub name. rows: (N,). numbers: (N,) of rows. unit: what is numbered, "line" or "row".
+    """
+
+    name: str
+    rows: list[dict]
+    numbers: list[int]
+    unit: str
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for a message."""
+        return f"{self.unit} {self.numbers[row]} of {self.name}"
+
+    def places(self, rows: Sequence[int]) -> str:
+        """Where rows stand; there may be many, so only the first few."""
+        if len(rows) == 1:
+            return self.place(rows[0])
+        shown = ", ".join(str(self.numbers[row]) for row in rows[:5]) + ", ..." * (len(rows) > 5)
+        return f"{len(rows)} {self.unit}s ({shown}) of {self.name}"
+
+
+def read_table(source: str | Path, columns: Mapping[str, type], split: str | None = None) -> Table:
+    """The rows of `source`.
+
+    Args:
+        columns: as `files.read_rows`: what every row must have. split: of a data set with several; None is "train".
+
+    Raises:
+        ValueError: no such data, split or column, no rows, or something that cannot be read; names it.
+        OSError: a file cannot be read.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix not in FORMATS:
+        if split is not None:
+            raise ValueError(f"--split needs a data set with splits, got {source}, a file of rows: leave it out")
+        numbers, rows = zip(*read_rows(path, dict(columns)))
+        return Table(str(source), list(rows), list(numbers), "line")
+    dataset = _loaded(source, split, columns)
+    table = Table(str(source), dataset.to_list(), list(range(len(dataset))), "row")
+    if not table.rows:
+        raise ValueError(f"{source} needs at least one row, got none")
+    for number, row in enumerate(table.rows):
+        check_row(row, table.place(number), columns)
+    return table
+
+
+def _loaded(source: str | Path, split: str | None, columns: Mapping[str, type]) -> Any:
+    """One split of a data set, through `datasets`."""
+    import datasets
+
+    path, cells = Path(source), dict[str, Any]()
+    if not path.exists() and not ON_THE_HUB.fullmatch(str(source)):
+        raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
+    if path.suffix == ".csv":
+        # Cells as they are written. Else the answer 007 would become 7, and None would become null.
+        cells = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_values": [""]}
+    with reading(str(source)):
+        if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            found = datasets.load_from_disk(str(path))
+        elif path.is_file():
+            found = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), **cells)
+        else:
+            found = datasets.load_dataset(str(source))
+    if isinstance(found, datasets.Dataset):
+        if split not in (None, "train"):
+            raise ValueError(f"--split needs a split of {source}, got {split!r}; it has no splits: leave it out")
+        return found
+    if (split or "train") not in found:
+        raise ValueError(f"--split needs a split of {source}, {listed(sorted(found))}, got {split or 'train'!r}")
+    return found[split or "train"]
