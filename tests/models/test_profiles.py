@@ -128,13 +128,12 @@ def places(value, at=()):
 
 def change(content, place, action, other):
     """Replaces, scales, loses or doubles what is at a place, if it is still there."""
-    *above, key = place
-    try:
-        for step in above:
-            content = content[step]
-        old = content[key]
-    except (LookupError, TypeError):
+    if place not in places(content):
         return
+    *above, key = place
+    for step in above:
+        content = content[step]
+    old = content[key]
     if action == "lose":
         del content[key]
     elif action == "double" and isinstance(content, list):
