@@ -43,9 +43,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file to each: much of the time a test waits for processes that it has started. The longest come first.
+# Two at a time, a file to each, and then those that fill the cores by themselves.
 test: venv
-	$(BIN)/python -m pytest tests/e2e tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --ignore tests/slurm --ignore tests/e2e --ignore tests/ray -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/ray tests/e2e
 
 # Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv
