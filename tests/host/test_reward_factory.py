@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from openrlhf_pgrpo.host.reward_factory import NewModel, install
+from openrlhf_pgrpo.models.form import PLAIN
 from openrlhf_pgrpo.models.scoring import load
 
 pytestmark = pytest.mark.host
@@ -71,7 +72,7 @@ def test_a_later_training_replaces_an_earlier_one():
         pass
 
     module = SimpleNamespace(_get_reward_model=host_factory)
-    for new in (NewModel(2, "last"), NewModel(3, "mean"), None):
+    for new in (NewModel(2, "last", PLAIN), NewModel(3, "mean", PLAIN), None):
         install(module, new)
         factory = module._get_reward_model("base", "llm")
         assert (factory.host_factory, factory.new) == (host_factory, new)

@@ -180,7 +180,9 @@ def test_a2_ppo_server_and_rerank_give_one_reward_to_the_same_messages_and_answe
         "--output",
         str(output),
     ]
-    assert main(["rerank", *words]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["rerank", *words])
+    assert ended.value.code == 0
     ranked = json.loads(output.read_text())["rewards"][0]
     assert np.abs(np.array([*served, ranked]) - in_ppo).max() < 1e-4 < abs(in_ppo)
 
