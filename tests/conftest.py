@@ -431,7 +431,7 @@ def visit(chromium):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many inputs the property tests had that record them."""
+    """How many different inputs the property tests had that record them."""
     counts = {
         report.nodeid: number
         for reports in terminalreporter.stats.values()
