@@ -121,6 +121,11 @@ def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] 
             raise ValueError(f"{flag} needs a file of its own, got {path}, which {name} reads: name another")
 
 
+def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
+    """The files in a folder that `flag` names, as inputs for `check_folder`; none for a name on the hub."""
+    return {f"{flag} {file}": file for file in Path(folder).glob("*")}
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` in UTF-8 to a file, whole or not at all."""
     with whole_file(path) as file:

@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
+from openrlhf_pgrpo.cli.people import add_chat_template
 from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 
@@ -18,15 +20,9 @@ def add_to(commands) -> None:
     parser.add_argument("--page", type=Path, help="HTML file with tables and figures.")
     parser.add_argument("--scores", type=Path, help="File to keep the base rewards in. Read if it exists.")
     parser.add_argument("--pref_group_key", help="Column of the data with the preference group of the user.")
-    parser.add_argument(
-        "--chat_template",
-        metavar="MODEL",
-        help="For a model from before forms of texts were recorded: the folder or hub name of the model whose chat "
-        "template it was, or plain.",
-    )
+    add_chat_template(parser)
     parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
-    for column in ("user", "prompt", "chosen", "rejected", "preference"):
-        parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    add_columns(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -47,8 +43,7 @@ def run(args) -> int | str:
 
 
 def measure(args) -> int:
-    from openrlhf_pgrpo.files import check_folder
-    from openrlhf_pgrpo.models.factorize import Columns
+    from openrlhf_pgrpo.files import check_folder, held_in
     from openrlhf_pgrpo.people.elicit import check_distinct
     from openrlhf_pgrpo.people.evaluate import evaluate
     from openrlhf_pgrpo.people.evaluation_tables import lines, tables
@@ -59,9 +54,8 @@ def measure(args) -> int:
 
         files = {"--data": args.data, "--output": args.output, "--scores": args.scores, "--page": args.page}
         check_distinct(files)
-        check_folder(args.page, "--page", {f"--model {file}": file for file in Path(args.model).glob("*")})
-    columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
-    given = (args.scores, columns, args.pref_group_key, args.chat_template, args.split, args.batch_size)
+        check_folder(args.page, "--page", held_in(args.model, "--model"))
+    given = (args.scores, columns_in(args), args.pref_group_key, args.chat_template, args.split, args.batch_size)
     result = evaluate(args.model, args.data, args.output, *given)
     made = tables(result)
     for table in made:

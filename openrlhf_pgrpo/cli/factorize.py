@@ -33,18 +33,28 @@ def add_to(commands) -> None:
         "without one. Default: the backbone's own template if prompts are lists of messages, else plain.",
     )
     parser.add_argument("--curve", type=Path, help="Figure to draw of the cross-validated curve: .png, .svg or .pdf")
-    for column in ("user", "prompt", "chosen", "rejected", "preference"):
-        parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    add_columns(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
 
+def add_columns(parser) -> None:
+    for column in ("user", "prompt", "chosen", "rejected", "preference"):
+        parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+
+
+def columns_in(args):
+    """The columns that the flags of `add_columns` name."""
+    from openrlhf_pgrpo.models.factorize import Columns
+
+    return Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
+
+
 def run(args) -> int | str:
     from openrlhf_pgrpo.files import check_folder
-    from openrlhf_pgrpo.models.factorize import Columns, factorize
+    from openrlhf_pgrpo.models.factorize import factorize
 
     heed_trust(args)
-    columns = Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
     if args.curve and (args.curve.suffix not in (".png", ".svg", ".pdf") or not args.curve.parent.is_dir()):
         return f"--curve needs a .png, .svg or .pdf in a folder that exists, got {args.curve}"
     if args.curve and args.factors is not None and args.l2 is not None:
@@ -52,7 +62,7 @@ def run(args) -> int | str:
     try:
         if args.curve:
             check_folder(args.curve, "--curve")
-        given = (args.factors, args.l2, args.pooling, columns, args.chat_template, args.split)
+        given = (args.factors, args.l2, args.pooling, columns_in(args), args.chat_template, args.split)
         choice = factorize(args.data, args.backbone, args.output, *given)
     except (ValueError, OSError, RuntimeError) as error:
         return f"openrlhf-pgrpo factorize: {error}"

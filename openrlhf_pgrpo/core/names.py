@@ -153,8 +153,9 @@ def name_of(value: Any) -> str:
     raise ValueError(in_words(value))
 
 
-def user_in(row: dict[str, Any], column: str, place: str) -> str:
-    """The name of the user in a row, which may be a number in the data; `place` is its line and file, in words.
+def user_in(row: dict[str, Any], column: str, place: str, who: str = "user") -> str:
+    """The name of the user in a row, which may be a number in the data; `place` is its line and file, in words, and
+    `who` is whose name it is, if not a user's.
 
     Raises:
         ValueError: the row has no such column, or nobody's name there.
@@ -165,7 +166,7 @@ def user_in(row: dict[str, Any], column: str, place: str) -> str:
         return name_of(row[column])
     except ValueError as error:
         raise ValueError(
-            f"{place} needs a user in {column!r}, a text or a number, got {error}: fill it in or drop the row"
+            f"{place} needs a {who} in {column!r}, a text or a number, got {error}: fill it in or drop the row"
         ) from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
+from openrlhf_pgrpo.models.messages import no_messages
 
 TEMPLATE = "--data.apply_chat_template"
 PREFERENCE = "preference"  # the column with the preference for the chosen answer, unless a flag names another
@@ -133,7 +134,7 @@ def _wrong_start(value):
 
 def _wrong_messages(value):
     need = "a list of messages that an answer can follow"
-    if got := _no_messages(value):
+    if got := no_messages(value):
         return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
     if value[-1]["role"] == "assistant":
         return need, "a last message of the assistant", "drop it, so that the prompt ends before the answer"
@@ -142,29 +143,10 @@ def _wrong_messages(value):
 
 def _wrong_end(value):
     need = "a list of messages that ends with the answer"
-    if got := _no_messages(value):
+    if got := no_messages(value):
         return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
     if value[-1]["role"] != "assistant":
         return need, f"a last message of the role {value[-1]['role']!r}", "end it with a message of the assistant"
-    return None
-
-
-def _no_messages(value) -> str | None:
-    """Why this is no list of messages with something in the last one, in words; None if it is one."""
-    if not isinstance(value, list) or not value:
-        return in_words(value)
-    for number, turn in enumerate(value):
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            return f"{in_words(turn)} as message {number}"
-        role, content = turn["role"], turn["content"]
-        if not isinstance(role, str) or not role.strip():
-            return f"{in_words(role)} as the role of message {number}"
-        parts = isinstance(content, list) and content and all(isinstance(p, dict) and "type" in p for p in content)
-        calls = content is None and turn.get("tool_calls")  # a call of a tool needs no text
-        if not (isinstance(content, str) or parts or calls):
-            return f"{in_words(content)} as the content of message {number}"
-    if isinstance(value[-1]["content"], str) and not value[-1]["content"].strip():
-        return f"{in_words(value[-1]['content'])} as the content of the last message"
     return None
 
 

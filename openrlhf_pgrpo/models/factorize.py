@@ -17,8 +17,9 @@ from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_f
 from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import write
-from openrlhf_pgrpo.models.form import PLAIN, Form, Text, Writer, no_text
+from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.form import read as read_form
+from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
 from openrlhf_pgrpo.models.scoring import embed
@@ -117,14 +118,10 @@ def write_texts(table: Table, rows: Sequence[Row], writer: Writer) -> list[Writt
     Raises:
         ValueError: messages that the form cannot write, with the row.
     """
-    written: list[Written] = []
-    for number, (user, prompt, first, second, preference) in enumerate(rows):
-        try:
-            (before, _), answers = writer.pairs([prompt, prompt], [first, second])
-        except ValueError as error:
-            raise ValueError(f"{table.place(number)}: {error}") from error
-        written.append((user, before, *answers, preference))  # type: ignore[arg-type]
-    return written
+    users, prompts, firsts, seconds, preferences = zip(*rows)
+    before, first = writer.pairs(prompts, firsts, table.place)
+    _, second = writer.pairs(prompts, seconds, table.place)
+    return [*zip(users, before, first, second, preferences)]
 
 
 def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annotations]:

@@ -30,20 +30,16 @@ from transformers.utils import cached_file
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.backbone import is_unused, reading
 from openrlhf_pgrpo.models.form import KEY as FORM
-from openrlhf_pgrpo.models.form import PLAIN, Form
+from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
+from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
 from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS
+from openrlhf_pgrpo.models.texts import Texts, Tokens
 
 COEFFICIENTS = "coefficients"
 LENGTH = "base_reward_max_length"
-CONFIG_KEYS = (
-    "base_rewards",
-    "base_reward_users",
-    "base_reward_pooling",
-    LENGTH,
-    FORM,
-    FITTED,
-)  # no backbone has them
+# No backbone has them.
+CONFIG_KEYS = ("base_rewards", "base_reward_users", "base_reward_pooling", LENGTH, FORM, FITTED)
 
 
 def is_factorized(config: Any) -> bool:
@@ -112,6 +108,28 @@ class Folder:
             ValueError: as `Form.of_model`.
         """
         return Form.of_model(self.config, self.name, self._chat_template)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return backbones.read_tokenizer(self.name)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Writes prompts and responses, texts or messages, in the model's form."""
+        return Writer(self.form, self._tokenizer)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Makes the tokens that the model reads. Ask it which prompts are cut, and which texts are equal then."""
+        return Texts(self._tokenizer, self.max_length, self.form.ends)
+
+    def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
+        """The tokens of each response to its prompt, both (N,), in the model's form.
+
+        Raises:
+            ValueError: they cannot be written in that form, or no tokens can be made of them; with their number.
+        """
+        return self.texts.tokens(*self.writer.pairs(prompts, responses))
 
     @cached_property
     def fingerprint(self) -> str:

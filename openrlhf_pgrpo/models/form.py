@@ -11,7 +11,7 @@ and whoever scores a text writes it here:
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from openrlhf_pgrpo.core.names import in_words, listed
-from openrlhf_pgrpo.files import is_text
 from openrlhf_pgrpo.models import backbone as backbones
+from openrlhf_pgrpo.models.messages import Text, no_messages
 
 KEY = "base_reward_form"  # in the config of a model
 NO_TEMPLATE = "plain"  # instead of the folder of a template
-Text = str | list[dict]  # a text, or messages
 
 # Conversations that tell templates apart: a system prompt of their own, how roles are written, where spaces go.
 PROBES: tuple[list[dict], ...] = (
@@ -157,11 +156,16 @@ class Writer:
             )
         return whole[len(before) :]
 
-    def pairs(self, prompts: Sequence[Text], responses: Sequence[Text]) -> tuple[list[str], list[str]]:
-        """The texts of prompts and their responses, both (N,).
+    def pairs(
+        self, prompts: Sequence[Text], responses: Sequence[Text], place: Callable[[int], str] | None = None
+    ) -> tuple[list[str], list[str]]:
+        """The texts of prompts and their responses, both (N,). Each prompt is written once.
+
+        Args:
+            place: says where the text of a number stands, for a message.
 
         Raises:
-            ValueError: as `response`, with its number.
+            ValueError: as `response`, with its place or its number.
         """
         written: dict[str, str] = {}
         texts: tuple[list[str], list[str]] = ([], [])
@@ -173,7 +177,7 @@ class Writer:
                 texts[0].append(written[key])
                 texts[1].append(self.response(prompt, response))
             except ValueError as error:
-                raise ValueError(f"{error} (text {number})") from error
+                raise ValueError(f"{place(number)}: {error}" if place else f"{error} (text {number})") from error
         return texts
 
     @cached_property
@@ -209,34 +213,6 @@ class Writer:
                 f"a chat template needs messages that it knows, got {type(error).__name__}, {str(error)[:200]}, for "
                 f"the roles {listed([message['role'] for message in messages])}: change them or the template"
             ) from error
-
-
-def no_text(value: Any) -> str | None:
-    """Why this is neither a text with something in it nor a list of messages, in words; None if it is one."""
-    if isinstance(value, list):
-        return no_messages(value)
-    if isinstance(value, str) and value.strip():
-        return None if is_text(value) else f"half of a character in {value[:80]!r}"
-    return in_words(value)
-
-
-def no_messages(value: Any) -> str | None:
-    """Why this is no list of messages with something in the last one, in words; None if it is one."""
-    if not isinstance(value, list) or not value:
-        return in_words(value)
-    for number, turn in enumerate(value):
-        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-            return f"{in_words(turn)} as message {number}"
-        role, content = turn["role"], turn["content"]
-        if not isinstance(role, str) or not role.strip():
-            return f"{in_words(role)} as the role of message {number}"
-        parts = isinstance(content, list) and content and all(isinstance(p, dict) and "type" in p for p in content)
-        calls = content is None and turn.get("tool_calls")  # a call of a tool needs no text
-        if not (isinstance(content, str) or parts or calls):
-            return f"{in_words(content)} as the content of message {number}"
-    if isinstance(value[-1]["content"], str) and not value[-1]["content"].strip():
-        return f"{in_words(value[-1]['content'])} as the content of the last message"
-    return None
 
 
 def _messages(text: Text, role: str) -> list[dict]:

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import WEIGHTS, Folder
-from openrlhf_pgrpo.models.form import Text, Writer
+from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, states
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong
@@ -30,18 +30,13 @@ class RewardModel(Folder):
     Args:
         chat_template: as `Folder`.
 
-    Attributes:
-        writer: writes prompts and responses, texts or messages, in the model's form.
-        texts: makes the tokens that the model reads. Ask it which prompts are cut, and which texts are equal then.
-
     Raises:
         ValueError, OSError: as `Folder` and its form, or the backbone's weights are not whole.
     """
 
     def __init__(self, name: str | Path, dtype: torch.dtype = torch.float32, chat_template: str | None = None):
         super().__init__(name, chat_template)
-        tokenizer = backbones.read_tokenizer(self.name)
-        self.writer = Writer(self.form, tokenizer)
+        self.writer  # noqa: B018  an unknown form or a broken tokenizer is refused before the weights are read
         self.check_shapes()
         llm: Any = AutoModel._model_mapping[type(self.config)]
         model = factorized_reward_model(llm.__base__, llm, self.head_name)
@@ -49,15 +44,6 @@ class RewardModel(Folder):
             self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
         backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
         self.model = self.model.eval().to(_device())
-        self.texts = Texts(tokenizer, self.max_length, self.form.ends)
-
-    def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
-        """The tokens of each response to its prompt, both (N,), in the model's form.
-
-        Raises:
-            ValueError: they cannot be written in that form, or no tokens can be made of them; with their number.
-        """
-        return self.texts.tokens(*self.writer.pairs(prompts, responses))
 
     def base_rewards(
         self, prompts: Sequence[Text], responses: Sequence[Text], batch_size: int = MOST_TEXTS

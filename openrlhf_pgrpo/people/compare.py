@@ -17,15 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from openrlhf_pgrpo.core.names import in_words, listed, name_of
+from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.core.win_rate import win_rate
 from openrlhf_pgrpo.files import locked, read_rows, write_whole
-from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.form import Text, Writer, no_text
+from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.users import ASK, MEAN, Users, profile_files
-from openrlhf_pgrpo.people.generation import Sampling, generate, prompt_ids, writers_for
+from openrlhf_pgrpo.people.generation import Sampling, generate, prompt_ids, writers_for, written
 from openrlhf_pgrpo.people.judge import ANYBODY, Judge, Pair, read_prompt
 
 SETTINGS, VERDICTS, RESULT = "settings.json", "verdicts.jsonl", "result.json"
@@ -99,7 +98,7 @@ def compare(
         if model is not None:
             users = Users(Folder(model, chat_template), profiles, f"{ASK}, or take the average user with --population")
             _check_users(read, users, population, data)
-            prompt_ids(Writer(users.model.form, read_tokenizer(model)), placed)  # refuses those that it cannot write
+            written(users.model.writer, placed)  # refuses those that it cannot write
             files = [file for path in profiles for file in profile_files(path)]
             settings["verdicts"] = {"model": users.model.fingerprint, "profiles": _sha256(files), **columns}
             settings["verdicts"] |= {"population": population, "chat_template": chat_template}
@@ -164,7 +163,9 @@ def read_data(
     for key, default, what in ((user_key, USER, "user"), (pref_group_key, PREF_GROUP, "preference group")):
         there = key is not None or any(default in row for _, row in numbered)
         places = [f"line {line} of {path}" for line, _ in numbered]
-        columns.append([_name(r, key or default, what, at) if there else None for at, (_, r) in zip(places, numbered)])
+        columns.append(
+            [user_in(r, key or default, at, what) if there else None for at, (_, r) in zip(places, numbered)]
+        )
     prompts: dict[str, int] = {}
     data = Data([], [], [])
     for (line, row), user, pref_group in zip(numbered, *columns):
@@ -177,15 +178,6 @@ def read_data(
             data.places.append(f"line {line} of {path}")
         data.rows.append(Row(line, prompts[key], user, pref_group))
     return data
-
-
-def _name(row: dict, key: str, what: str, place: str) -> str:
-    if key not in row:
-        raise ValueError(f"{place} needs the column {key!r}, got {listed(row) or 'none'}: fill it in or drop the row")
-    try:
-        return name_of(row[key])
-    except ValueError as error:
-        raise ValueError(f"{place} needs a {what} in {key!r}, got {error}: fill it in or drop the row") from error
 
 
 def answer_all(

@@ -16,16 +16,7 @@ from openrlhf_pgrpo.files import check_folder
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import load
-from openrlhf_pgrpo.people.pool import (
-    Pair,
-    Reader,
-    read_pool,
-    read_scores,
-    readable,
-    score_pool,
-    tell_apart,
-    write_scores,
-)
+from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, readable, score_pool, tell_apart, write_scores
 from openrlhf_pgrpo.people.session import Session, profile_name
 from openrlhf_pgrpo.people.terminal import ask, plain
 
@@ -80,7 +71,7 @@ def elicit(
         for written in alike([*folder.users, user]):
             if user in written:
                 print(plain(f"--user {user!r} is a new user, though the model has {written[0]!r}"), flush=True)
-        pairs, texts = readable(Reader(folder), numbered, pool)
+        pairs, texts = readable(folder, numbered, pool)
         pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
         prior = Prior.of(folder.coefficients)
         session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)

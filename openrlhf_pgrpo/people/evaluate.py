@@ -33,10 +33,9 @@ from openrlhf_pgrpo.core.evaluation import (
 )
 from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_folder, write_whole
+from openrlhf_pgrpo.files import check_folder, held_in, write_whole
 from openrlhf_pgrpo.models.factorize import COLUMNS, SAY, Columns, Say, annotate, check_texts, read, write_texts
 from openrlhf_pgrpo.models.scoring import RewardModel, load, score
-from openrlhf_pgrpo.models.tables import Table
 from openrlhf_pgrpo.people.elicit import check_distinct
 from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
 
@@ -87,9 +86,11 @@ def evaluate(
     check_distinct({"--data": data, "--output": output, "--scores": scores})
     for flag, file in (("--output", output), ("--scores", scores)):
         if file is not None:
-            check_folder(file, flag, {f"--model {one}": one for one in Path(model).glob("*")})
+            check_folder(file, flag, held_in(model, "--model"))
     table, rows = read(data, columns, split)
-    groups = None if pref_group_key is None else read_groups(table, pref_group_key)
+    groups = pref_group_key and [
+        user_in(row, pref_group_key, table.place(number), "preference group") for number, row in enumerate(table.rows)
+    ]
     reward_model = load(model, chat_template=chat_template)
     written = write_texts(table, rows, reward_model.writer)
     pairs, annotations = annotate(written)
@@ -133,14 +134,6 @@ def evaluate(
     if output is not None:
         write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
-
-
-def read_groups(table: Table, key: str) -> list[str]:
-    """The preference group of each row. It is a name as a user's is, so it is read as one."""
-    try:
-        return [user_in(row, key, table.place(number)) for number, row in enumerate(table.rows)]
-    except ValueError as error:
-        raise ValueError(str(error).replace("needs a user in", "needs a preference group in")) from error
 
 
 def in_order(

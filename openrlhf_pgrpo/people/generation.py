@@ -6,6 +6,7 @@ asked one after the other.
 
 import importlib.util
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from openrlhf_pgrpo.host.cpu.launch import environment
 from openrlhf_pgrpo.models import backbone as backbones
-from openrlhf_pgrpo.models.form import PLAIN, Form, Text, Writer
+from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
+from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.remote_code import trusted
-from openrlhf_pgrpo.people.rerank import suit_vllm_to_this_machine
 
 PATIENCE = 20.0  # seconds for a process to end before it is killed
 
@@ -57,8 +59,14 @@ def writers_for(policies: Sequence[str], plain_prompts: bool = False) -> list[Wr
     return [Writer(Form.of_tokenizer(tokenizer, name), tokenizer) for tokenizer, name in zip(tokenizers, policies)]
 
 
-def prompt_ids(writer: Writer, prompts: dict[str, Text]) -> list[list[int]]:
-    """The tokens of prompts, by their places in a file: with nothing in front, as in a rollout.
+def suit_vllm_to_this_machine() -> None:
+    """Without a GPU, sets the environment variables that limit what vLLM takes."""
+    if not torch.cuda.is_available():
+        os.environ.update(environment())
+
+
+def written(writer: Writer, prompts: dict[str, Text]) -> list[str]:
+    """The texts of prompts, by their places in a file.
 
     Raises:
         ValueError: a prompt that cannot be written, with its place.
@@ -69,7 +77,12 @@ def prompt_ids(writer: Writer, prompts: dict[str, Text]) -> list[list[int]]:
             texts.append(writer.prompt(prompt))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-    return writer.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return texts
+
+
+def prompt_ids(writer: Writer, prompts: dict[str, Text]) -> list[list[int]]:
+    """The tokens of prompts, as `written`: with nothing in front, as in a rollout."""
+    return writer.tokenizer(written(writer, prompts), add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def generate(policy: str, ids: dict[int, list[int]], sampling: Sampling) -> Iterator[Answer]:

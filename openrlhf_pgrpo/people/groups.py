@@ -20,7 +20,7 @@ from sklearn.mixture import GaussianMixture
 
 from openrlhf_pgrpo.core.names import user_in
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
-from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
+from openrlhf_pgrpo.files import check_folder, held_in, read_rows, write_rows
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.users import Users, profile_files
@@ -49,8 +49,7 @@ def group_users(
         OSError: a file cannot be read or written.
     """
     read = {f"--profile {file}": file for path in profiles for file in profile_files(path)}
-    read |= {f"--model {file}": file for file in Path(model).glob("*")}
-    check_folder(output, "--output", {"--data": data, **read})
+    check_folder(output, "--output", {"--data": data, **read, **held_in(model, "--model")})
     rows, folder = name_users(read_rows(data, {}), user_key, data), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)

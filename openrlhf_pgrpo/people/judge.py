@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from openrlhf_pgrpo.models.form import Text
+from openrlhf_pgrpo.models.messages import Text
+from openrlhf_pgrpo.people.pool import shown
 
 KEY = "OPENAI_API_KEY"  # environment variable with the server's key
 TRIES = 4
@@ -67,15 +68,8 @@ def read_prompt(path: Path | None) -> str:
 
 def fill(text: str, pair: Pair) -> str:
     """The judge's prompt for a pair. What looks like a place inside an answer stays as it is."""
-    values = dict(zip(PLACES, (in_words(pair.prompt), pair.a, pair.b, pair.readers)))
+    values = dict(zip(PLACES, (shown(pair.prompt), pair.a, pair.b, pair.readers)))
     return re.sub(rf"\{{({'|'.join(PLACES)})\}}", lambda place: values[place[1]], text)
-
-
-def in_words(prompt: Text) -> str:
-    """A prompt for a judge to read."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def verdict_in(said: str | None) -> str | None:

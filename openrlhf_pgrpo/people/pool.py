@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from openrlhf_pgrpo.files import read_rows, whole_file
-from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.form import Text, Writer, no_text
+from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel
-from openrlhf_pgrpo.models.texts import Texts, Tokens
 
 
 class Pair(NamedTuple):
@@ -53,26 +50,6 @@ def _words(message: dict) -> str:
     return "\n".join(str(part.get("text", f"({part['type']})")) for part in content)
 
 
-class Reader:
-    """What a factorized model reads of texts, without its weights.
-
-    Attributes:
-        writer, texts: as those of `models.scoring.RewardModel`.
-
-    Raises:
-        ValueError: as `Folder.form`.
-    """
-
-    def __init__(self, folder: Folder):
-        tokenizer = read_tokenizer(folder.name)
-        self.writer = Writer(folder.form, tokenizer)
-        self.texts = Texts(tokenizer, folder.max_length, folder.form.ends)
-
-    def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
-        """As `RewardModel.tokens`."""
-        return self.texts.tokens(*self.writer.pairs(prompts, responses))
-
-
 def read_pool(path: Path) -> list[tuple[int, Pair]]:
     """The pairs (P,) of a JSONL file with the columns prompt, a and b, and their lines.
 
@@ -105,7 +82,7 @@ def read_pool(path: Path) -> list[tuple[int, Pair]]:
     return pairs
 
 
-def readable(reader: Reader, numbered: list[tuple[int, Pair]], path: Path) -> tuple[list[Pair], list[Pair]]:
+def readable(model: Folder, numbered: list[tuple[int, Pair]], path: Path) -> tuple[list[Pair], list[Pair]]:
     """The pairs (P,) of the file `path` whose answers the model reads whole, as they are and as it writes them; prints
     how many it does not.
 
@@ -113,16 +90,11 @@ def readable(reader: Reader, numbered: list[tuple[int, Pair]], path: Path) -> tu
         ValueError: a pair that cannot be written in the model's form, or an answer that is nothing but its end, with
             the line; or no pair is left.
     """
-    written = []
-    for number, (prompt, *answers) in numbered:
-        try:
-            (before, _), (a, b) = reader.writer.pairs([prompt] * 2, answers)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path}: {error}") from error
-        written.append(Pair(before, a, b))
-    tokens = reader.texts.tokens(
-        [pair.prompt for pair in written for _ in "ab"], [answer for pair in written for answer in pair[1:]]
-    )
+    prompts = [pair.prompt for _, pair in numbered for _ in "ab"]
+    answers = [answer for _, pair in numbered for answer in pair[1:]]
+    before, after = model.writer.pairs(prompts, answers, lambda text: f"line {numbered[text // 2][0]} of {path}")
+    written = [*map(Pair, before[::2], after[::2], after[1::2])]
+    tokens = model.texts.tokens(before, after)
     if (empty := tokens.empty.reshape(-1, 2).any(1)).any():
         number, _ = numbered[int(empty.argmax())]
         raise ValueError(
@@ -132,13 +104,13 @@ def readable(reader: Reader, numbered: list[tuple[int, Pair]], path: Path) -> tu
     whole = ~tokens.too_long.reshape(-1, 2).any(1)
     if not whole.any():
         raise ValueError(
-            f"{path} needs a pair of answers within the {reader.texts.max_length} tokens that the model reads, got "
+            f"{path} needs a pair of answers within the {model.max_length} tokens that the model reads, got "
             f"none in {len(numbered)} pairs: shorten them, or take a reward model of longer texts"
         )
     if not whole.all():
         print(
             f"{(~whole).sum()} of {len(numbered)} pairs are not asked: they have an answer of more than the "
-            f"{reader.texts.max_length} tokens that the model reads",
+            f"{model.max_length} tokens that the model reads",
             flush=True,
         )
     kept = [(pair, text) for (_, pair), text, fits in zip(numbered, written, whole) if fits]

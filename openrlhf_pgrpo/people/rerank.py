@@ -4,22 +4,21 @@ Axes: D base rewards, n candidates of a prompt.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from openrlhf_pgrpo.files import check_folder, read_rows, write_rows
-from openrlhf_pgrpo.host.cpu.launch import environment
+from openrlhf_pgrpo.files import check_folder, held_in, read_rows, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.form import PLAIN, Form, Writer, no_text
+from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
+from openrlhf_pgrpo.models.messages import no_text
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
-from openrlhf_pgrpo.people.pool import Reader
+from openrlhf_pgrpo.people.generation import prompt_ids, suit_vllm_to_this_machine, written
 
 RANKING = ("rewards", "order", "best")  # the columns that are written
 
@@ -60,8 +59,8 @@ def rerank(
         OSError: a file cannot be read or written.
         ModuleNotFoundError: vLLM is not installed.
     """
-    read = {f"--model {file}": file for file in Path(model).glob("*")}
-    check_folder(output, "--output", {"--candidates": candidates, "--profile": profile, **read})
+    read = {"--candidates": candidates, "--profile": profile, **held_in(model, "--model")}
+    check_folder(output, "--output", read)
     if user is None and profile is None and not population:
         raise ValueError("rerank needs --user, --profile or --population, got none of them: name the user")
     sampling = {"n": n, "temperature": temperature, "max_tokens": max_tokens}
@@ -72,19 +71,21 @@ def rerank(
     folder = Folder(model, chat_template)
     coefficients = coefficients_for(folder, user, profile, MEAN if population else ERROR, remedies)
     if policy is None:
-        numbered, reader = read_candidates(candidates), Reader(folder)
+        numbered = read_candidates(candidates)
     else:
-        numbered, reader = read_prompts(candidates), Reader(folder)
-        how = Sampling(**given)
-        check_length(how.max_tokens, reader, model)
-        ids = prompt_ids(prompt_writer(policy, reader.writer, plain_prompts), reader.writer, numbered, candidates)
+        numbered, how = read_prompts(candidates), Sampling(**given)
+        check_length(how.max_tokens, folder)
+        writer = prompt_writer(policy, folder.writer, plain_prompts)
+        prompts = {f"line {number} of {candidates}": row["prompt"] for number, row in numbered}
+        written(folder.writer, prompts)  # refuses those that the reward model could not be given
+        ids = prompt_ids(writer, prompts)
         suit_vllm_to_this_machine()
         numbered = generate(numbered, ids, policy, how)
         write_rows(output, [row for _, row in numbered])  # what took hours is kept, whatever comes next
-        numbered, said = leave_out(reader, numbered, output)
+        numbered, said = leave_out(folder, numbered, output)
         write_rows(output, [row for _, row in numbered])  # if ranking fails, it can be read as candidates
         print(*said, f"the responses are in {output}, and are ranked now", sep="\n", flush=True)
-    for line in check_texts(reader, numbered, candidates):
+    for line in check_texts(folder, numbered, candidates):
         print(line, flush=True)
     # vLLM takes most of the free memory, so the reward model is loaded after vLLM has given it back.
     loaded = load(model, chat_template=chat_template)
@@ -149,19 +150,13 @@ def refuse_taken(path: Path, rows: list[tuple[int, dict]], columns: tuple[str, .
             )
 
 
-def suit_vllm_to_this_machine() -> None:
-    """Without a GPU, sets the environment variables that limit what vLLM takes."""
-    if not torch.cuda.is_available():
-        os.environ.update(environment())
-
-
-def check_length(max_tokens: int, reader: Reader, model: str) -> None:
+def check_length(max_tokens: int, model: Folder) -> None:
     """Raises ValueError if the policy may give responses that the reward model cannot read."""
-    longest = reader.texts.max_length
+    longest = model.max_length
     if max_tokens >= longest:  # a response and its end
         raise ValueError(
-            f"--max_tokens needs fewer than the {longest} tokens that {model} reads, got {max_tokens}: lower it, or "
-            "take a reward model of longer texts"
+            f"--max_tokens needs fewer than the {longest} tokens that {model.name} reads, got {max_tokens}: lower it, "
+            "or take a reward model of longer texts"
         )
 
 
@@ -198,22 +193,6 @@ def prompt_writer(policy: str, rewards: Writer, plain_prompts: bool) -> Writer:
     return own
 
 
-def prompt_ids(writer: Writer, rewards: Writer, rows: list[tuple[int, dict]], path: Path) -> list[list[int]]:
-    """The tokens of prompts, with nothing in front, as in a rollout.
-
-    Raises:
-        ValueError: a prompt that policy or reward model cannot be given; with its line in the file `path`.
-    """
-    texts = []
-    for number, row in rows:
-        try:
-            rewards.prompt(row["prompt"])
-            texts.append(writer.prompt(row["prompt"]))
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path}: {error}") from error
-    return writer.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def generate(
     rows: list[tuple[int, dict]], ids: list[list[int]], policy: str, sampling: Sampling
 ) -> list[tuple[int, dict]]:
@@ -233,7 +212,7 @@ def generate(
     ]
 
 
-def leave_out(reader: Reader, rows: list[tuple[int, dict]], path: Path) -> tuple[list[tuple[int, dict]], list[str]]:
+def leave_out(model: Folder, rows: list[tuple[int, dict]], path: Path) -> tuple[list[tuple[int, dict]], list[str]]:
     """The rows without generated responses that are blank or that the model cannot read whole, and sentences with
     their number. A row may lose all. `path` is the file that they are kept in.
 
@@ -243,14 +222,14 @@ def leave_out(reader: Reader, rows: list[tuple[int, dict]], path: Path) -> tuple
     blank, long, sampled, none_left, left = 0, 0, 0, 0, []
     for number, row in rows:
         responses = row["responses"]
-        tokens = reader.tokens([row["prompt"]] * len(responses), responses)
+        tokens = model.tokens([row["prompt"]] * len(responses), responses)
         blank += int(tokens.empty.sum())
         long += int((tokens.too_long & ~tokens.empty).sum())
         good = [text for text, bad in zip(responses, tokens.empty | tokens.too_long) if not bad]
         sampled += len(responses)
         none_left += not good
         left.append((number, {**row, "responses": good}))
-    longest = f"longer than the {reader.texts.max_length} tokens that the reward model reads"
+    longest = f"longer than the {model.max_length} tokens that the reward model reads"
     said = [f"{blank} of {sampled} responses are blank: they are left out"] * bool(blank)
     said += [f"{long} of {sampled} responses are {longest}: they are left out"] * bool(long)
     if none_left == len(rows):
@@ -263,7 +242,7 @@ def leave_out(reader: Reader, rows: list[tuple[int, dict]], path: Path) -> tuple
     return left, said
 
 
-def check_texts(model: Reader | RewardModel, rows: list[tuple[int, dict]], path: Path) -> list[str]:
+def check_texts(model: Folder, rows: list[tuple[int, dict]], path: Path) -> list[str]:
     """Sentences about texts that the model cannot read whole, or cannot tell apart.
 
     Args:
@@ -289,7 +268,7 @@ def check_texts(model: Reader | RewardModel, rows: list[tuple[int, dict]], path:
         if tokens.too_long.any():
             i = int(tokens.too_long.argmax())
             raise ValueError(
-                f"line {number} of {path} needs responses of at most {model.texts.max_length} tokens, got "
+                f"line {number} of {path} needs responses of at most {model.max_length} tokens, got "
                 f"{tokens.answers[i]} in response {i}: drop it, or take a reward model of longer texts"
             )
         cut += bool(tokens.cut.any())
@@ -301,7 +280,7 @@ def check_texts(model: Reader | RewardModel, rows: list[tuple[int, dict]], path:
         alike += len({*read}) < len({*map(json.dumps, responses)})
     if equal:
         raise ValueError(
-            f"line {equal[0]} of {path} needs responses that differ in the {model.texts.max_length} tokens that the "
+            f"line {equal[0]} of {path} needs responses that differ in the {model.max_length} tokens that the "
             f"model reads, got some that are equal once the prompt is cut, in {len(equal)} of {len(rows)} rows: "
             "shorten the prompt, or take a reward model of longer texts"
         )

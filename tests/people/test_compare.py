@@ -344,7 +344,11 @@ def test_a_folder_of_others_is_refused(run, factorized, tmp_path):
         ([{"prompt": " "}], {}, "line 1 of .* needs a prompt in 'prompt', got a blank text"),
         ([{"prompt": []}], {}, "line 1 of .* needs a prompt in 'prompt', got"),
         ([{"prompt": "p", "user": "a"}, {"prompt": "q"}], {}, "line 2 of .* needs the column 'user', got 'prompt'"),
-        ([{"prompt": "p", "pref_group": None}], {}, "line 1 .* needs a preference group in 'pref_group', got null"),
+        (
+            [{"prompt": "p", "pref_group": None}],
+            {},
+            "line 1 .* needs a preference group in 'pref_group', a text or a number, got null",
+        ),
         ([{"prompt": "p"}], {"user_key": "who"}, "line 1 of .* needs the column 'who'"),
         ([{"prompt": "p"}], {"pref_group_key": "g"}, "line 1 of .* needs the column 'g'"),
         ([{"prompt": "p"}], {"prompt_key": "input"}, "line 1 of .* needs the column 'input'"),

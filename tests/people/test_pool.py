@@ -1,15 +1,14 @@
 """Pools and other files that people write by hand: what is read, and what is refused by its line."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.people.pool import (
     Pair,
-    Reader,
     read_pool,
     read_scores,
     readable,
@@ -150,9 +149,15 @@ ANSWER = [{"role": "assistant", "content": "so"}]
 
 
 @pytest.fixture
-def reader_of(tiny):
+def reader_of(factorized):
     """The reader of a model with texts of that form, of at most `longest` tokens."""
-    return lambda form=PLAIN, longest=64: Reader(SimpleNamespace(name=tiny / "model", form=form, max_length=longest))
+
+    def reader_of(form=PLAIN, longest=64):
+        model = Folder(factorized)
+        vars(model).update(form=form, max_length=longest)
+        return model
+
+    return reader_of
 
 
 def test_messages_are_read_named_and_shown(jsonl):

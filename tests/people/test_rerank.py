@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.models.users import coefficients_for
-from openrlhf_pgrpo.people.pool import Reader
+from openrlhf_pgrpo.people.generation import prompt_ids, written
 from openrlhf_pgrpo.people.rerank import (
     Sampling,
     check_length,
     check_texts,
     generate,
     leave_out,
-    prompt_ids,
     prompt_writer,
     rank_responses,
     read_candidates,
@@ -75,9 +75,9 @@ def test_bad_candidates_are_refused_by_their_line(jsonl, row, message):
 
 
 class Letters:
-    """A tokenizer of small letters that reads six, in the shape of `models.texts.Texts`."""
+    """A model that reads six small letters, in the shape of `models.folder.Folder`."""
 
-    max_length = 6
+    name, max_length = "rm", 6
 
     def tokens(self, prompts, responses):
         texts = [(prompt + response).lower() for prompt, response in zip(prompts, responses)]
@@ -88,7 +88,7 @@ class Letters:
         return SimpleNamespace(ids=ids, cut=cut, too_long=sizes > 6, answers=sizes, empty=empty)
 
 
-LETTERS = SimpleNamespace(tokens=Letters().tokens, texts=Letters())
+LETTERS = Letters()
 
 
 def checked(*rows):
@@ -189,9 +189,9 @@ def test_a3_a_prompt_whose_responses_are_all_left_out_has_no_best(model):
 
 
 def test_b4_max_tokens_is_compared_with_what_the_reward_model_reads():
-    check_length(5, LETTERS, "rm")  # and the end
+    check_length(5, LETTERS)  # and the end
     with pytest.raises(ValueError, match="--max_tokens needs fewer than the 6 tokens that rm reads, got 6: lower it"):
-        check_length(6, LETTERS, "rm")
+        check_length(6, LETTERS)
 
 
 # --- A3: the policy is prompted as the reward model's texts are written ----------------------------------------------
@@ -217,13 +217,20 @@ def policy_of(tiny, tmp_path):
 
 
 @pytest.fixture
-def reader_of(tiny):
+def reader_of(factorized):
     """The reader of a reward model with texts of that form."""
-    return lambda form: Reader(SimpleNamespace(name=tiny / "model", form=form, max_length=64))
+
+    def reader_of(form):
+        model = Folder(factorized)
+        vars(model).update(form=form, max_length=64)
+        return model
+
+    return reader_of
 
 
 def prompted(writer, prompt, rewards):
-    (ids,) = prompt_ids(writer, rewards, [(3, {"prompt": prompt})], Path("p.jsonl"))
+    written(rewards, {"line 3 of p.jsonl": prompt})
+    (ids,) = prompt_ids(writer, {"line 3 of p.jsonl": prompt})
     return writer.tokenizer.decode(ids)
 
 

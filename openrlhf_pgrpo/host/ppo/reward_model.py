@@ -70,15 +70,14 @@ def check_texts(args) -> None:
         OSError: their files cannot be read.
     """
     from openrlhf_pgrpo.host.text_forms import asked_form
-    from openrlhf_pgrpo.host.user_rewards import factorized_folder
     from openrlhf_pgrpo.models import backbone
+    from openrlhf_pgrpo.models.folder import is_factorized
     from openrlhf_pgrpo.models.form import Form, Writer, recorded
     from openrlhf_pgrpo.models.texts import end_of_text
 
     policy, name = args.actor.model_name_or_path, args.reward.model_name_or_path
     if not name or args.reward.remote_url or args.train.agent_func_path:
         return
-    folder = factorized_folder(name, args.reward.chat_template)
     theirs, ours = backbone.read_tokenizer(policy), backbone.read_tokenizer(name)
     if theirs.get_vocab() != ours.get_vocab():
         raise ValueError(
@@ -90,10 +89,10 @@ def check_texts(args) -> None:
             f"--{NAME} needs texts that end as those of the policy {policy}, with {end_of_text(theirs)!r}, got "
             f"{end_of_text(ours)!r} in {name}: make it of a model that ends them alike, or {SERVE}"
         )
-    config = backbone.read_config(name) if folder is None else folder.config
-    if folder is None and not recorded(config):
+    config = backbone.read_config(name)
+    if not (is_factorized(config) or recorded(config)):
         return  # a reward model of the host, which does not say how its texts were written
-    form = Form.of_model(config, name) if folder is None else folder.form
+    form = Form.of_model(config, name, args.reward.chat_template)
     asked = asked_form(args.data, policy)
     if not Writer(asked, theirs).same_prompts(Writer(form, ours)):
         got = f"{asked}, which is another one" if asked.chat_template and form.chat_template else asked

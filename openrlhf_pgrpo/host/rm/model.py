@@ -103,15 +103,14 @@ def trained_parameters(strategy, get, model, **kwargs):
 
     Head and table train even where adapters have frozen the rest.
     """
-    plain = without_adapters(model)
-    args = strategy.args
+    plain, args = without_adapters(model), strategy.args
     setattr(plain.config, LENGTH, args.data.max_len)
     setattr(plain.config, FORM, asked_form(args.data, args.model.model_name_or_path).record())
     setattr(plain.config, FITTED, False)  # from here on it holds more than `openrlhf-pgrpo factorize` can make
-    if factorized_folder(strategy.args.model.model_name_or_path) is None:
-        _add_table(plain, len(strategy.reward_users), strategy.args.train.seed)
+    if factorized_folder(args.model.model_name_or_path) is None:
+        _add_table(plain, len(strategy.reward_users), args.train.seed)
     head, table = (parameter.requires_grad_(True) for parameter in own_parameters(plain))
-    if strategy.args.ds.zero_stage == 3:
+    if args.ds.zero_stage == 3:
         # ZeRO-3 needs one dtype for all that trains, and adapters are made in another.
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -119,7 +118,7 @@ def trained_parameters(strategy, get, model, **kwargs):
     model, groups = get(model, **kwargs)
     for group in groups:
         group["params"] = [parameter for parameter in group["params"] if parameter is not table]
-    groups.append({"params": [table], "lr": strategy.args.reward.coefficients_lr, "weight_decay": 0.0})
+    groups.append({"params": [table], "lr": args.reward.coefficients_lr, "weight_decay": 0.0})
     return model, groups
 
 
