@@ -117,7 +117,11 @@ class UserRewardProxy(RewardModelProxy):
             TooLong: more texts, a longer text or a longer response than fits.
             ValueError: the request does not say whose rewards it asks for, or has no finite ones.
         """
-        queries, prompts = self._written(_list_of_texts("query", queries, self.limits), prompts)
+        queries = _list_of_texts("query", queries, self.limits)
+        chats = [isinstance(prompt, list) for prompt in prompts] if isinstance(prompts, list) else []
+        if any(chats):
+            prompts = [self.writer.prompt(prompt) if chat else prompt for prompt, chat in zip(prompts, chats)]
+        prompts = [None] * len(queries) if prompts is None else _list_of_texts("prompts", prompts, self.limits)
         labels = [None] * len(queries) if labels is None else labels
         if not isinstance(labels, list) or not len(queries) == len(labels) == len(prompts):
             raise ValueError(
@@ -125,6 +129,9 @@ class UserRewardProxy(RewardModelProxy):
                 f"{_kind_of(queries)} and {_kind_of(labels)}"
                 + (f", and {_kind_of(prompts)} of prompts" if len(prompts) != len(queries) else "")
             )
+        if any(chats):
+            whole = [prompt + query if chat else query for query, prompt, chat in zip(queries, prompts, chats)]
+            queries = _list_of_texts("query", whole, self.limits)
         self._check_form(queries)
         users = [self._user(number, label) for number, label in enumerate(labels)]
         known = np.array([prompt is not None and query.startswith(prompt) for query, prompt in zip(queries, prompts)])
@@ -143,21 +150,11 @@ class UserRewardProxy(RewardModelProxy):
             )
         return self.users(base_rewards, users).tolist(), base_rewards
 
-    def _written(self, queries: list[str], prompts: Any) -> tuple[list[str], list]:
-        """Whole texts, and where each begins with its prompt; messages become a text in the model's form."""
-        if not isinstance(prompts, list) or not any(isinstance(prompt, list) for prompt in prompts):
-            return queries, [None] * len(queries) if prompts is None else _list_of_texts(
-                "prompts", prompts, self.limits
-            )
-        written = [self.writer.prompt(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
-        chats = [isinstance(prompt, list) for prompt in prompts]
-        whole = [text + query if chat else query for query, text, chat in zip(queries, written, chats)]
-        return _list_of_texts("query", whole, self.limits), _list_of_texts("prompts", written, self.limits)
-
     def _check_form(self, queries: list[str]) -> None:
         """Raises ValueError for a text that is certainly not written as those of the model."""
+        opening = self.writer.opening.strip()
         for number, query in enumerate(queries):
-            if self.writer.opening.strip() not in query:
+            if opening not in query:
                 raise ValueError(
                     f"this model's texts are written {self.writer.form} and need {self.writer.opening!r} before the "
                     f"answer, got none in text {number}: let the policy be prompted so, for instance with "

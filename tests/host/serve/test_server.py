@@ -193,6 +193,8 @@ def test_a2_a_text_that_is_written_otherwise_is_refused(serve, templated, tiny, 
     assert (
         "written by a chat template and need '<eos>\\n<|assistant|>' before the answer, got none in text 0" in message
     )
+    for query, prompts in ((["so", "no"], [MESSAGES]), (["so"], [MESSAGES, MESSAGES])):  # one of them was lost
+        assert "got a list of " in refusal(client.post("/get_reward", json={"query": query, "prompts": prompts}))
     plain = serve()
     assert "got a list of messages" in refusal(ask(plain, ["so"], ["ana"], prompts=[MESSAGES]))
 
