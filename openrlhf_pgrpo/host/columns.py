@@ -89,14 +89,14 @@ def at(rows: Sequence[int], source: str) -> str:
 
 
 def spellings(found: Iterable[str], flag: str, source: str) -> list[str]:
-    """A sentence of warning if some of the names that were found differ only in case or white space."""
+    """A sentence of warning if some of the names that were found differ only in what `names.alike` ignores."""
     if not (same := alike(found)):
         return []
     pairs = "; ".join(listed(written) for written in same[:3])
     more = f" and {len(same) - 3} more" if len(same) > 3 else ""
     return [
-        f"warning: names in {source} ({flag}) that differ only in case or white space count as different: "
-        f"{pairs}{more}; write them alike if they are the same"
+        f"warning: names in {source} ({flag}) that differ only in case, white space or characters without a width "
+        f"count as different: {pairs}{more}; write them alike if they are the same"
     ]
 
 

@@ -63,13 +63,24 @@ def compared(dataset, one_key: str, other_key: str) -> Alike | None:
     return found
 
 
+def any_longer(dataset, one_key: str, other_key: str) -> bool:
+    """Whether a row has more messages in the one column than in the other, which has some."""
+    for batch in _batches(dataset, one_key, other_key):
+        one, other = batch.column(one_key), batch.column(other_key)
+        if _is_list(one) and _is_list(other):
+            sizes, least = pc.list_value_length(one), pc.list_value_length(other)
+            if pc.any(pc.and_(pc.greater(sizes, least), pc.greater(least, 0))).as_py():
+                return True
+    return False
+
+
 def _batches(dataset, *keys: str) -> list[pa.RecordBatch]:
     return dataset.select_columns([*dict.fromkeys(keys)]).with_format("arrow")[:].to_batches()
 
 
 def _messages(column: pa.Array) -> _Messages | None:
     kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+    if not _is_list(column) or not pa.types.is_struct(kind.value_type):
         return None
     turns, sizes = column.flatten(), column.value_lengths().to_numpy(zero_copy_only=False)
     if column.null_count or not sizes.all():
@@ -82,6 +93,10 @@ def _messages(column: pa.Array) -> _Messages | None:
     if not (_filled(fields["role"]) and _filled(ends["content"])):
         return None
     return _Messages(fields, sizes, last, pc.equal(ends["role"], "assistant").to_numpy(zero_copy_only=False))
+
+
+def _is_list(column: pa.Array) -> bool:
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
 
 
 def _types(messages: _Messages) -> dict[str, pa.DataType]:

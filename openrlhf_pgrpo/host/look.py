@@ -32,7 +32,11 @@ REWARD_ARGUMENTS = ("queries", "prompts", "labels")
 TABLE_OF_POSITIONS = {
     *("gpt2", "gpt_neo", "gpt_bigcode", "opt", "openai-gpt", "gptj", "codegen", "ctrl", "biogpt", "xlm"),
     *("bert", "bert-generation", "megatron-bert", "mobilebert", "distilbert", "rembert", "albert", "electra", "ernie"),
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "camembert", "data2vec-text", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "mpnet"),
+    *("deberta", "deberta-v2", "longformer", "big_bird", "nystromformer", "mra", "yoso", "fnet", "canine", "ibert"),
+    *("roformer", "convbert", "nomic_bert", "flaubert", "luke", "esm", "roc_bert", "splinter", "layoutlm"),
+    *("bart", "mbart", "plbart", "mvp", "pegasus", "bigbird_pegasus", "marian", "blenderbot", "blenderbot-small"),
+    *("prophetnet", "trocr"),
 }
 
 

@@ -4,12 +4,16 @@ A pair whose texts are the same tokens teaches nothing. To make the tokens of al
 them, so they are made only where two different texts may become the same.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from openrlhf_pgrpo.core.names import is_blank
+from openrlhf_pgrpo.host import columns
 from openrlhf_pgrpo.host.rows import TEMPLATE
 
 AT_ONCE = 1000  # texts whose tokens are counted together
+LONGEST_WORD = 100  # characters; BERT's tokenizer does not know a longer word, whatever it is
 SPARE_TOKENS = 8  # a text may have so many more tokens than bytes, for spaces and marks that a tokenizer adds
 
 
@@ -20,14 +24,31 @@ def equal_tokens(dataset, before: Iterable[int]) -> list[int]:
     Args:
         before: (pairs,) at most so many tokens stand before the answers of a pair.
     """
-    equal = []
+    equal, alike = [], may_be_equal(dataset.tokenizer)
     for row, (chosen, rejected, tokens) in enumerate(zip(list(dataset.chosens), list(dataset.rejects), before)):
         start = common_start(chosen, rejected)
-        if may_fill(chosen[:start], tokens, dataset.max_length) or may_be_equal(chosen, rejected, start):
+        if may_fill(chosen[:start], tokens, dataset.max_length) or alike(chosen, rejected, start):
             chosen_ids, _, rejected_ids, *_ = dataset[row]
             if chosen_ids.shape == rejected_ids.shape and bool((chosen_ids == rejected_ids).all()):
                 equal.append(row)
     return equal
+
+
+def check_said(dataset) -> None:
+    """Checks that every answer of a host's `RewardDataset` says something before its end token.
+
+    Raises:
+        ValueError: one does not.
+    """
+    from openrlhf_pgrpo.models.texts import Texts  # torch, which the early look does without
+
+    texts = Texts(dataset.tokenizer, dataset.max_length)
+    pairs = zip(list(dataset.chosens), list(dataset.rejects))
+    if silent := [row for row, pair in enumerate(pairs) if any(is_blank(texts.open(answer)) for answer in pair)]:
+        raise ValueError(
+            "every answer needs words before its end token, got one that is nothing but its end in "
+            f"{columns.at(silent, 'the pairs')}: fill it in or drop the row, because saying nothing would be trained"
+        )
 
 
 def most_tokens(dataset) -> list[int]:
@@ -62,15 +83,42 @@ def may_fill(text: str, tokens: int, max_length: int) -> bool:
     return tokens + len(text.encode("utf-8", "replace")) + SPARE_TOKENS >= max_length
 
 
-def may_be_equal(one: str, other: str, start: int) -> bool:
-    """Whether two texts that are alike up to `start` may become the same tokens: from there on they differ in case,
-    accents or signs alone. A tokenizer may lose any of these.
+def may_be_equal(tokenizer) -> Callable[[str, str, int], bool]:
+    """Whether two texts that are alike up to a place may become the same tokens: from there on they differ in case,
+    accents or signs alone, any of which a tokenizer may lose; or in words that this one may not know.
     """
-    first, second = one[start : start + 1], other[start : start + 1]
-    if first.isascii() and first.isalnum() and second.isascii() and second.isalnum():
-        return first.lower() == second.lower()
-    ours, theirs = _letters(one[start : start + 32]), _letters(other[start : start + 32])
-    return ours.startswith(theirs) or theirs.startswith(ours)
+    unknown = _unknown_words(tokenizer)
+
+    def alike(one: str, other: str, start: int) -> bool:
+        first, second = one[start : start + 1], other[start : start + 1]
+        if first.isascii() and first.isalnum() and second.isascii() and second.isalnum():
+            lost = first.lower() == second.lower()
+        else:
+            ours, theirs = _letters(one[start : start + 32]), _letters(other[start : start + 32])
+            lost = ours.startswith(theirs) or theirs.startswith(ours)
+        return lost or (unknown is not None and unknown(_word_at(one, start)) and unknown(_word_at(other, start)))
+
+    return alike
+
+
+def _unknown_words(tokenizer) -> Callable[[str], bool] | None:
+    """Says of a word whether it may become the token for what is unknown; None if none does, as with bytes."""
+    unknown = tokenizer.unk_token_id
+
+    def among(text: str) -> bool:
+        return unknown in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    if unknown is None or not among("\U00013000"):  # a hieroglyph, which hardly any vocabulary has
+        return None
+    if among("qzxjvkwq"):  # its vocabulary is of whole words
+        return lambda word: True
+    return lambda word: len(word) > LONGEST_WORD or not word.isascii()
+
+
+def _word_at(text: str, place: int) -> str:
+    """What stands around a place, up to white space; of a longer word, as much as shows that it is one."""
+    before, after = text[max(place - LONGEST_WORD - 1, 0) : place], text[place : place + LONGEST_WORD + 1]
+    return re.split(r"\s", before)[-1] + re.split(r"\s", after)[0]
 
 
 def _letters(text: str) -> str:

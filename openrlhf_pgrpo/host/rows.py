@@ -47,29 +47,34 @@ def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str
     sides = {"--data.chosen_key": data.chosen_key, "--data.rejected_key": data.rejected_key}
     for flag, key in sides.items():
         columns.need(dataset, flag, key, source)
+    starts = answers = None
     if data.prompt_key:
-        _check_starts_of_answers(dataset, _wrong_messages, data, data.prompt_key, "--data.prompt_key", source)
+        starts = _check_starts_of_answers(dataset, _wrong_messages, data, data.prompt_key, "--data.prompt_key", source)
     alike = conversations.compared(dataset, *sides.values()) if data.apply_chat_template else None
     if alike is None:
         answers = [columns.column(dataset, flag, key, source) for flag, key in sides.items()]
         for (flag, key), column in zip(sides.items(), answers):
             _check(column, _wrong_end if data.apply_chat_template else _wrong_text, key, flag, source)
         alike = _compared(*answers, data, dpo)
-    said = [] if data.prompt_key or not data.apply_chat_template else _check_starts(alike, data, source, dpo)
+    if data.prompt_key:
+        said = _check_repeated(dataset, data, source, starts, answers)
+    else:
+        said = _check_starts(alike, data, source, dpo) if data.apply_chat_template else []
     if data.input_template and (data.apply_chat_template or not data.prompt_key):
         beside = f"beside {TEMPLATE}" if data.apply_chat_template else "without --data.prompt_key"
         said.append(f"warning: --data.input_template does nothing {beside}")
     return said, alike.equal
 
 
-def _check_starts_of_answers(dataset, wrong: Callable, data, key: str, flag: str, source: str) -> None:
-    """Checks a column of prompts; `wrong` is for those that a chat template writes."""
+def _check_starts_of_answers(dataset, wrong: Callable, data, key: str, flag: str, source: str) -> list | None:
+    """Checks a column of prompts, and returns it if it was read; `wrong` is for those that a chat template writes."""
     columns.need(dataset, flag, key, source)
     if not data.apply_chat_template:
         wrong = _wrong_text
     elif conversations.await_answers(dataset, key):
-        return
-    _check(columns.column(dataset, flag, key, source), wrong, key, flag, source)
+        return None
+    _check(found := columns.column(dataset, flag, key, source), wrong, key, flag, source)
+    return found
 
 
 def _compared(chosen: list, rejected: list, data, dpo: bool) -> conversations.Alike:
@@ -103,6 +108,39 @@ def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> l
             f"{columns.at(alike.differ, source)}: there the reward compares answers to different prompts"
         ]
     return []
+
+
+def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:
+    """Answers that begin with their prompt, beside a column of prompts: the host would write it twice.
+
+    A conversation that does is a whole one. A text may begin with the same words by chance, so only if all do is it
+    refused. `starts` and `answers` are columns as far as they were read.
+    """
+    prompt, sides = data.prompt_key, (data.chosen_key, data.rejected_key)
+    if data.apply_chat_template and not any(conversations.any_longer(dataset, key, prompt) for key in sides):
+        return []
+    triples = zip(starts or dataset[prompt][:], *(answers or [dataset[key][:] for key in sides]))
+    if data.apply_chat_template:
+        rows = [row for row, (start, *ends) in enumerate(triples) if any(_begins(end, start) for end in ends)]
+    else:
+        rows = [
+            row
+            for row, (start, one, other) in enumerate(triples)
+            if one.startswith(start) and other.startswith(start)
+        ]
+    if not rows:
+        return []
+    if data.apply_chat_template or len(rows) == len(dataset):
+        raise ValueError(
+            f"answers need to begin after their prompt, got ones that repeat it in {columns.at(rows, source)}: leave "
+            "out --data.prompt_key, or cut the prompt off the answers, because it would be written twice"
+        )
+    return [f"warning: both answers begin with the text of their prompt in {columns.at(rows, source)}"]
+
+
+def _begins(conversation: list[dict], start: list[dict]) -> bool:
+    begin = conversation[: len(start)]
+    return begin == start or [*map(_filled, begin)] == [*map(_filled, start)]
 
 
 def _check(column: list, wrong: Callable, key: str, flag: str, source: str) -> None:

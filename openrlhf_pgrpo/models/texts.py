@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from openrlhf_pgrpo.core.names import is_blank
+
 # What an answer may stand behind if it cannot stand behind its prompt without being joined to it. Nothing at all comes
 # last, because a SentencePiece tokenizer begins every text with a space that the answer lacks.
 BEFORE = ("\n", "a", "")
@@ -79,7 +81,7 @@ class Texts:
         Raises:
             ValueError: a text has half of a surrogate pair, which no tokenizer reads; with its number.
         """
-        pairs = [(prompt, self._open(response)) for prompt, response in zip(prompts, responses, strict=True)]
+        pairs = [(prompt, self.open(response)) for prompt, response in zip(prompts, responses, strict=True)]
         for number, (prompt, response) in enumerate(pairs):
             _check_unicode(number, prompt + response)
         prompt_ids = self._encode(dict.fromkeys([*prompts, *BEFORE]))
@@ -91,7 +93,7 @@ class Texts:
             ids.append([*before, *answer][-self.max_length :])
             cut.append(len(before) > room)
             sizes.append(len(answer))
-            empty.append(len(answer) == 1 or not response.strip())
+            empty.append(len(answer) == 1 or is_blank(response))
         answers = np.array(sizes, np.int64)
         return Tokens(ids, np.array(cut, bool), answers > self.max_length, answers, np.array(empty, bool))
 
@@ -106,8 +108,8 @@ class Texts:
             row_mask[length - len(row) :] = 1
         return {"input_ids": input_ids, "attention_mask": mask}
 
-    def _open(self, response: str) -> str:
-        """The response without its own end."""
+    def open(self, response: str) -> str:
+        """The response without the end that it may bring along."""
         own = self._own_end.match(response[::-1])
         return response[: len(response) - own.end()] if own else response
 

@@ -78,6 +78,7 @@ def install(module) -> None:
             left = [extra["pref_group"] for extra in self.extras]
             self.extras = [TaggedLength(extra["prompt_tokens"], extra["pref_group"]) for extra in self.extras]
             self.pref_groups = Counter(left)
+        pair_texts.check_said(self)
         said = _room(self.max_length, given, left)
         equal = pair_texts.equal_tokens(self, map(int, self.extras))
         said += _teaching(equal, left, f"their first {self.max_length} tokens (--data.max_len)")

@@ -92,6 +92,7 @@ def install(module) -> None:
             numbers = known.rows([extra["user"] for extra in extras]).tolist()
             self.extras = [TaggedMargin(0.0, row, extra["preference"]) for extra, row in zip(extras, numbers)]
             self.texts = Texts(self.tokenizer, self.max_length)
+        pair_texts.check_said(self)
         for sentence in _lengths(self) if factorized else _equal(self):
             strategy.print(f"[pgrpo] {sentence}")
 
@@ -188,14 +189,14 @@ def _lengths(dataset) -> list[str]:
     Raises:
         ValueError: a response that does not fit, or two of a pair that are the same tokens.
     """
-    prompts, texts = list(dataset.prompts), dataset.texts
+    prompts, texts, alike = list(dataset.prompts), dataset.texts, pair_texts.may_be_equal(dataset.tokenizer)
     pairs = [*zip(list(dataset.chosens), list(dataset.rejects))]
     # Those that are certainly short are not looked at.
     long = [
         row
         for row, (tokens, pair) in enumerate(zip(pair_texts.most_tokens(dataset), pairs))
         if any(pair_texts.may_fill(answer, tokens, texts.max_length) for answer in pair)
-        or pair_texts.may_be_equal(*pair, pair_texts.common_start(*pair))
+        or alike(*pair, pair_texts.common_start(*pair))
     ]
     cut, equal, too_long = 0, [], {}
     for start in range(0, len(long), pair_texts.AT_ONCE):

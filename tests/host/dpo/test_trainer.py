@@ -89,7 +89,8 @@ def test_without_a_launcher_this_is_the_only_process(parse, monkeypatch):
 class Words:
     """A tokenizer of characters, as far as the host's dataset asks for one."""
 
-    eos_token, eos_token_id, pad_token_id = "$", 1, 0
+    eos_token, eos_token_id, pad_token_id, unk_token_id = "$", 1, 0, None
+    convert_tokens_to_ids = staticmethod(ord)
 
     def __call__(self, text, max_length, **kwargs):
         ids = torch.tensor([[ord(letter) for letter in text[:max_length]]])
@@ -199,6 +200,34 @@ def test_a5_only_what_the_host_cuts_to_equal_tokens_counts(parse):
         dataset = dataset_of(parse(*GROUP), rows, 24, printed)
         chosen, _, rejected, *_ = dataset[2]
         assert torch.equal(chosen, rejected) == equal == bool(printed)
+
+
+def test_a13_an_answer_that_is_nothing_but_its_end_is_refused(parse):
+    with pytest.raises(ValueError, match="words before its end token, got one that is .* in row 1 of the pairs: fill"):
+        dataset_of(parse(), [pair_of("a"), pair_of("b", "$", "no")], 24)
+
+
+def test_b5_answers_that_repeat_their_prompt_are_refused(parse):
+    """The host wrote the prompt twice, and trained on that."""
+    twice = pair_of("a", "why? so", "why? no", prompt="why? ")
+    with pytest.raises(
+        ValueError, match="begin after their prompt, got ones that repeat it in row 0 of 'x.jsonl' .and"
+    ):
+        check(parse(), [twice, twice])
+    (said,) = check(parse(), [pair_of("a"), twice])
+    assert said == "warning: both answers begin with the text of their prompt in row 1 of 'x.jsonl'"
+    start, chosen, rejected = ([{"role": "user", "content": "why?"}], *([answer(text)] for text in ("so", "no")))
+    row = {"prompt": start, "chosen": start + chosen, "rejected": start + rejected}
+    chat = parse("--data.apply_chat_template")
+    with pytest.raises(ValueError, match="that repeat it in row 1 of 'x.jsonl': leave out --data.prompt_key, or cut"):
+        check(chat, [{**row, "chosen": chosen, "rejected": rejected}, row])
+    # An answer of several messages is one, as long as it does not begin with the prompt.
+    steps = [answer("let me look"), {"role": "user", "content": "well?"}]
+    assert check(chat, [{**row, "chosen": steps + chosen, "rejected": steps + rejected}]) == []
+
+
+def answer(text):
+    return {"role": "assistant", "content": text}
 
 
 def test_a4_pairs_without_room_for_an_answer_are_counted(parse):

@@ -248,7 +248,7 @@ def test_a6_what_only_looks_wrong_is_said(check):
     (said,) = check(["q"], "--data.apply_chat_template", "--data.input_template", "Q: {}")
     assert "--data.input_template does nothing" in said
     (said,) = check(["q"] * 2, "--data.pref_group_key", "g", g=["a", " A"])
-    assert "differ only in case or white space" in said
+    assert "differ only in case, white space or characters without a width" in said
 
 
 def test_a6_a_template_that_no_prompt_fits_is_refused(check):

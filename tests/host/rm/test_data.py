@@ -259,6 +259,14 @@ def test_a4_the_longer_response_is_the_one_with_more_bytes(dataset_of):
         dataset_of([pair(chosen="y" * 18, rejected="猫" * 11)])
 
 
+@pytest.mark.parametrize("factors", [2, None])
+@pytest.mark.parametrize("silent", ["<eos>", " <eos>\n", "\u200b<eos>"])
+def test_a13_an_answer_that_is_nothing_but_its_end_is_refused(dataset_of, factors, silent):
+    """`factorize` refused it; the trainer learned a reward for saying nothing."""
+    with pytest.raises(ValueError, match="words before its end token, got one that is .* in row 1 of the pairs: fill"):
+        dataset_of([pair(), pair(rejected=silent)], factors=factors)
+
+
 def test_prompts_are_counted_only_where_their_bytes_say_too_little(dataset_of):
     dataset = dataset_of([pair(), {**pair(), "prompt": "once " * 20}, {**pair(), "prompt": "q" * 10}])
     assert pair_texts.most_tokens(dataset) == [2, 100, 10]
@@ -291,7 +299,7 @@ def test_a7_users_are_named_alike_in_every_kind_of_file(dataset_of, new_strategy
     assert users_of(dataset_of([pair(7), pair(8)], strategy)) == [0, 1]
     assert users_of(dataset_of([pair(8.0), pair(7.0)], strategy)) == [1, 0]
     (said,) = rm_data.check(Dataset.from_list([pair("ana"), pair(" ana")]), strategy.args, "'x.jsonl'")
-    assert "differ only in case or white space" in said
+    assert "differ only in case, white space or characters without a width" in said
 
 
 # ---- who has a row --------------------------------------------------------------------------------------------------
