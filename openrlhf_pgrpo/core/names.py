@@ -10,6 +10,14 @@ from typing import Any
 
 import numpy as np
 
+# Blanks that Unicode counts as letters, marks or symbols: fillers of Hangul, an empty cell of Braille, a joiner of
+# graphemes, vowels of Khmer that are not written, and selectors of variants.
+UNSEEN = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
+    chr(code)
+    for first, last in ((0x180B, 0x180D), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+    for code in range(first, last + 1)
+}
+
 
 class _Rows(dict):
     """Name -> row number; a new name gets the next row."""
@@ -187,20 +195,24 @@ def in_words(value: Any) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing in a text can be seen: it is empty, or all white space and signs without a width."""
-    return all(sign.isspace() or _has_no_width(sign) for sign in text)
+    """Whether nothing in a text can be seen: it is empty, or all white space, controls and signs without a form."""
+    return all(sign.isspace() or _is_unseen(sign) for sign in text)
 
 
-def _has_no_width(sign: str) -> bool:
-    return unicodedata.category(sign) == "Cf"  # such as a zero-width space or a byte order mark
+def _is_unseen(sign: str) -> bool:
+    # Cc and Cf: controls, and formats such as a zero-width space or a byte order mark.
+    return unicodedata.category(sign) in ("Cc", "Cf") or sign in UNSEEN
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ only in case, in white space or in signs without a width, together; for a warning about typing
-    errors."""
+    """Names that differ only in case, in white space, in signs that nobody sees or in how Unicode writes a letter,
+    together; for a warning about typing errors."""
     same: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        seen = name if name.isascii() else "".join(sign for sign in name if not _has_no_width(sign))
+        seen = name
+        if not name.isascii():
+            written = unicodedata.normalize("NFKC", name)
+            seen = "".join(sign for sign in written if sign.isspace() or not _is_unseen(sign))
         same.setdefault(" ".join(seen.casefold().split()), []).append(name)
     return [written for written in same.values() if len(written) > 1]
 

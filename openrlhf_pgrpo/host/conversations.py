@@ -12,6 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openrlhf_pgrpo.core.names import UNSEEN
+
+# A sign that can be seen. `rows` looks closer at texts without one.
+SEEN = r"[^\s\p{Z}\p{C}" + "".join(sorted(UNSEEN)) + "]"
+
 
 class Alike(NamedTuple):
     """Rows of pairs of conversations: those that differ before the last message; those of a single message; those that
@@ -24,19 +29,20 @@ class Alike(NamedTuple):
 
 class _Messages(NamedTuple):
     """The fields (M,) of all messages, the number of messages (N,) of a row, the last one (N,) of it, and whether the
-    assistant wrote that one (N,)."""
+    assistant wrote that one (N,), or a user or tool (N,)."""
 
     fields: dict[str, pa.Array]
     sizes: np.ndarray
     last: np.ndarray
     answered: np.ndarray
+    asked: np.ndarray
 
 
 def await_answers(dataset, key: str) -> bool | None:
     """Whether every row is a conversation that an answer can follow."""
     for batch in _batches(dataset, key):
         messages = _messages(batch.column(key))
-        if messages is None or messages.answered.any():
+        if messages is None or not messages.asked.all():
             return None
     return True
 
@@ -90,9 +96,12 @@ def _messages(column: pa.Array) -> _Messages | None:
         return None
     last = sizes.cumsum() - 1
     ends = {name: fields[name].take(pa.array(last)) for name in ("role", "content")}
-    if not (_filled(fields["role"]) and _filled(ends["content"])):
+    of_users = fields["content"].filter(pc.equal(fields["role"], "user"))
+    if not (_filled(fields["role"]) and _filled(ends["content"]) and _filled(of_users)):
         return None
-    return _Messages(fields, sizes, last, pc.equal(ends["role"], "assistant").to_numpy(zero_copy_only=False))
+    kinds = (pa.array(["assistant"]), pa.array(["user", "tool"]))
+    wrote = (pc.is_in(ends["role"].cast(pa.string()), kind).to_numpy(zero_copy_only=False) for kind in kinds)
+    return _Messages(fields, sizes, last, *wrote)
 
 
 def _is_list(column: pa.Array) -> bool:
@@ -108,4 +117,4 @@ def _texts(field: pa.Array) -> bool:
 
 
 def _filled(field: pa.Array) -> bool:
-    return pc.all(pc.not_equal(pc.utf8_trim_whitespace(field), "")).as_py()
+    return pc.all(pc.match_substring_regex(field, SEEN)).as_py()

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 from openrlhf_pgrpo.core.estimator import advantage_estimators, namespace_of, options_of
 from openrlhf_pgrpo.core.pgrpo import PGRPO
-from openrlhf_pgrpo.host import columns, device, flags, pair_texts, plan, resume, script
+from openrlhf_pgrpo.host import columns, device, flags, numbers, pair_texts, plan, resume, script
 from openrlhf_pgrpo.models import output_folder
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # files that the host reads as rows
@@ -49,6 +49,7 @@ def ppo(args, tokens: bool = False) -> list[str]:
     """
     from openrlhf_pgrpo.host.ppo import prompts, reward_model
 
+    numbers.check(args)
     remote = device.cluster() is not None
     if not args.vllm.num_engines or args.vllm.num_engines < 0:
         raise ValueError(
@@ -107,6 +108,7 @@ def serve(args, tokens: bool = False) -> list[str]:
 
 
 def _pairs(args, check: Callable, tokens: bool) -> list[str]:
+    numbers.check(args)
     if tokens:
         check = _with_tokens(check, args.model.model_name_or_path, _pairs_made)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -358,6 +360,10 @@ def _output(args, *read, part: str = "", beside: str = "") -> list[str]:
         part: folder in `--ckpt.path` with the checkpoints of the model.
         beside: what the host adds to the name of the folder for a second model, a critic.
     """
+    for name, path in (("output_dir", args.ckpt.output_dir), ("path", args.ckpt.path)):
+        if not path.strip() or Path(path).is_file():
+            got = f"the file {path!r}" if path.strip() else "none"
+            raise ValueError(f"--ckpt.{name} needs a folder, got {got}: name another")
     folder, earlier = args.ckpt.output_dir + beside, _earlier_settings(args)
     resumed = args.ckpt.load_enable and resume.latest(Path(args.ckpt.path) / part) is not None
     ours = earlier is not None and (not beside or earlier.get("critic.save_value_network") is True)

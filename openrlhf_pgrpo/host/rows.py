@@ -7,14 +7,15 @@ answer out by the length of the chosen one's prompt. Nothing here needs a tokeni
 from 0.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
-from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
-from openrlhf_pgrpo.models.messages import no_messages
+from openrlhf_pgrpo.models.messages import no_messages, printed_messages
 
 TEMPLATE = "--data.apply_chat_template"
+ANSWERERS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")  # roles that formats of chats give who answers
 PREFERENCE = "preference"  # the column with the preference for the chosen answer, unless a flag names another
 
 
@@ -55,6 +56,8 @@ def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str
         answers = [columns.column(dataset, flag, key, source) for flag, key in sides.items()]
         for (flag, key), column in zip(sides.items(), answers):
             _check(column, _wrong_end if data.apply_chat_template else _wrong_text, key, flag, source)
+        if not data.apply_chat_template:
+            _check_forms(answers, [*sides.values()], source)
         alike = _compared(*answers, data, dpo)
     if data.prompt_key:
         said = _check_repeated(dataset, data, source, starts, answers)
@@ -110,6 +113,17 @@ def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> l
     return []
 
 
+def _check_forms(answers: list[list[str]], keys: list[str], source: str) -> None:
+    """If all answers of one side are printed lists and none of the other, their form tells which was chosen."""
+    printed = [[text.startswith("[") and text.endswith("]") for text in column] for column in answers]
+    for key, its, others in zip(keys, printed, printed[::-1]):
+        if all(its) and not any(others):
+            raise ValueError(
+                f"both answers of a pair need one form, got a printed list in {key!r} in every row of {source}: take "
+                "the texts out of the lists, because the form would tell the answers apart"
+            )
+
+
 def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:
     """Answers that begin with their prompt, beside a column of prompts: the host would write it twice.
 
@@ -124,9 +138,7 @@ def _check_repeated(dataset, data, source: str, starts: list | None, answers: li
         rows = [row for row, (start, *ends) in enumerate(triples) if any(_begins(end, start) for end in ends)]
     else:
         rows = [
-            row
-            for row, (start, one, other) in enumerate(triples)
-            if one.startswith(start) and other.startswith(start)
+            row for row, (start, one, other) in enumerate(triples) if one.startswith(start) and other.startswith(start)
         ]
     if not rows:
         return []
@@ -156,6 +168,9 @@ def _check(column: list, wrong: Callable, key: str, flag: str, source: str) -> N
 
 def _wrong_text(value):
     if isinstance(value, str) and not is_blank(value):
+        if printed_messages(value):
+            do = f"save them as a list, as JSON lines or Parquet do, and pass {TEMPLATE}"
+            return "a text", f"messages that were printed, {value[:80]!r}", do
         return None
     do = "fill it in or drop the row" if value is None or isinstance(value, str) else "write it as a text"
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -174,8 +189,12 @@ def _wrong_messages(value):
     need = "a list of messages that an answer can follow"
     if got := no_messages(value):
         return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
-    if value[-1]["role"] == "assistant":
-        return need, "a last message of the assistant", "drop it, so that the prompt ends before the answer"
+    last = value[-1]["role"]
+    if last.casefold() in ANSWERERS:
+        of = "the assistant" if last == "assistant" else f"the role {last!r}, an assistant's"
+        return need, f"a last message of {of}", "drop it, so that the prompt ends before the answer"
+    if all(turn["role"] in ("system", "developer") for turn in value):
+        return need, f"messages of the role {last!r} alone", "add what the user says"
     return None
 
 
@@ -260,16 +279,22 @@ def check_chosen_is_preferred(dataset, source: str) -> list[str]:
     """
     if PREFERENCE not in dataset.column_names:
         return []
-    values, lost = dataset[PREFERENCE][:], []
-    for row, value in enumerate(values):
-        try:
-            if value is not None and preference_of(float(value) if isinstance(value, bool) else value) < 1:
-                lost.append(row)
-        except ValueError:
-            return [f"warning: the column {PREFERENCE!r} of {source} is not read: 'chosen' counts as preferred"]
-    if lost:
+    values = dataset[PREFERENCE][:]
+    numbers = [*map(_number, values)]
+    if lost := [row for row, number in enumerate(numbers) if number is not None and number < 1]:
         raise ValueError(
             f"this training needs preferred answers as chosen ones, got {values[lost[0]]} in {PREFERENCE!r} in "
             f"{columns.at(lost, source)}: swap answers that lost, drop ties, and then drop the column"
         )
-    return []
+    if all(number == 1 or value is None or value != value for value, number in zip(values, numbers)):
+        return []
+    return [f"warning: the column {PREFERENCE!r} of {source} is not read: 'chosen' counts as preferred"]
+
+
+def _number(value) -> float | None:
+    """The number that a value is, even if it is written as a text; None if it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number

@@ -3,6 +3,8 @@
 The trainers' early look asks it too, so it does without transformers, which take ten seconds to import.
 """
 
+import ast
+import json
 from typing import Any
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
@@ -16,12 +18,26 @@ def no_text(value: Any) -> str | None:
     if isinstance(value, list):
         return no_messages(value)
     if isinstance(value, str) and not is_blank(value):
+        if printed_messages(value):
+            return f"messages that were printed as a text, {value[:80]!r}"
         return None if is_text(value) else f"half of a character in {value[:80]!r}"
     return in_words(value)
 
 
+def printed_messages(text: str) -> bool:
+    """Whether a text is what Python or JSON prints of a list of messages, as when they go through CSV."""
+    if not text.lstrip().startswith("[{"):
+        return False
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return no_messages(read(text)) is None
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return False
+
+
 def no_messages(value: Any) -> str | None:
-    """Why this is no list of messages with something in the last one, in words; None if it is one."""
+    """Why this is no list of messages with a text of the user's and in the last one, in words; None if it is."""
     if not isinstance(value, list) or not value:
         return in_words(value)
     for number, turn in enumerate(value):
@@ -34,6 +50,17 @@ def no_messages(value: Any) -> str | None:
         calls = content is None and turn.get("tool_calls")  # a call of a tool needs no text
         if not (isinstance(content, str) or parts or calls):
             return f"{in_words(content)} as the content of message {number}"
-    if isinstance(value[-1]["content"], str) and is_blank(value[-1]["content"]):
-        return f"{in_words(value[-1]['content'])} as the content of the last message"
+        last = number == len(value) - 1
+        if (last or role == "user") and _says_nothing(content):
+            got = in_words(content) if isinstance(content, str) else "parts that show nothing"
+            return f"{got} as the content of {'the last message' if last else f'message {number}'}"
     return None
+
+
+def _says_nothing(content: str | list[dict] | None) -> bool:
+    """Whether a message has no text that can be seen, no image and nothing else."""
+    if isinstance(content, str):
+        return is_blank(content)
+    return content is not None and all(
+        part["type"] == "text" and is_blank(str(part.get("text") or "")) for part in content
+    )

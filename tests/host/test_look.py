@@ -70,6 +70,42 @@ def test_a_look_says_how_many_updates_a_run_makes(name, said, seen):
     assert any(sentence.startswith(said) for sentence in seen(name))
 
 
+@pytest.mark.parametrize(
+    "door, flag, wrong, need",
+    [
+        ("PPO", "rollout.temperature", (0, -1, "nan"), "a finite number above 0"),
+        ("PPO", "rollout.top_p", (0, 1.1), "a number above 0 to 1"),
+        ("PPO", "actor.lr_warmup_ratio", (100, -1, "nan"), "a number from 0 to 1"),
+        ("PPO", "algo.advantage.gamma", (1.5,), "a number from 0 to 1"),
+        ("DPO", "lr_warmup_ratio", (100, -1, "nan"), "a number from 0 to 1"),
+        ("DPO", "model.beta", (0, -0.1, "inf"), "a finite number above 0"),
+        ("DPO", "model.label_smoothing", (0.5, 1), "a number from 0 to below 0.5"),
+        ("RM", "max_norm", (-1, "nan"), "a finite number from 0"),
+        ("RM", "min_lr_ratio", (2,), "a number from 0 to 1"),
+        ("RM", "ds.lora.rank 8 --ds.lora.alpha", (0,), "a finite number above 0"),
+        ("DPO", "ds.lora.rank 8 --ds.lora.dropout", (1,), "a number from 0 to below 1"),
+    ],
+)
+def test_a8_numbers_that_train_nonsense_or_nothing_are_refused(door, flag, wrong, need, seen):
+    """A run with them ended with exit code 0; a warm-up of 100 is meant as a number of steps."""
+    for number in wrong:
+        with pytest.raises(ValueError, match=f"^--{flag.split('--')[-1]} needs {need}, got {number}"):
+            seen(door, *f"--{flag}".split(), number)
+
+
+def test_a8_adapters_that_are_not_there_may_have_any_numbers(seen):
+    assert seen("DPO", "--ds.lora.alpha", 0)
+
+
+@pytest.mark.parametrize("name, got", [("", "none"), ("pairs.jsonl", "the file 'pairs.jsonl'")])
+@pytest.mark.parametrize("flag", ["ckpt.output_dir", "ckpt.path"])
+def test_a16_a_folder_to_save_in_that_is_none_is_refused(flag, name, got, seen):
+    """An unset $OUT was found when the trained model was to be saved."""
+    for door in ("PPO", "DPO", "RM"):
+        with pytest.raises(ValueError, match=f"--{flag} needs a folder, got {got}"):
+            seen(door, f"--{flag}", name)
+
+
 def test_a8_a_run_that_draws_too_few_samples_for_one_update_is_refused(seen):
     """24 prompts x 2 samples, and the host's batch of 128: all steps would train nothing."""
     with pytest.raises(ValueError, match="one update needs 128 samples .*, the run draws 48 samples"):

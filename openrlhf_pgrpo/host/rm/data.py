@@ -44,7 +44,7 @@ def check(dataset, args, source: str, training: bool = True) -> list[str]:
         raise ValueError(unread)
     users = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source)
     said += columns.spellings(users, f"--{flags.USER_KEY}", source)
-    _check_preferences(dataset, data, source)
+    _check_preferences(dataset, data, source, training)
     _refuse_equal(equal, source)
     return said
 
@@ -142,20 +142,25 @@ def preference_key(data, present) -> str | None:
     return data.preference_key or (rows.PREFERENCE if rows.PREFERENCE in present else None)
 
 
-def _check_preferences(dataset, data, source: str) -> None:
+def _check_preferences(dataset, data, source: str, training: bool) -> None:
     key, flag = preference_key(data, dataset.column_names), f"--{flags.PREFERENCE_KEY}"
     if key is None:
         return
-    wrong = {}
+    wrong, ties = {}, 0
     for row, value in enumerate(columns.column(dataset, flag, key, source)):
         try:
-            preference_of(value)
+            ties += preference_of(value) == 0.5
         except ValueError as error:
             wrong[row] = error
     if wrong:
         raise ValueError(
             f"every row needs a number from 0 (rejected) to 1 (chosen) in {key!r} ({flag}), got "
             f"{next(iter(wrong.values()))} in {columns.at([*wrong], source)}: correct it or drop the row"
+        )
+    if training and ties == len(dataset):
+        raise ValueError(
+            f"training needs at least one answer that is preferred, got only ties in {key!r} ({flag}) of {source}: "
+            "add rows"
         )
 
 

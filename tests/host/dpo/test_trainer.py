@@ -207,6 +207,38 @@ def test_a13_an_answer_that_is_nothing_but_its_end_is_refused(parse):
         dataset_of(parse(), [pair_of("a"), pair_of("b", "$", "no")], 24)
 
 
+PRINTED = "[{'role': 'user', 'content': 'hi'}]"
+
+
+@pytest.mark.parametrize("text", [PRINTED, PRINTED.replace("'", '"')])
+def test_a6_messages_that_were_printed_are_refused(parse, text):
+    """As pandas writes lists into CSV: the policy would be trained on the text of a Python list."""
+    for key in ("prompt", "chosen"):
+        with pytest.raises(
+            ValueError, match=f"a text in '{key}' .*, got messages that were printed, .*: save them as a"
+        ):
+            check(parse(), [{**pair_of("a"), key: text}])
+
+
+@pytest.mark.parametrize("blank", ["\x00", "\u3164", "\u2800", "\ufe0f", "\u034f", "\u200b"])
+def test_b5_what_nobody_sees_is_no_text(parse, blank):
+    for key in ("prompt", "chosen", "rejected"):
+        with pytest.raises(ValueError, match=f"a text in '{key}' .*, got a blank text, .* in row 0"):
+            check(parse(), [{**pair_of("a"), key: blank}])
+    with pytest.raises(ValueError, match="a name in 'who' .*, got a blank text"):
+        check(parse(*GROUP), [pair_of(blank), pair_of("b")])
+
+
+@pytest.mark.parametrize("nothing", ["", "\u200b", [{"type": "text", "text": ""}]])
+def test_b5_a_user_who_says_nothing_is_refused(parse, nothing):
+    parts = isinstance(nothing, list)  # a column holds one kind of content
+    said = [[{"type": "text", "text": text}] if parts else text for text in ("yes", "no")]
+    turns = [[{"role": "user", "content": nothing}, *answer(text)] for text in said]
+    row = {"chosen": turns[0], "rejected": turns[1]}
+    with pytest.raises(ValueError, match="as the content of message 0 in row 0 of 'x.jsonl'"):
+        check(parse("--data.apply_chat_template"), [row], prompt_key=None)
+
+
 def test_b5_answers_that_repeat_their_prompt_are_refused(parse):
     """The host wrote the prompt twice, and trained on that."""
     twice = pair_of("a", "why? so", "why? no", prompt="why? ")
@@ -216,18 +248,18 @@ def test_b5_answers_that_repeat_their_prompt_are_refused(parse):
         check(parse(), [twice, twice])
     (said,) = check(parse(), [pair_of("a"), twice])
     assert said == "warning: both answers begin with the text of their prompt in row 1 of 'x.jsonl'"
-    start, chosen, rejected = ([{"role": "user", "content": "why?"}], *([answer(text)] for text in ("so", "no")))
+    start, chosen, rejected = ([{"role": "user", "content": "why?"}], *map(answer, ("so", "no")))
     row = {"prompt": start, "chosen": start + chosen, "rejected": start + rejected}
     chat = parse("--data.apply_chat_template")
     with pytest.raises(ValueError, match="that repeat it in row 1 of 'x.jsonl': leave out --data.prompt_key, or cut"):
         check(chat, [{**row, "chosen": chosen, "rejected": rejected}, row])
     # An answer of several messages is one, as long as it does not begin with the prompt.
-    steps = [answer("let me look"), {"role": "user", "content": "well?"}]
+    steps = [*answer("let me look"), {"role": "user", "content": "well?"}]
     assert check(chat, [{**row, "chosen": steps + chosen, "rejected": steps + rejected}]) == []
 
 
 def answer(text):
-    return {"role": "assistant", "content": text}
+    return [{"role": "assistant", "content": text}]
 
 
 def test_a4_pairs_without_room_for_an_answer_are_counted(parse):

@@ -158,6 +158,18 @@ def test_a1_the_hosts_own_training_refuses_preferences_that_it_does_not_read(dat
         dataset_of([pair(preference=type(value)(1)), pair(preference=value)], factors=None)
 
 
+def test_a1_one_broken_value_does_not_switch_the_check_off(dataset_of):
+    for value in (float("nan"), None, 2, "0"):
+        rows = [pair(preference=0), pair(preference=value)] if value != "0" else [pair(preference="0")] * 2
+        with pytest.raises(ValueError, match="preferred answers as chosen ones, got 0.* in 'preference' in row 0 of"):
+            dataset_of(rows, factors=None)
+
+
+def test_a1_ties_alone_train_nothing(dataset_of):
+    with pytest.raises(ValueError, match="at least one answer that is preferred, got only ties in 'preference'"):
+        dataset_of([pair(preference=0.5)] * 2)
+
+
 def test_a1_a_column_that_only_bears_the_name_is_said(reward_dataset, new_strategy):
     args = new_strategy(factors=None).args
     (said,) = rm_data.check(Dataset.from_list([pair(preference="safe")]), args, "'x.jsonl'")
@@ -361,4 +373,6 @@ def test_shuffled_labels_cannot_be_learned(dataset_of):
     assert accuracy_of_the_form(dataset_of(rows)) == pytest.approx(0.5, abs=0.15)  # three standard errors of 200
     # The published trap, one side printed as a list, is seen by the same measure.
     leaking = [{**row, "rejected": str([row["rejected"]])} for row in rows]
-    assert accuracy_of_the_form(dataset_of(leaking)) > 0.95
+    assert accuracy_of_the_form(dataset_of([rows[0], *leaking])) > 0.95
+    with pytest.raises(ValueError, match="need one form, got a printed list in 'rejected' in every row of the pairs"):
+        dataset_of(leaking)
