@@ -1,5 +1,6 @@
 # make venv    everything that trains and tests without a GPU, in .venv
 # make demo    trains SmolLM2-135M for seven personas and draws what happened
+# make road    the whole road, from votes to a stranger who is served; ROAD names its folder and other words
 # make lint    ruff and mypy: seconds, after a first time of two minutes
 # make test    all tests but the next
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
@@ -10,13 +11,14 @@ PYTHON ?= python3
 # pip options that find the CPU build of PyTorch, such as --index-url, if plain `torch` is the CUDA build for you
 TORCH_PIP ?=
 DEMO ?= demo-run
+ROAD ?= road-run
 VENV := .venv
 BIN := $(VENV)/bin
 
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo lint test test-slurm flags flash-attn install-gpu
+.PHONY: venv requirements demo road lint test test-slurm flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
@@ -37,6 +39,9 @@ $(VENV)/.complete: $(VENV)/.requirements setup.py
 
 demo: venv
 	$(BIN)/python examples/personas/demo.py $(DEMO)
+
+road: venv
+	$(BIN)/python examples/road/road.py $(ROAD)
 
 lint: venv
 	$(BIN)/ruff check .

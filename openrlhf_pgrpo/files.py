@@ -123,7 +123,7 @@ def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] 
 
 def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
     """The files in a folder that `flag` names, as inputs for `check_folder`; none for a name on the hub."""
-    return {f"{flag} {file}": file for file in Path(folder).glob("*")}
+    return {f"{flag} {file}": file for file in Path(folder).rglob("*")}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.core
 PACKAGE = Path(__file__).resolve().parents[1] / "openrlhf_pgrpo"
 NAME = PACKAGE.name
 # Lowest first. A room may import from the rooms of lower rows, and from itself. "" is the package's own __init__.
-LAYERS = [{""}, {"files", "core"}, {"models"}, {"host"}, {"people", "report", "ops"}, {"cli"}]
+LAYERS = [{""}, {"files", "progress", "core"}, {"models"}, {"host"}, {"people", "report", "ops"}, {"cli"}]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Arrows that point downward and are forbidden all the same: pages of a run can be drawn without a host or a model.
 FORBIDDEN = {("report", "host"), ("report", "models")}

@@ -59,12 +59,18 @@ def train_command(policy: Path, folder: Path, steps: int) -> list[str]:
 
 
 def train(policy: Path, folder: Path, steps: int) -> None:
-    """Runs the training. Its line for each step is printed, and all output goes to train.log."""
+    """Runs the training."""
     log = folder / "train.log"
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     print(f"training {steps} steps of {PROMPTS_PER_STEP} prompts x {SAMPLES_PER_PROMPT} samples; all output: {log}")
+    follow(train_command(policy, folder, steps), log)
+
+
+def follow(command: list[str], log: Path, cwd: Path | None = None) -> list[str]:
+    """Runs a training, prints its line for each step and returns these lines; all output goes to the log."""
     with open(log, "w") as output:
-        run = subprocess.Popen(train_command(policy, folder, steps), stdout=output, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
+    steps = []
     with open(log, errors="replace") as output:
         try:
             unfinished = ""
@@ -73,7 +79,8 @@ def train(policy: Path, folder: Path, steps: int) -> None:
                 *lines, unfinished = (unfinished + output.read()).split("\n")
                 for line in lines:
                     if PROGRESS in line:
-                        print(line[line.index(PROGRESS) :], flush=True)
+                        steps.append(line[line.index(PROGRESS) :])
+                        print(steps[-1], flush=True)
                 if ended:
                     break
                 time.sleep(0.5)
@@ -82,6 +89,7 @@ def train(policy: Path, folder: Path, steps: int) -> None:
             run.wait()
     if run.returncode != 0:
         raise SystemExit(f"training failed; the reason is at the end of {log}")
+    return steps
 
 
 def summary(metrics: Path) -> str:

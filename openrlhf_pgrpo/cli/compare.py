@@ -12,8 +12,11 @@ def add_to(commands) -> None:
         "--policies", nargs=2, required=True, metavar=("A", "B"), help="Folders or hub names of the two policies."
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="JSONL: prompt, a text or a list of messages[, user, pref_group]"
+        "--data",
+        required=True,
+        help="Rows with prompt, a text or messages[, user, pref_group], as factorize reads them",
     )
+    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
     parser.add_argument(
         "--output",
         type=Path,
@@ -83,7 +86,7 @@ def run(args) -> int | str:
     try:
         lines = compare(**arguments(args))
     except KeyboardInterrupt:
-        return f"openrlhf-pgrpo compare: stopped; the same command goes on with what is in {args.output}"
+        raise KeyboardInterrupt(f"the same command goes on with what is in {args.output}") from None
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo compare: {error}"
     print(*lines, sep="\n")

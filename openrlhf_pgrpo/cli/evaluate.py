@@ -14,7 +14,7 @@ GAIN = "gain: accuracy minus that of one reward for all on the same answers. ±:
 def add_to(commands) -> None:
     parser = commands.add_parser("evaluate", help="measure how well a reward model predicts known and new users")
     parser.add_argument("--model", required=True, help="Folder or hub name of a factorized reward model.")
-    parser.add_argument("--data", type=Path, required=True, help="Held-out pairs, in rows as factorize reads them.")
+    parser.add_argument("--data", type=Path, required=True, help="Held-out rows, as factorize reads them.")
     parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers.")
     parser.add_argument("--page", type=Path, help="HTML file with tables and figures.")
@@ -34,7 +34,7 @@ def run(args) -> int | str:
     except KeyboardInterrupt:
         files = [file for file in (args.scores, args.output) if file is not None and file.exists()]
         kept = [str(file) for file in files if file.stat().st_mtime >= began]
-        return f"openrlhf-pgrpo evaluate: stopped; on the disk: {', '.join(kept) or 'nothing'}"
+        raise KeyboardInterrupt(f"on the disk: {', '.join(kept) or 'nothing'}") from None
     except ModuleNotFoundError as missing:
         advice = 'pip install "openrlhf-pgrpo[pref,report]"'
         return f"openrlhf-pgrpo evaluate: it needs {missing.name}, which is not installed: {advice}"
@@ -56,7 +56,7 @@ def measure(args) -> int:
         check_distinct(files)
         check_folder(args.page, "--page", held_in(args.model, "--model"))
     given = (args.scores, columns_in(args), args.pref_group_key, args.chat_template, args.split, args.batch_size)
-    result = evaluate(args.model, args.data, args.output, *given)
+    result = evaluate(args.model, args.data, args.output, *given, args.pairs, args.seed)
     made = tables(result)
     for table in made:
         print(*lines(table), sep="\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 from openrlhf_pgrpo.cli.people import add_chat_template
 from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
+from openrlhf_pgrpo.progress import progress
 
 
 def add_to(commands) -> None:
@@ -27,7 +28,8 @@ def run(args) -> int | str:
     heed_trust(args)
     try:
         model = Folder(args.model, args.chat_template)
-        export_user(model, coefficients_for(model, args.user, args.profile), args.output)
+        with progress("exporting"):
+            export_user(model, coefficients_for(model, args.user, args.profile), args.output)
     except (ValueError, OSError) as error:
         return f"openrlhf-pgrpo export-user: {error}"
     print(args.output)

@@ -8,14 +8,7 @@ from openrlhf_pgrpo.host.flags import add_trust
 
 def add_to(commands) -> None:
     parser = commands.add_parser("factorize", help="fit a reward model for many users on a frozen backbone")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="Rows with user, prompt, chosen, rejected[, preference]: a file (JSONL, JSON, CSV, Parquet, arrow), a "
-        "folder that `datasets` saved, or a data set on the hub.",
-    )
-    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
+    add_data(parser)
     parser.add_argument("--backbone", required=True, help="Folder or hub name of a causal model or an encoder.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to write the reward model to.")
     parser.add_argument("--factors", type=int, help="Number of base rewards. Default: by cross-validation.")
@@ -38,14 +31,30 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_data(parser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="Rows with user, prompt, chosen, rejected[, preference], or user, chosen, rejected as conversations, or "
+        "user, prompt, response, rating: a file (JSONL, JSON, CSV, Parquet, arrow), a folder that `datasets` saved, "
+        "or a data set on the hub.",
+    )
+    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
+
+
 def add_columns(parser) -> None:
-    for column in ("user", "prompt", "chosen", "rejected", "preference"):
+    for column in ("user", "prompt", "chosen", "rejected", "preference", "response", "rating"):
         parser.add_argument(f"--{column}_key", default=column, help=f"Column of the data. Default: {column}")
+    parser.add_argument(
+        "--pairs", type=int, help="If rows are ratings: pairs of responses to draw of each user. Default: all."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of what is drawn. Default: 0")
 
 
 def columns_in(args):
     """The columns that the flags of `add_columns` name."""
-    from openrlhf_pgrpo.models.factorize import Columns
+    from openrlhf_pgrpo.models.tables import Columns
 
     return Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
 
@@ -63,7 +72,7 @@ def run(args) -> int | str:
         if args.curve:
             check_folder(args.curve, "--curve")
         given = (args.factors, args.l2, args.pooling, columns_in(args), args.chat_template, args.split)
-        choice = factorize(args.data, args.backbone, args.output, *given)
+        choice = factorize(args.data, args.backbone, args.output, *given, args.pairs, args.seed)
     except (ValueError, OSError, RuntimeError) as error:
         return f"openrlhf-pgrpo factorize: {error}"
     if choice is not None:

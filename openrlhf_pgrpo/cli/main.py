@@ -1,16 +1,49 @@
 """`openrlhf-pgrpo`: tools for before and after training."""
 
 import argparse
+import os
+import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from openrlhf_pgrpo.cli import compare, evaluate, export_user, factorize, people
+from openrlhf_pgrpo.cli import compare, evaluate, export_user, factorize, pairs, people
+from openrlhf_pgrpo.progress import progress
+
+WITHOUT_MODELS = ("patch", "doctor", "report")
+BEGINS_AGAIN = "no file is half-written, and the same command begins again"
 
 
 def main(argv=None) -> None:
     args = command_line().parse_args(argv)
-    sys.exit(args.run(args))
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of the libraries either, here and in child processes
+    sys.exit(run(args))
+
+
+def run(args) -> int | str | None:
+    """Runs a command, and says what is kept if it is interrupted. Returns its exit code or its last words.
+
+    A command that keeps something raises the KeyboardInterrupt again, with what to say about that.
+    """
+    terminate = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        if args.command not in WITHOUT_MODELS:
+            with progress("starting"), suppress(ImportError):  # which the command explains
+                import openrlhf_pgrpo.models.scoring  # noqa: F401  torch and transformers take many seconds
+        ended = args.run(args)
+        sys.stdout.flush()
+        return ended
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or BEGINS_AGAIN
+    except BrokenPipeError:  # whoever reads our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        return 128 + signal.SIGPIPE
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    print(f"openrlhf-pgrpo {args.command}: stopped; {kept}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -57,6 +90,7 @@ def command_line() -> argparse.ArgumentParser:
     report.set_defaults(run=draw)
 
     factorize.add_to(commands)
+    pairs.add_to(commands)
     evaluate.add_to(commands)
     people.add_to(commands)
     compare.add_to(commands)
@@ -94,8 +128,11 @@ def diagnose(args) -> int | str:
         return "openrlhf-pgrpo doctor: --model is looked up on this machine, not with --cluster: leave one of them out"
     if args.like is not None and (args.cluster or args.model is not None):
         return "openrlhf-pgrpo doctor: --like looks at one command and its own model: leave --cluster and --model out"
-    faults = 0
-    for finding in findings(args):
+    faults, found = 0, iter(findings(args))
+    while True:
+        with progress("checking"):
+            if (finding := next(found, None)) is None:
+                break
         faults += finding.level == FAULT
         print(f"{finding.level:5}  {finding.subject:12}  {finding.found}", flush=True)
         if finding.remedy:
@@ -127,7 +164,9 @@ def draw(args) -> int | str:
     from openrlhf_pgrpo.report import write_report
 
     try:
-        print(write_report(args.runs, args.output))
+        with progress("drawing"):
+            path = write_report(args.runs, args.output)
+        print(path)
     except (ValueError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo report: {error}"
     return 0

@@ -1,14 +1,17 @@
-"""`openrlhf-pgrpo elicit`, `rerank` and `groups`: a factorized reward model used for people."""
+"""`openrlhf-pgrpo elicit`, `refit`, `rerank` and `groups`: a factorized reward model used for people."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
 from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 
 
 def add_to(commands) -> None:
     add_elicit(commands.add_parser("elicit", help="learn a new user from about ten questions"))
+    add_refit(commands.add_parser("refit", help="fit profiles again, for a model that was trained again"))
     add_rerank(commands.add_parser("rerank", help="order candidate responses for a user, best first"))
     add_groups(commands.add_parser("groups", help="cluster users into preference groups for P-GRPO"))
 
@@ -31,17 +34,29 @@ def add_elicit(parser) -> None:
     add_model(parser)
     add_chat_template(parser)
     parser.add_argument(
-        "--pool", type=Path, required=True, help="JSONL of pairs to ask about: prompt, a, b, texts or messages"
+        "--pool",
+        type=Path,
+        help="Pairs to ask about: rows with prompt, a, b, texts or messages; or rows as factorize reads them, whoever "
+        "preferred what.",
     )
-    parser.add_argument("--user", required=True, help="Name of the new user.")
+    parser.add_argument("--user", help="Name of the new user.")
     parser.add_argument(
         "--profile",
         type=Path,
         help="File to save the answers in; an existing one is continued. Default: <user>.json, where characters that "
         "file names cannot have are written as in a URL.",
     )
-    parser.add_argument("--scores", type=Path, help="File to keep the pool's base rewards in. Read if it exists.")
-    parser.add_argument("--questions", type=int, default=10, help="Number of questions. Default: 10")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        help="Ask nobody, but learn everybody in these rows whom the model does not know: rows as factorize reads "
+        "them. Needs --profiles.",
+    )
+    parser.add_argument("--profiles", type=Path, help="With --answers: folder to write the profiles to, new or not.")
+    parser.add_argument("--split", help="Split of the pool or the answers, if there are several. Default: train")
+    add_columns(parser)
+    parser.add_argument("--scores", type=Path, help="File to keep the base rewards in. Read if it exists.")
+    parser.add_argument("--questions", type=int, help="Number of questions. Default: 10")
     parser.add_argument(
         "--entropy", type=float, help="Stop earlier, once the predictive entropy per pair is below so many bits."
     )
@@ -52,6 +67,29 @@ def add_elicit(parser) -> None:
     parser.set_defaults(run=run_elicit)
 
 
+def add_refit(parser) -> None:
+    add_model(parser)
+    add_chat_template(parser)
+    parser.add_argument(
+        "--profile",
+        dest="profiles",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="Profiles of any model: files, or folders. They stay as they are.",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="Folder to write the profiles to, new or with others."
+    )
+    parser.add_argument(
+        "--pool",
+        type=Path,
+        help="For profiles from before texts were kept in them: the pool that they were asked from, as it was.",
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    parser.set_defaults(run=run_refit)
+
+
 def add_rerank(parser) -> None:
     add_model(parser)
     add_chat_template(parser)
@@ -60,8 +98,14 @@ def add_rerank(parser) -> None:
     who.add_argument("--profile", type=Path, help="The profile of a new user, written by openrlhf-pgrpo elicit.")
     parser.add_argument("--population", action="store_true", help="Use the average user if the user is unknown.")
     parser.add_argument(
-        "--candidates", type=Path, required=True, help="JSONL: prompt, and responses, a list; texts or messages"
+        "--candidates",
+        required=True,
+        help="Rows with prompt, and responses, a list; texts or messages: a file (JSONL, JSON, Parquet, arrow; with "
+        "--generate also CSV), a folder that `datasets` saved, or a data set on the hub",
     )
+    parser.add_argument("--split", help="Split of the candidates, if there are several. Default: train")
+    parser.add_argument("--prompt_key", default="prompt", help="Column of prompts. Default: prompt")
+    parser.add_argument("--responses_key", default="responses", help="Column of responses. Default: responses")
     parser.add_argument("--output", type=Path, required=True, help="JSONL: the same with rewards, order and best")
     parser.add_argument(
         "--generate", dest="policy", metavar="POLICY", help="Sample the responses with vLLM from this model instead."
@@ -81,7 +125,13 @@ def add_rerank(parser) -> None:
 def add_groups(parser) -> None:
     add_model(parser)
     parser.add_argument("--groups", type=int, help="Number of preference groups. Default: chosen by BIC.")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL with a column that names the user")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="Rows with a column that names the user: a file (JSONL, JSON, CSV, Parquet, arrow), a folder that "
+        "`datasets` saved, or a data set on the hub.",
+    )
+    parser.add_argument("--split", help="Split of the data, if there are several. Default: train")
     parser.add_argument("--user_key", default="user", help="Column of users in the data. Default: user")
     parser.add_argument("--pref_group_key", default="pref_group", help="Column to write. Default: pref_group")
     parser.add_argument(
@@ -112,15 +162,54 @@ def arguments(args) -> dict:
     return {name: value for name, value in vars(args).items() if name not in ("command", "run", "trust_remote_code")}
 
 
+def data_arguments(args) -> dict:
+    """`arguments` of a command with the flags of `add_columns`."""
+    given = arguments(args)
+    kept = {name: value for name, value in given.items() if not name.endswith("_key") and name != "pairs"}
+    return {**kept, "columns": columns_in(args), "pairs_per_user": given["pairs"]}
+
+
 def run_elicit(args) -> int | str:
+    from openrlhf_pgrpo.people.answers import learn
     from openrlhf_pgrpo.people.elicit import elicit
 
+    given = data_arguments(args)
+    asking = ("pool", "user", "profile", "questions", "entropy", "web", "host", "port")
+    learning = ("answers", "profiles")
     try:
-        elicit(**arguments(args))
+        if args.answers is None:
+            check_one_way(given, asking[:2], learning, "asking one user")
+            elicit(**{name: value for name, value in given.items() if name not in learning})
+        else:
+            check_one_way(given, learning, asking, "learning from --answers")
+            print(*learn(**{name: value for name, value in given.items() if name not in asking}), sep="\n")
     except KeyboardInterrupt:
-        return 0
+        if args.web:
+            return 0  # a page is served until then
+        raise KeyboardInterrupt("all that was answered is kept, and the same command goes on from there") from None
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo elicit: {error}"
+    return 0
+
+
+def check_one_way(given: dict, needed: Sequence[str], foreign: Sequence[str], way: str) -> None:
+    """Raises ValueError unless the flags that are needed are given, and none that is for the other way."""
+    for name in foreign:
+        if given[name] is not None and given[name] is not False:
+            raise ValueError(f"--{name} is of no use to {way}: leave it out")
+    for name in needed:
+        if given[name] is None:
+            raise ValueError(f"{way} needs --{' and --'.join(needed)}, got no --{name}: add it")
+
+
+def run_refit(args) -> int | str:
+    from openrlhf_pgrpo.people.refit import refit
+
+    try:
+        lines = refit(**arguments(args))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return f"openrlhf-pgrpo refit: {error}"
+    print(*lines, sep="\n")
     return 0
 
 

@@ -3,8 +3,8 @@
 Axes: P pairs, N annotations, F numbers of base rewards, K folds.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.factorization import check_overlap, cross_entropy, logits, minimum
 
-SECONDS = 10  # between two lines about progress
+Fit = tuple[int, int, int]  # numbers of a fold, a number of base rewards and a penalty
 
 
 class Choice(NamedTuple):
@@ -46,7 +46,7 @@ def choose_factors(
     folds: int = 5,
     seed: int = 0,
     together: np.ndarray | None = None,
-    say: Callable[[str], None] | None = None,
+    along: Callable[[Sequence[Fit]], Iterable[Fit]] = iter,
 ) -> Choice:
     """How many base rewards predict held-out annotations best, each number with its own best penalty.
 
@@ -58,7 +58,7 @@ def choose_factors(
         together: (P,) what some pairs have in common, such as the number of their prompt. Such pairs go to the same
             fold. A user whose pairs are all in one fold keeps them for training. Without `together`, training pairs
             contain texts of the held-out pairs, and the chosen penalty is too low for new texts.
-        say: is told how far the work has come, every ten seconds or so.
+        along: gives the fits one after the other, such as with a progress bar.
 
     Raises:
         ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.
@@ -74,18 +74,12 @@ def choose_factors(
             f"several ({len(annotations)} answers of {len(annotations.users)} users): ask more, or choose the number "
             "of base rewards and their penalty l2 yourself"
         )
-    progress = _Progress(say, folds * len(factors) * len(l2))
+    columns = annotations.user, annotations.pair, annotations.preference
     losses = np.empty((len(factors), len(l2), folds))
-    for k in range(folds):
-        training = annotations.select(fold != k)
-        columns = annotations.user, annotations.pair, annotations.preference
-        user, pair, preference = (column[fold == k] for column in columns)
-        for i, count in enumerate(factors):
-            for j, penalty in enumerate(l2):
-                head, coefficients = minimum(X, training, count, penalty)
-                z = logits(X @ head.T, coefficients, pair, user)
-                losses[i, j, k] = cross_entropy(z, preference) / len(user)
-                progress.step()
+    for k, i, j in along([*product(range(folds), range(len(factors)), range(len(l2)))]):
+        head, coefficients = minimum(X, annotations.select(fold != k), factors[i], l2[j])
+        user, pair, preference = (column[fold == k] for column in columns)  # not of every user
+        losses[i, j, k] = cross_entropy(logits(X @ head.T, coefficients, pair, user), preference) / len(user)
     best = losses.mean(2).argmin(1)
     curve = losses[np.arange(len(factors)), best]
     mean, error = curve.mean(1), curve.std(1, ddof=1) / np.sqrt(folds)
@@ -94,20 +88,6 @@ def choose_factors(
     chosen = min(good, key=lambda i: factors[i])
     l2s = np.asarray(l2, np.float64)[best]
     return Choice(np.asarray(factors), mean, error, l2s, int(factors[chosen]), float(l2s[chosen]))
-
-
-class _Progress:
-    """A line every ten seconds or so: how many of so many fits are done, and how long the rest will take."""
-
-    def __init__(self, say: Callable[[str], None] | None, fits: int):
-        self.say, self.fits, self.done = say, fits, 0
-        self.began = self.told = time.monotonic()
-
-    def step(self) -> None:
-        self.done, now = self.done + 1, time.monotonic()
-        if self.say and now - self.told >= SECONDS:
-            self.told, left = now, (now - self.began) / self.done * (self.fits - self.done)
-            self.say(f"cross-validation: {self.done} of {self.fits} fits, about {left:.0f} s to go")
 
 
 def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.ndarray:

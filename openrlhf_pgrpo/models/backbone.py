@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.models.network import UNUSED, longest_text, skeleton
 from openrlhf_pgrpo.models.remote_code import trusted
+from openrlhf_pgrpo.progress import progress
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def load(name: str | Path, dtype: Any = torch.float32) -> Any:
     """
     config = read_config(name)
     check(config, name)
-    with reading(f"the weights of {name}"):
+    with progress(f"loading {name}"), reading(f"the weights of {name}"):
         model, report = AutoModel.from_pretrained(
             name, config=config, dtype=dtype, trust_remote_code=trusted(), output_loading_info=True
         )

@@ -7,24 +7,25 @@ Axes: U users, P pairs, D base rewards, H embedding dimensions, N annotations.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from openrlhf_pgrpo.core.annotations import Annotations, preference_of
+from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
-from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
+from openrlhf_pgrpo.core.names import Names, alike, listed
 from openrlhf_pgrpo.models import backbone as backbones
+from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
 from openrlhf_pgrpo.models.folder import write
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.form import read as read_form
-from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
 from openrlhf_pgrpo.models.scoring import embed
-from openrlhf_pgrpo.models.tables import Table, read_table
+from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.models.texts import Texts
+from openrlhf_pgrpo.progress import along, progress
 
 MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
 L2S = (1.0, 3.0, 10.0, 30.0)  # penalties that are tried
@@ -35,62 +36,7 @@ Say = Callable[[str], None]
 SAY = partial(print, flush=True)
 
 
-class Columns(NamedTuple):
-    """Column names of a dataset. Without `preference` it is 1: the chosen answer was preferred."""
-
-    user: str = "user"
-    prompt: str = "prompt"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    preference: str = "preference"
-
-
-COLUMNS = Columns()
-
-
-Row = tuple[str, Text, Text, Text, float]  # user, prompt, first answer, second answer, preference for the first
-Written = tuple[str, str, str, str, float]  # the same, as texts
-
-
-def read(source: str | Path, columns: Columns = COLUMNS, split: str | None = None) -> tuple[Table, list[Row]]:
-    """The data, and its rows; prompts and answers are texts or lists of messages.
-
-    Args:
-        source, split: as `tables.read_table`.
-
-    Raises:
-        ValueError: as `tables.read_table`; a row without a user, or without a text or messages in one of the next
-            three columns; a preference that is not a number from 0 to 1, or missing though other rows have one;
-            answers that are the same; with rows.
-    """
-    table = read_table(source, dict.fromkeys(columns[:4], object), split)
-    weighed = any(columns.preference in row for row in table.rows)
-    if not weighed and columns.preference != COLUMNS.preference:
-        raise ValueError(f"{source} needs the column {columns.preference!r}, got no row with it: correct its name")
-    rows, same = [], []
-    for number, row in enumerate(table.rows):
-        place = table.place(number)
-        user = user_in(row, columns.user, place)
-        given = row.get(columns.preference) if weighed else 1.0
-        try:
-            preference = preference_of(given)
-        except ValueError as error:
-            need = f"a number from 0 (rejected) to 1 (chosen) in {columns.preference!r}"
-            got = "null" if given is None else f"{repr(given)[:80]}"
-            raise ValueError(f"{place} needs {need}, got {got}: correct it or drop the row") from error
-        for column in columns[1:4]:
-            if wrong := no_text(row[column]):
-                raise ValueError(f"{place} needs a text in {column!r}, got {wrong}: correct it or drop the row")
-        prompt, first, second = (row[column] for column in columns[1:4])
-        if first == second:
-            same.append(number)
-        rows.append((user, prompt, first, second, preference))
-    if same:
-        raise ValueError(
-            f"every pair needs two answers that differ, got the same text twice in {table.places(same)}: drop "
-            f"{'them' if len(same) > 1 else 'it'}, because no base reward can tell such answers apart"
-        )
-    return table, rows
+Written = tuple[str, str, str, str, float]  # a row of comparisons, as texts
 
 
 def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path, tokenizer: Any, say: Say) -> Form:
@@ -112,15 +58,15 @@ def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path
     return PLAIN
 
 
-def write_texts(table: Table, rows: Sequence[Row], writer: Writer) -> list[Written]:
-    """The rows of the table with prompts and answers as texts.
+def write_texts(data: Comparisons, writer: Writer) -> list[Written]:
+    """The comparisons with prompts and answers as texts.
 
     Raises:
         ValueError: messages that the form cannot write, with the row.
     """
-    users, prompts, firsts, seconds, preferences = zip(*rows)
-    before, first = writer.pairs(prompts, firsts, table.place)
-    _, second = writer.pairs(prompts, seconds, table.place)
+    users, prompts, firsts, seconds, preferences = zip(*data.rows)
+    before, first = writer.pairs(prompts, firsts, lambda number: data.places([(number, 0)]))
+    _, second = writer.pairs(prompts, seconds, lambda number: data.places([(number, 1)]))
     return [*zip(users, before, first, second, preferences)]
 
 
@@ -157,13 +103,13 @@ def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
 
 
 def check_texts(
-    table: Table,
+    data: Comparisons,
     rows: Sequence[Written],
     pairs: Sequence[tuple[str, str, str]],
     tokenizer: Any,
     max_length: int,
 ) -> list[str]:
-    """What to say about texts that are longer than the backbone reads; `rows` are those of the table.
+    """What to say about texts that are longer than the backbone reads; `rows` are those of the data.
 
     Raises:
         ValueError: an answer that does not fit even without its prompt, one that is nothing but its end, or a pair
@@ -173,7 +119,7 @@ def check_texts(
     long: set[tuple[str, str]] = set()
     empty: set[tuple[str, str]] = set()
     seen: dict[tuple[str, str], int] = {}
-    for start in range(0, len(texts), AT_ONCE):
+    for start in along(range(0, len(texts), AT_ONCE), "looking at the texts", "batches"):
         some = texts[start : start + AT_ONCE]
         tokens = made.tokens(*zip(*some))
         cut += int(tokens.cut.sum())
@@ -181,35 +127,36 @@ def check_texts(
         empty.update(text for text, is_empty in zip(some, tokens.empty) if is_empty)
         seen.update(zip(some, (hash(tuple(ids)) for ids in tokens.ids)))
     if long:
-        places = _places_where(
-            table, rows, lambda prompt, *answers: any((prompt, answer) in long for answer in answers)
-        )
         raise ValueError(
             f"every answer needs to fit into the {max_length} tokens that the backbone reads, got a longer one in "
-            f"{places}: shorten or drop it, or name a backbone that reads more"
+            f"{_places_of(data, rows, long)}: shorten or drop it, or name a backbone that reads more"
         )
     if empty:
-        places = _places_where(
-            table, rows, lambda prompt, *answers: any((prompt, answer) in empty for answer in answers)
-        )
         raise ValueError(
-            f"every answer needs a token before its end, got none in {places}: fill it in or drop the row"
+            f"every answer needs a token before its end, got none in {_places_of(data, rows, empty)}: fill it in or "
+            "drop the row"
         )
     equal = {pair for pair in pairs if seen[pair[:2]] == seen[pair[0], pair[2]]}
     if equal:
-        places = _places_where(table, rows, lambda prompt, *answers: (prompt, *sorted(answers)) in equal)
+        numbers = [number for number, (_, prompt, *both, _) in enumerate(rows) if (prompt, *sorted(both)) in equal]
         raise ValueError(
             "every pair needs two texts that differ, got texts that the backbone reads as the same tokens in "
-            f"{places}: drop them, or name another backbone"
+            f"{data.places((number, side) for number in numbers for side in (0, 1))}: drop them, or name another "
+            "backbone"
         )
     if not cut:
         return []
     return [f"{cut} of {len(texts)} texts are longer than {max_length} tokens: their prompts are cut from the left"]
 
 
-def _places_where(table: Table, rows: Sequence[Written], wrong: Callable[..., bool]) -> str:
-    """Where the rows are whose (prompt, first answer, second answer) are wrong."""
-    return table.places([number for number, row in enumerate(rows) if wrong(*row[1:4])])
+def _places_of(data: Comparisons, rows: Sequence[Written], wrong: set[tuple[str, str]]) -> str:
+    """Where the texts (prompt, answer) stand that are wrong."""
+    return data.places(
+        (number, side)
+        for number, (_, prompt, *both, _) in enumerate(rows)
+        for side, answer in enumerate(both)
+        if (prompt, answer) in wrong
+    )
 
 
 def factorize(
@@ -222,6 +169,8 @@ def factorize(
     columns: Columns = COLUMNS,
     chat_template: str | None = None,
     split: str | None = None,
+    pairs_per_user: int | None = None,
+    seed: int = 0,
     say: Say = SAY,
 ) -> Choice | None:
     """Fits a factorized reward model to annotations and writes it; returns the cross-validated curve.
@@ -234,7 +183,8 @@ def factorize(
         factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
             prompts because the reward will meet new ones. If both are given, there is no curve: None.
         chat_template: in whose form texts are written, as `form_of`. split: of the data, as `read`.
-        say: is told what the data lack, and how far the work has come.
+        pairs_per_user, seed: of data that are ratings, as `read`.
+        say: is told what the data lack.
 
     Raises:
         ValueError: as `read`, `check_texts`, `backbone.load`, `output_folder.check_new` and
@@ -247,23 +197,27 @@ def factorize(
     backbones.check(config, backbone)
     if l2 is not None:
         check_l2(l2)
-    table, raw = read(data, columns, split)
+    comparisons = read(data, columns, split, pairs_per_user, seed)
+    for sentence in comparisons.said:
+        say(sentence)
     tokenizer = backbones.read_tokenizer(backbone)
-    form = form_of(raw, chat_template, backbone, tokenizer, say)
-    rows = write_texts(table, raw, Writer(form, tokenizer))
+    form = form_of(comparisons.rows, chat_template, backbone, tokenizer, say)
+    rows = write_texts(comparisons, Writer(form, tokenizer))
     pairs, annotations = annotate(rows)
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
         check_factors(factors, sizes)
     for names in alike(annotations.users):
         say(f"warning: users whose names differ only in case or white space, each with coefficients: {listed(names)}")
-    for sentence in check_texts(table, rows, pairs, tokenizer, backbones.max_length(skeleton(config), tokenizer)):
+    max_length = backbones.max_length(skeleton(config), tokenizer)
+    for sentence in check_texts(comparisons, rows, pairs, tokenizer, max_length):
         say(sentence)
     X = differences(backbone, pairs, pooling)
     scale = np.sqrt(np.square(X).mean(0))
     scale[scale == 0] = 1.0
     if factors is not None and l2 is not None:
-        choice, found = None, fit(X / scale, annotations, factors, l2)
+        with progress("fitting"):
+            choice, found = None, fit(X / scale, annotations, factors, l2)
     else:
         most = min(MOST_FACTORS, *sizes.values())
         tried = range(1, most + 1) if factors is None else (factors,)
@@ -271,7 +225,8 @@ def factorize(
         distinct = Names(sorted(set(prompts)))
         together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
         l2s = L2S if l2 is None else (l2,)
-        choice = choose_factors(X / scale, annotations, tried, l2s, together=together, say=say)
+        bar = partial(along, what="cross-validation", unit="fits")
+        choice = choose_factors(X / scale, annotations, tried, l2s, together=together, along=bar)
         found = _fit_chosen(X / scale, annotations, choice, factors is None, say)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling, form)
     return choice
@@ -288,7 +243,8 @@ def _fit_chosen(X: np.ndarray, annotations: Annotations, choice: Choice, free: b
     if hopeless := choice.loss.min() > COIN - choice.error[choice.loss.argmin()]:
         coin = f"{coin}: {pairs} are too few or too noisy, or the backbone does not see what users go by"
     try:
-        found = fit(X, annotations, choice.recommended, choice.l2)
+        with progress("fitting"):
+            found = fit(X, annotations, choice.recommended, choice.l2)
     except NotCarried as error:
         if not error.carried or not free:
             why = coin if hopeless else f"{pairs} carry {error.carried} at l2 {choice.l2:g}"
@@ -298,7 +254,8 @@ def _fit_chosen(X: np.ndarray, annotations: Annotations, choice: Choice, free: b
                 f"backbone or a lower penalty with --l2. The curve:\n{choice}"
             ) from error
         say(f"all data together carry {error.carried} base rewards at l2 {choice.l2:g}: that many are fitted")
-        found = fit(X, annotations, error.carried, choice.l2)
+        with progress("fitting"):
+            found = fit(X, annotations, error.carried, choice.l2)
     if hopeless:
         say(f"warning: {coin}. A model is written, and it may be worth nothing")
     return found

@@ -35,6 +35,7 @@ from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
 from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS
 from openrlhf_pgrpo.models.texts import Texts, Tokens
+from openrlhf_pgrpo.progress import progress
 
 COEFFICIENTS = "coefficients"
 LENGTH = "base_reward_max_length"
@@ -133,13 +134,17 @@ class Folder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over config, users and weights: everything that rewards depend on."""
+        """sha256 over config, users and weights: everything that rewards depend on. Where the config does not record
+        the form of texts and somebody has told it, that form follows, after a +."""
         digest = hashlib.sha256()
         for file in (CONFIG, USERS, WEIGHTS):
             with open(self.path(file), "rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
-        return digest.hexdigest()
+        if self._chat_template is None:
+            return digest.hexdigest()
+        form = json.dumps(self.form.record(), sort_keys=True)
+        return f"{digest.hexdigest()}+{hashlib.sha256(form.encode()).hexdigest()[:16]}"
 
     def check_shapes(self) -> None:
         """Raises ValueError if the backbone's weights are not of the shapes that config.json says, or are missing.
@@ -326,7 +331,7 @@ def write_files(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=NEW) as made:
+    with progress(f"writing {folder}"), tempfile.TemporaryDirectory(dir=folder, prefix=NEW) as made:
         new = Path(made)
         tokenizer.save_pretrained(new)
         save_file(_apart(weights), new / WEIGHTS, {"format": "pt"})
@@ -335,10 +340,11 @@ def write_files(
         config.save_pretrained(new)
         mode = (new / CONFIG).stat().st_mode  # safetensors writes files for its user alone
         files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
-        for file in sorted(files, key=lambda file: (file.name == CONFIG, file)):
+        for file in files:  # before the first is replaced, because it may take long and be interrupted
             (new / file).chmod(mode)
             with open(new / file, "rb") as content:
                 os.fsync(content.fileno())
+        for file in sorted(files, key=lambda file: (file.name == CONFIG, file)):
             (folder / file).parent.mkdir(exist_ok=True)
             os.replace(new / file, folder / file)
 

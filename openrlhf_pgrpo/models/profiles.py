@@ -1,10 +1,15 @@
 """The profile of a user: coefficients, their uncertainty and the answers they follow from, as a JSON file.
 
+    user, fingerprint, coefficients (D,), covariance (D, D)
+    answers     pair, features (D,), preference, and the texts prompt, a and b; without texts in files from before they
+                were kept
+    skipped     pair, reason, after; no such key where nothing was skipped
+
 Axes: D base rewards.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +17,36 @@ from typing import Any
 import numpy as np
 
 from openrlhf_pgrpo.core.names import in_words, name_of
-from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, posterior
+from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, posterior, posteriors
 from openrlhf_pgrpo.files import write_whole
+from openrlhf_pgrpo.models.messages import Text, no_text
 
 SLACK = 1e-4  # of a standard deviation among users, between coefficients and a fit on another machine
 LARGEST = 1e100  # of a number in a file; whatever is computed from smaller ones stays finite
+TEXTS = ("prompt", "a", "b")  # of an answer, as they were given and not as a template writes them
+SKIP, BOTH_BAD = "skip", "both bad"  # why a pair has no preference
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a user to a pair: the pair's name, which the caller chooses, its features (D,), the preference."""
+    """The answer of a user to a pair: the pair's name, which the caller chooses, its features (D,), the preference
+    for the text a. Another model needs the texts; answers from before they were kept have none."""
 
     pair: str
     features: tuple[float, ...]
     preference: float
+    prompt: Text | None = None
+    a: Text | None = None
+    b: Text | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair that a user was shown and gave no preference for, SKIP or BOTH_BAD, after so many answers."""
+
+    pair: str
+    reason: str
+    after: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,8 @@ class Profile:
     """Everything that is kept about a user who was asked. `load` gives back what `save` wrote, bit for bit.
 
     The fingerprint is that of the model that made the features. Coefficients mean nothing under another model.
-    Features are saved so that the user can be fitted again under a better prior, without the pairs.
+    Features are saved so that the user can be fitted again under a better prior, texts for another model. What was
+    skipped has no effect on the coefficients.
     """
 
     user: str
@@ -41,9 +63,17 @@ class Profile:
     coefficients: np.ndarray
     covariance: np.ndarray
     answers: tuple[Answer, ...]
+    skipped: tuple[Skipped, ...] = ()
 
     @classmethod
-    def of(cls, user: str, fingerprint: str, answers: Sequence[Answer], prior: Prior) -> "Profile":
+    def of(
+        cls,
+        user: str,
+        fingerprint: str,
+        answers: Sequence[Answer],
+        prior: Prior,
+        skipped: Sequence[Skipped] = (),
+    ) -> "Profile":
         """The profile that follows from the answers.
 
         Raises:
@@ -51,7 +81,26 @@ class Profile:
         """
         features = [answer.features for answer in answers] or np.empty((0, len(prior.mean)))
         fitted = posterior(np.array(features), np.array([answer.preference for answer in answers]), prior)
-        return cls(user, fingerprint, *fitted, tuple(answers))
+        return cls(user, fingerprint, *fitted, tuple(answers), tuple(skipped))
+
+    @classmethod
+    def many(cls, answers: Mapping[str, Sequence[Answer]], fingerprint: str, prior: Prior) -> list["Profile"]:
+        """The profiles of many users by name, in their order: those of `of`, up to rounding, and much faster.
+
+        Raises:
+            ValueError: as `posterior`.
+        """
+        alike: dict[int, list[str]] = {}  # users with as many answers are fitted together, so that nothing is padded
+        for user, said in answers.items():
+            alike.setdefault(len(said), []).append(user)
+        found = {}
+        for size, users in alike.items():
+            features = np.array([[one.features for one in answers[user]] for user in users])
+            preferences = np.array([[one.preference for one in answers[user]] for user in users])
+            fitted = posteriors(features.reshape(len(users), size, len(prior.mean)), preferences, prior)
+            for user, mean, covariance in zip(users, *fitted):
+                found[user] = cls(user, fingerprint, mean, covariance, tuple(answers[user]))
+        return [found[user] for user in answers]
 
     @property
     def posterior(self) -> Posterior:
@@ -59,13 +108,15 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Writes the file; when this returns, it is on the disk."""
-        content = {
+        content: dict[str, Any] = {
             "user": self.user,
             "fingerprint": self.fingerprint,
             "coefficients": self.coefficients.tolist(),
             "covariance": self.covariance.tolist(),
-            "answers": [asdict(answer) for answer in self.answers],
+            "answers": [{key: of for key, of in vars(said).items() if of is not None} for said in self.answers],
         }
+        if self.skipped:
+            content["skipped"] = [asdict(one) for one in self.skipped]
         write_whole(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     @classmethod
@@ -77,18 +128,28 @@ class Profile:
                 finite follows from; or its coefficients are not those that follow from its answers.
             OSError: the file cannot be read.
         """
-        path = Path(path)
-        try:
-            profile = cls._from(json.loads(path.read_bytes()))
-        except (ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path} needs to be a whole profile, got {error}: restore it or ask again") from error
-        if profile.fingerprint != fingerprint:
+        profile = cls.read(path)
+        if not same_model(profile.fingerprint, fingerprint):
             raise ValueError(
                 f"{path} needs to be a profile for the model {fingerprint}, got one for {profile.fingerprint}: "
-                "coefficients mean nothing under another model; ask again, or use that one"
+                "coefficients mean nothing under another model; use that one, or fit the profile again with "
+                "openrlhf-pgrpo refit"
             )
         profile._check(path, prior)
         return profile
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """The profile in a file, made for any model.
+
+        Raises:
+            ValueError: the file is truncated, or no profile.
+            OSError: the file cannot be read.
+        """
+        try:
+            return cls._from(json.loads(Path(path).read_bytes()))
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path} needs to be a whole profile, got {error}: restore it or ask again") from error
 
     def _check(self, path: Path, prior: Prior) -> None:
         """Checks that the coefficients follow from the answers, so that all who read the file mean the same user."""
@@ -112,8 +173,9 @@ class Profile:
 
     @classmethod
     def _from(cls, content: Any) -> "Profile":
-        content = _record(content, "a profile", ("user", "fingerprint", "coefficients", "covariance", "answers"))
-        for key, kind in (("user", str), ("fingerprint", str), ("answers", list)):
+        keys = ("user", "fingerprint", "coefficients", "covariance", "answers")
+        content = {"skipped": [], **_record(content, "a profile", keys, ("skipped",))}
+        for key, kind in (("user", str), ("fingerprint", str), ("answers", list), ("skipped", list)):
             if not isinstance(content[key], kind):
                 raise ValueError(f"{in_words(content[key])} as {key}")
         check_user(content["user"])
@@ -125,7 +187,7 @@ class Profile:
             raise ValueError("a covariance that is not symmetric")
         answers = []
         for number, row in enumerate(content["answers"]):
-            row = _record(row, f"answer {number}", ("pair", "features", "preference"))
+            row = _record(row, f"answer {number}", ("pair", "features", "preference"), TEXTS)
             if not isinstance(row["pair"], str):
                 raise ValueError(f"{in_words(row['pair'])} as pair of answer {number}")
             features, preference = _numbers(row["features"]), _numbers(row["preference"])
@@ -133,8 +195,23 @@ class Profile:
                 raise ValueError(f"{in_words(row['preference'])} as preference of answer {number}")
             if features.shape != fitted.mean.shape or not 0 <= preference <= 1:
                 raise ValueError(f"features of shape {features.shape} and preference {preference} as answer {number}")
-            answers.append(Answer(row["pair"], tuple(features.tolist()), float(preference)))
-        return cls(content["user"], content["fingerprint"], *fitted, tuple(answers))
+            texts = [row[key] for key in TEXTS if key in row]
+            for key, text in zip(TEXTS, texts):
+                if wrong := no_text(text):
+                    raise ValueError(f"{wrong} as {key} of answer {number}")
+            answers.append(Answer(row["pair"], tuple(features.tolist()), float(preference), *texts))
+        skipped = _skipped(content["skipped"], len(answers))
+        return cls(content["user"], content["fingerprint"], *fitted, tuple(answers), skipped)
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one model.
+
+    A model from before forms of texts were recorded is told its form, and its fingerprint ends in that form. There is
+    none for who needs no form, as `groups`, and in profiles from before this.
+    """
+    (files, _, form), (other_files, _, other_form) = one.partition("+"), other.partition("+")
+    return files == other_files and (form == other_form or not form or not other_form)
 
 
 def check_user(name: str) -> None:
@@ -149,8 +226,24 @@ def check_user(name: str) -> None:
         raise ValueError(f"a user needs a name that is not blank, in UTF-8, got {name!r}: choose another") from error
 
 
-def _record(content: Any, name: str, keys: tuple[str, ...]) -> dict:
-    if not isinstance(content, dict) or set(content) != set(keys):
+def _skipped(rows: list, answers: int) -> tuple[Skipped, ...]:
+    """What was skipped, from JSON, in its order among so many answers."""
+    found, before = [], 0
+    for number, row in enumerate(rows):
+        row = _record(row, f"skipped pair {number}", ("pair", "reason", "after"))
+        if not isinstance(row["pair"], str) or row["reason"] not in (SKIP, BOTH_BAD):
+            raise ValueError(f"{in_words(row['pair'])} and {in_words(row['reason'])} as skipped pair {number}")
+        after = row["after"]
+        if not isinstance(after, int) or isinstance(after, bool) or not before <= after <= answers:
+            raise ValueError(f"skipped pair {number} after {in_words(after)} of {answers} answers")
+        found.append(Skipped(**row))
+        before = after
+    return tuple(found)
+
+
+def _record(content: Any, name: str, keys: tuple[str, ...], may_have: tuple[str, ...] = ()) -> dict:
+    """The content, a dict with these keys, and all or none of those that it may have."""
+    if not isinstance(content, dict) or set(content) not in (set(keys), {*keys, *may_have}):
         found = f"the keys {str(sorted(content))[:200]}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{found} for {name}, which has {', '.join(keys)}")
     return content

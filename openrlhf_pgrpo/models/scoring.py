@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoModel
 
 from openrlhf_pgrpo.models import backbone as backbones
@@ -18,10 +17,10 @@ from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, states
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong
+from openrlhf_pgrpo.progress import progress
 
 MOST_TEXTS = 16  # in a batch; on a CPU more is slower: 64 short texts at once took half as long again
 MOST_TOKENS = 16384  # in a batch, padding counted; a text that is longer has a batch of its own
-PATIENCE = 10.0  # seconds between two lines about a job that takes minutes
 
 
 class RewardModel(Folder):
@@ -40,7 +39,7 @@ class RewardModel(Folder):
         self.check_shapes()
         llm: Any = AutoModel._model_mapping[type(self.config)]
         model = factorized_reward_model(llm.__base__, llm, self.head_name)
-        with backbones.reading(f"the weights of {self.name}"):
+        with progress(f"loading {self.name}"), backbones.reading(f"the weights of {self.name}"):
             self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
         backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
         self.model = self.model.eval().to(_device())
@@ -53,7 +52,9 @@ class RewardModel(Folder):
         Raises:
             ValueError: as `tokens`, or a response is too long for the model; with its number.
         """
-        return score(self.model, self.model, self.texts, self.tokens(prompts, responses), batch_size)
+        with progress("making tokens"):
+            tokens = self.tokens(prompts, responses)
+        return score(self.model, self.model, self.texts, tokens, batch_size)
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, chat_template: str | None = None) -> RewardModel:
@@ -87,7 +88,9 @@ def embed(
     def pooled(input_ids, attention_mask):
         return states(model, input_ids, attention_mask, pooling)[0]
 
-    return score(pooled, model, texts, texts.tokens(prompts, responses), batch_size)
+    with progress("making tokens"):
+        tokens = texts.tokens(prompts, responses)
+    return score(pooled, model, texts, tokens, batch_size)
 
 
 @torch.no_grad()
@@ -118,12 +121,12 @@ def score(
             )
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
-    with tqdm(total=len(distinct), unit=" texts", mininterval=PATIENCE, delay=PATIENCE) as progress:
+    with progress("reading texts", len(distinct), "texts") as count:
         for batch in batches(distinct, batch_size):
             padded = texts.pad([distinct[row] for row in batch])
             scores = forward(**{name: tensor.to(device) for name, tensor in padded.items()})
             found.update(zip(batch, scores.double().cpu().numpy()))
-            progress.update(len(batch))
+            count(len(batch))
     return np.array([found[row] for row in row_of])
 
 

@@ -10,12 +10,11 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.core.win_rate import win_rate
@@ -23,9 +22,11 @@ from openrlhf_pgrpo.files import locked, read_rows, write_whole
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
+from openrlhf_pgrpo.models.tables import Table, as_json, read_table
 from openrlhf_pgrpo.models.users import ASK, MEAN, Users, profile_files
 from openrlhf_pgrpo.people.generation import Sampling, generate, prompt_ids, writers_for, written
 from openrlhf_pgrpo.people.judge import ANYBODY, Judge, Pair, read_prompt
+from openrlhf_pgrpo.progress import along, progress
 
 SETTINGS, VERDICTS, RESULT = "settings.json", "verdicts.jsonl", "result.json"
 SIDES = ("A", "B")
@@ -34,7 +35,7 @@ PROMPTS_AT_ONCE = 32  # scored by a reward model between two looks at the disk
 
 
 class Row(NamedTuple):
-    """A row of the data; `prompt` is the number of its prompt among the different ones."""
+    """A row of the data; `line` is its number there, `prompt` that of its prompt among the different ones."""
 
     line: int
     prompt: int
@@ -43,6 +44,7 @@ class Row(NamedTuple):
 
 
 class Data(NamedTuple):
+    table: Table
     rows: list[Row]
     prompts: list[Text]
     places: list[str]  # of the first row of each prompt, in words
@@ -50,7 +52,7 @@ class Data(NamedTuple):
 
 def compare(
     policies: Sequence[str],
-    data: Path,
+    data: str | Path,
     output: Path,
     model: str | None = None,
     profiles: Sequence[Path] = (),
@@ -69,12 +71,14 @@ def compare(
     temperature: float = 1.0,
     max_tokens: int = 512,
     seed: int = 0,
+    split: str | None = None,
 ) -> list[str]:
     """Writes answers, verdicts and the result into the folder `output`; returns the lines to print.
 
     Args:
-        policies: A and B, folders or hub names. model: a factorized reward model, whose `profiles` name new users;
-            population: the average user's rewards for unknown ones. judge: the address of a server instead.
+        policies: A and B, folders or hub names. data, split: as `tables.read_table`.
+        model: a factorized reward model, whose `profiles` name new users; population: the average user's rewards for
+            unknown ones. judge: the address of a server instead.
         pref_group_texts: a JSON file that says in words who a preference group is. plain_prompts: the policies are
             prompted without a template. chat_template: as `Folder`.
 
@@ -84,20 +88,20 @@ def compare(
         ModuleNotFoundError: vLLM is not installed.
     """
     _check(model, judge, judge_model, judge_prompt, pref_group_texts, profiles, population, chat_template)
-    read = read_data(data, prompt_key, user_key, pref_group_key)
+    read = read_data(data, prompt_key, user_key, pref_group_key, split)
     placed = dict(zip(read.places, read.prompts))
     ids = [prompt_ids(writer, placed) for writer in writers_for(policies, plain_prompts)]
     sampling = Sampling(temperature, max_tokens, seed)
     _claim(output)
     with locked(output / SETTINGS):
         kept = _kept_settings(output)
-        settings: dict[str, dict] = {"answers": {"data": _sha256([data]), "prompt_key": prompt_key}}
+        settings: dict[str, dict] = {"answers": {"data": _content(read), "prompt_key": prompt_key}}
         settings["answers"] |= {f"policy {side}": _identity(policy) for side, policy in zip(SIDES, policies)}
         settings["answers"] |= {"plain_prompts": plain_prompts, **sampling._asdict()}
         columns = {"user_key": user_key or USER, "pref_group_key": pref_group_key or PREF_GROUP}
         if model is not None:
             users = Users(Folder(model, chat_template), profiles, f"{ASK}, or take the average user with --population")
-            _check_users(read, users, population, data)
+            _check_users(read, users, population)
             written(users.model.writer, placed)  # refuses those that it cannot write
             files = [file for path in profiles for file in profile_files(path)]
             settings["verdicts"] = {"model": users.model.fingerprint, "profiles": _sha256(files), **columns}
@@ -150,33 +154,36 @@ def compare(
 
 
 def read_data(
-    path: Path, prompt_key: str = "prompt", user_key: str | None = None, pref_group_key: str | None = None
+    source: str | Path,
+    prompt_key: str = "prompt",
+    user_key: str | None = None,
+    pref_group_key: str | None = None,
+    split: str | None = None,
 ) -> Data:
-    """The rows of a file. A column that is named is in every row; `user` and `pref_group` are in all rows or in none.
+    """The rows of the data. A column that is named is in every row; `user` and `pref_group` are in all or in none.
 
     Raises:
-        ValueError: a row that is not whole, with its line.
+        ValueError: as `read_table`; a row that is not whole, with its place.
         OSError: the file cannot be read.
     """
-    numbered = read_rows(path, {prompt_key: object})
-    columns = []
-    for key, default, what in ((user_key, USER, "user"), (pref_group_key, PREF_GROUP, "preference group")):
-        there = key is not None or any(default in row for _, row in numbered)
-        places = [f"line {line} of {path}" for line, _ in numbered]
-        columns.append(
-            [user_in(r, key or default, at, what) if there else None for at, (_, r) in zip(places, numbered)]
-        )
+    named = {"user": user_key or USER, "preference group": pref_group_key or PREF_GROUP}
+    table = read_table(source, {prompt_key: object}, split, texts=[*named.values()])
+    names: list[list] = []
+    for (what, column), key in zip(named.items(), (user_key, pref_group_key)):
+        there = key is not None or any(column in row for row in table.rows)
+        names.append([user_in(r, column, table.place(i), what) if there else None for i, r in enumerate(table.rows)])
     prompts: dict[str, int] = {}
-    data = Data([], [], [])
-    for (line, row), user, pref_group in zip(numbered, *columns):
+    data = Data(table, [], [], [])
+    for number, (row, user, pref_group) in enumerate(zip(table.rows, *names)):
         if wrong := no_text(row[prompt_key]):
-            raise ValueError(f"line {line} of {path} needs a prompt in {prompt_key!r}, got {wrong}: fill it in")
-        key = json.dumps(row[prompt_key])
+            raise ValueError(f"{table.place(number)} needs a prompt in {prompt_key!r}, got {wrong}: fill it in")
+        prompt = as_json(row[prompt_key], prompt_key, table.place(number))
+        key = json.dumps(prompt)
         if key not in prompts:
             prompts[key] = len(prompts)
-            data.prompts.append(row[prompt_key])
-            data.places.append(f"line {line} of {path}")
-        data.rows.append(Row(line, prompts[key], user, pref_group))
+            data.prompts.append(prompt)
+            data.places.append(table.place(number))
+        data.rows.append(Row(table.numbers[number], prompts[key], user, pref_group))
     return data
 
 
@@ -188,8 +195,9 @@ def answer_all(
     with _growing(path, ("number", "answer", "cut"), f"answers of {side}", len(ids)) as (answers, add):
         done = {answer["number"] for answer in answers}
         if todo := {number: prompt for number, prompt in enumerate(ids) if number not in done}:
-            for number, text, cut in generate(policy, todo, sampling):
-                add({"number": number, "prompt": data.prompts[number], "answer": text, "cut": cut})
+            with closing(generate(policy, todo, sampling)) as made:  # so that its process ends with us
+                for number, text, cut in made:
+                    add({"number": number, "prompt": data.prompts[number], "answer": text, "cut": cut})
     return sorted(answers, key=lambda answer: answer["number"])
 
 
@@ -295,13 +303,13 @@ def _growing(path: Path, keys: Sequence[str], what: str, total: int):
     if end < len(content):
         os.truncate(path, end)
     rows = [row for _, row in read_rows(path, dict.fromkeys(keys, object))] if end else []
-    with open(path, "ab") as file, tqdm(total=total, desc=what, initial=len(rows), disable=None) as progress:
+    with open(path, "ab") as file, progress(what, total, done=len(rows)) as count:
 
         def add(row: dict) -> None:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             rows.append(row)
-            progress.update()
+            count(1)
 
         yield rows, add
 
@@ -350,17 +358,17 @@ def _check(model, judge, judge_model, judge_prompt, pref_group_texts, profiles, 
         raise ValueError(f"{given[0]} needs {owner}, got the other judge: leave it out")
 
 
-def _check_users(data: Data, users: Users, population: bool, path: Path) -> None:
+def _check_users(data: Data, users: Users, population: bool) -> None:
     """Raises ValueError for a row whose user the model does not know, unless the average one may stand in."""
     if population:
         return
-    for row in data.rows:
+    for number, row in enumerate(data.rows):
         if row.user is None:
             raise ValueError(
-                f"line {row.line} of {path} needs a user for --model, got no column of users: name it with "
+                f"{data.table.place(number)} needs a user for --model, got no column of users: name it with "
                 "--user_key, or take the average user with --population"
             )
-        users.check([row.user], f"line {row.line} of {path}")
+        users.check([row.user], data.table.place(number))
 
 
 def _readers(data: Data, texts: Path | None) -> dict[str | None, str]:
@@ -379,6 +387,11 @@ def _readers(data: Data, texts: Path | None) -> dict[str | None, str]:
     return {None: ANYBODY, **{group: said[group] for group in groups}}
 
 
+def _content(data: Data) -> str:
+    """A hash of all that is read of the data."""
+    return hashlib.sha256(json.dumps([data.rows, data.prompts]).encode()).hexdigest()
+
+
 def _identity(policy: str) -> str:
     """What a policy is: a hash of the files in its folder, or its name on the hub."""
     folder = Path(policy)
@@ -388,7 +401,7 @@ def _identity(policy: str) -> str:
 def _sha256(files: Sequence[Path]) -> str:
     """Of the content of files."""
     digest = hashlib.sha256()
-    for file in tqdm(files, "reading", delay=2, leave=False, disable=None):
+    for file in along(files, "reading files", "files"):
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

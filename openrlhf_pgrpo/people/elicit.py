@@ -16,11 +16,13 @@ from openrlhf_pgrpo.files import check_folder
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, readable, score_pool, tell_apart, write_scores
 from openrlhf_pgrpo.people.session import Session, profile_name
 from openrlhf_pgrpo.people.terminal import ask, plain
 
 LOCAL = "127.0.0.1"  # this machine alone
+QUESTIONS = 10
 
 
 def elicit(
@@ -29,20 +31,25 @@ def elicit(
     user: str,
     profile: Path | None = None,
     scores: Path | None = None,
-    questions: int = 10,
+    questions: int | None = None,
     entropy: float | None = None,
     batch_size: int = 16,
     web: bool = False,
     host: str | None = None,
     port: int | None = None,
     chat_template: str | None = None,
+    columns: Columns = COLUMNS,
+    split: str | None = None,
+    pairs_per_user: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Asks the user in the terminal or on a page, and saves the profile after every answer.
 
     Args:
-        model: folder or hub name. pool: file of pairs. profile: `session.profile_name` unless given.
+        model: folder or hub name. profile: `session.profile_name` unless given.
+        pool, columns, split, pairs_per_user, seed: as `read_pool`.
         scores: file that keeps the base rewards of the pool. It is read if it exists.
-        questions, entropy: when to stop, as `core.questions.enough`.
+        questions, entropy: when to stop, as `core.questions.enough`; QUESTIONS unless given.
         host, port: of the page, this machine alone and any free port unless given.
         chat_template: as `Folder`.
 
@@ -52,6 +59,7 @@ def elicit(
         ModuleNotFoundError: a package that the page needs is not installed.
     """
     check_user(user)
+    questions = QUESTIONS if questions is None else questions
     if questions < 1:
         raise ValueError(f"--questions needs at least 1, got {questions}")
     if entropy is not None and not 0 < entropy <= 1:
@@ -65,13 +73,13 @@ def elicit(
         from openrlhf_pgrpo.people.web import listen, serve
     address = (LOCAL if host is None else host, port or 0)
     with listen(*address) if web else nullcontext() as listener:  # a bad one is refused before texts are scored
-        numbered, folder = read_pool(pool), Folder(model, chat_template)
+        placed, folder = read_pool(pool, columns, split, pairs_per_user, seed), Folder(model, chat_template)
         if user in folder.users:
             raise ValueError(f"--user needs a new name, got {user!r}, one of the model's users")
         for written in alike([*folder.users, user]):
             if user in written:
                 print(plain(f"--user {user!r} is a new user, though the model has {written[0]!r}"), flush=True)
-        pairs, texts = readable(folder, numbered, pool)
+        pairs, texts = readable(folder, placed, pool)
         pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
         prior = Prior.of(folder.coefficients)
         session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)

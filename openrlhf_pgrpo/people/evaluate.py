@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.core.annotations import Annotations
@@ -31,13 +30,16 @@ from openrlhf_pgrpo.core.evaluation import (
     quantile,
     reliability,
 )
-from openrlhf_pgrpo.core.names import Names, alike, listed, user_in
+from openrlhf_pgrpo.core.names import Names, alike, listed
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_folder, held_in, write_whole
-from openrlhf_pgrpo.models.factorize import COLUMNS, SAY, Columns, Say, annotate, check_texts, read, write_texts
+from openrlhf_pgrpo.models.comparisons import read
+from openrlhf_pgrpo.models.factorize import SAY, Say, annotate, check_texts, write_texts
 from openrlhf_pgrpo.models.scoring import RewardModel, load, score
+from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.people.elicit import check_distinct
 from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
+from openrlhf_pgrpo.progress import progress
 
 ASKED = (0, 1, 3, 5, 10, 20)  # answers of a new user
 DRAWS = 5  # of random questions
@@ -71,14 +73,16 @@ def evaluate(
     chat_template: str | None = None,
     split: str | None = None,
     batch_size: int = 16,
+    pairs_per_user: int | None = None,
+    seed: int = 0,
     say: Say = SAY,
 ) -> dict:
     """Everything that was measured, as JSON can hold it: None is a number that does not exist.
 
     Args:
-        data, split: as `factorize.read` takes them. output: file for the result. It is written when the known people
-            are done, with `finished` false, and again at the end. scores: file that keeps the base rewards; it is read
-            if it exists. pref_group_key: column with the preference group of the row's user.
+        data, split, pairs_per_user, seed: as `comparisons.read` takes them. output: file for the result. It is written
+            when the known people are done, with `finished` false, and again at the end. scores: file that keeps the
+            base rewards; it is read if it exists. pref_group_key: column with the preference group of the row's user.
 
     Raises:
         ValueError: arguments or files that do not fit. OSError: a file cannot be read or written.
@@ -87,14 +91,14 @@ def evaluate(
     for flag, file in (("--output", output), ("--scores", scores)):
         if file is not None:
             check_folder(file, flag, held_in(model, "--model"))
-    table, rows = read(data, columns, split)
-    groups = pref_group_key and [
-        user_in(row, pref_group_key, table.place(number), "preference group") for number, row in enumerate(table.rows)
-    ]
+    comparisons = read(data, columns, split, pairs_per_user, seed)
+    groups = None if pref_group_key is None else comparisons.names(pref_group_key, "preference group")
+    for sentence in comparisons.said:
+        say(sentence)
     reward_model = load(model, chat_template=chat_template)
-    written = write_texts(table, rows, reward_model.writer)
+    written = write_texts(comparisons, reward_model.writer)
     pairs, annotations = annotate(written)
-    for sentence in check_texts(table, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
+    for sentence in check_texts(comparisons, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
         say(sentence)
     pairs, said = in_order(pairs, annotations, groups)
     v = differences(reward_model, pairs, scores, batch_size, say)
@@ -111,6 +115,8 @@ def evaluate(
             "columns": columns._asdict(),
             "pref_group_key": pref_group_key,
             "split": split,
+            "pairs drawn of each user": pairs_per_user,
+            "seed of drawn pairs": seed,
             "held out of each new user": "a third of the pairs, rounded up",
             "draws of random questions": DRAWS,
             "seed": SEED,
@@ -244,14 +250,14 @@ class Predictions:
         """Coefficients (C, U, D) after each number of answers: asked by information, and in DRAWS random orders."""
         prior, orders = Prior.of(self.coefficients), [None] + [rng] * DRAWS
         found = [np.empty((len(ASKED), users, self.v.shape[1])) for _ in orders]
-        with tqdm(total=users * len(orders), unit=" people", desc="asking", delay=2, disable=None) as progress:
+        with progress("asking", users * len(orders), "people") as count:
             for start in range(0, users, USERS_AT_ONCE):
                 stop = min(start + USERS_AT_ONCE, users)
                 part = said.select((said.user >= start) & (said.user < stop))
                 features, answers = pools(part.user - start, self.v[part.pair], part.preference, stop - start)
                 for one, order in zip(found, orders):
                     one[:, start:stop] = coefficients_after(features, answers, prior, ASKED, order)
-                    progress.update(stop - start)
+                    count(stop - start)
         return found
 
 

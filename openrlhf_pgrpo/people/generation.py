@@ -100,7 +100,13 @@ def generate(policy: str, ids: dict[int, list[int]], sampling: Sampling) -> Iter
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_generate, args=(sending, policy, ids, sampling), name=f"vLLM with {policy}")
-    process.start()
+    # Ctrl-C reaches the command alone, which then ends this process. It is deaf from its start on: by itself it could
+    # be so only after its imports, which take seconds.
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, heard)
     sending.close()
     try:
         for _ in ids:
@@ -125,7 +131,7 @@ def generate(policy: str, ids: dict[int, list[int]], sampling: Sampling) -> Iter
 
 def _generate(sending: Any, policy: str, ids: dict[int, list[int]], sampling: Sampling) -> None:
     """Runs in the process. Sends each answer, or a text that says what is wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which then ends this process
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what vLLM says is no result of the command
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that processes of vLLM's own are ended, too
     try:
         for answer in _answers(policy, ids, sampling):

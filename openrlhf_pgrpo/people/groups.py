@@ -20,10 +20,12 @@ from sklearn.mixture import GaussianMixture
 
 from openrlhf_pgrpo.core.names import user_in
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
-from openrlhf_pgrpo.files import check_folder, held_in, read_rows, write_rows
+from openrlhf_pgrpo.files import check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import Users, profile_files
+from openrlhf_pgrpo.progress import along
 
 MOST_GROUPS = 10
 USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
@@ -32,32 +34,34 @@ STARTS = 10
 
 def group_users(
     model: str,
-    data: Path,
+    data: str | Path,
     output: Path,
     groups: int | None = None,
     user_key: str = "user",
     pref_group_key: str = "pref_group",
     profiles: Sequence[Path] = (),
+    split: str | None = None,
 ) -> list[str]:
     """Writes the data with the preference group of each row's user; returns the lines to print.
 
     Args:
-        model: folder or hub name. groups: G; None chooses it by BIC. profiles: files of new users in the data.
+        model: folder or hub name. data, split: as `tables.read_table`. groups: G; None chooses it by BIC.
+        profiles: files of new users in the data.
 
     Raises:
         ValueError: arguments or files that do not fit.
         OSError: a file cannot be read or written.
     """
     read = {f"--profile {file}": file for path in profiles for file in profile_files(path)}
-    check_folder(output, "--output", {"--data": data, **read, **held_in(model, "--model")})
-    rows, folder = name_users(read_rows(data, {}), user_key, data), Folder(model)
+    check_folder(output, "--output", {"--data": data, **held_in(data, "--data"), **read, **held_in(model, "--model")})
+    table, folder = name_users(read_table(data, {user_key: object}, split), user_key).as_json(), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)
-    for number, row in rows:
-        users.check([row[user_key]], f"line {number} of {data}")
+    for number, row in enumerate(table.rows):
+        users.check([row[user_key]], table.place(number))
     new_users = {profile.user: chances_of(profile, found) for profile in users.profiles}
     chances = dict(zip(folder.users, found.of_users)) | new_users
-    write_rows(output, assign(rows, chances, found.names, user_key, pref_group_key))
+    write_rows(output, assign(table, chances, found.names, user_key, pref_group_key))
     lines = describe_choice(found, len(folder.users)) if groups is None else []
     lines += [f"{name}: {share:.1%} of {len(folder.users)} users" for name, share in zip(found.names, found.shares)]
     for user, chance in new_users.items():
@@ -66,13 +70,14 @@ def group_users(
     return [*lines, f"{output}: train with --data.pref_group_key {pref_group_key} --data.user_key {user_key}"]
 
 
-def name_users(rows: list[tuple[int, dict]], user_key: str, data: Path) -> list[tuple[int, dict]]:
-    """The rows with the name of each user, which may be a number in the data.
+def name_users(table: Table, user_key: str) -> Table:
+    """The table with the name of each user, which may be a number in the data.
 
     Raises:
-        ValueError: a row without a user; with its line.
+        ValueError: a row without a user; with its place.
     """
-    return [(number, {**row, user_key: user_in(row, user_key, f"line {number} of {data}")}) for number, row in rows]
+    rows = [{**row, user_key: user_in(row, user_key, table.place(number))} for number, row in enumerate(table.rows)]
+    return table._replace(rows=rows)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGr
         raise ValueError(f"--groups needs a number from 1 to {different}, the users who differ, got {groups}")
     scale = coefficients.std() or 1.0  # scikit-learn's regularisation is meant for numbers around 1
     most = max(1, min(MOST_GROUPS, different // USERS_PER_GROUP))
-    fitted = {k: _fit(coefficients / scale, k) for k in ([groups] if groups else range(1, most + 1))}
+    tried = [groups] if groups else range(1, most + 1)
+    fitted = {k: _fit(coefficients / scale, k) for k in along(tried, "numbers of preference groups", "tried")}
     criteria = {k: float(mixture.bic(coefficients / scale)) for k, mixture in fitted.items()}
     best = fitted[min(criteria, key=criteria.get)]
     order = np.argsort(-best.weights_, kind="stable")
@@ -165,24 +171,22 @@ def describe_choice(found: PreferenceGroups, users: int) -> list[str]:
     return lines
 
 
-def assign(
-    rows: list[tuple[int, dict]], chances: dict[str, np.ndarray], names: list[str], user_key: str, column: str
-) -> list[dict]:
+def assign(table: Table, chances: dict[str, np.ndarray], names: list[str], user_key: str, column: str) -> list[dict]:
     """The rows with the preference group of their user in `column`, and its chance in `column`_probability.
 
     Args:
-        rows: line numbers and contents, as `read_rows` gives them. chances: (G,) of each user in them.
+        chances: (G,) of each user in the table.
 
     Raises:
-        ValueError: a row that has one of these columns already; with its line.
+        ValueError: a row that has one of these columns already; with its place.
     """
     done = []
-    for number, row in rows:
+    for number, row in enumerate(table.rows):
         taken = {column, f"{column}_probability"} & set(row)
         if taken:
             raise ValueError(
-                f"line {number} needs a new column for the preference group, got {taken.pop()!r}, which it has: "
-                "choose another --pref_group_key"
+                f"{table.place(number)} needs a new column for the preference group, got {taken.pop()!r}, which it "
+                "has: choose another --pref_group_key"
             )
         chance = chances[row[user_key]]
         best = int(chance.argmax())

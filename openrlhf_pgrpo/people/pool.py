@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +10,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from openrlhf_pgrpo.files import read_rows, whole_file
+from openrlhf_pgrpo.core.names import listed
+from openrlhf_pgrpo.files import check_row, whole_file
+from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_pairs
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
+from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.scoring import RewardModel
+from openrlhf_pgrpo.models.tables import COLUMNS, Columns, read_table
 
 
 class Pair(NamedTuple):
@@ -50,70 +55,127 @@ def _words(message: dict) -> str:
     return "\n".join(str(part.get("text", f"({part['type']})")) for part in content)
 
 
-def read_pool(path: Path) -> list[tuple[int, Pair]]:
-    """The pairs (P,) of a JSONL file with the columns prompt, a and b, and their lines.
+def read_pool(
+    source: Path,
+    columns: Columns = COLUMNS,
+    split: str | None = None,
+    pairs_per_user: int | None = None,
+    seed: int = 0,
+) -> list[tuple[str, Pair]]:
+    """The pairs (P,) of `source`, and the place of each, in words.
 
-    Pairs of two answers that look the same, which nobody can choose between, and repetitions are left out, and their
-    number is printed.
+    Rows hold prompt, a and b, or what `comparisons.read` takes; then it does not matter who preferred what. Pairs of
+    two answers that look the same, which nobody can choose between, and repetitions are left out, and their number is
+    printed.
+
+    Args:
+        columns: of what `comparisons.read` takes, and of the prompt. source, split, pairs_per_user, seed: as there.
 
     Raises:
-        ValueError: a row that is not whole, with its line; or no pair is left.
-        OSError: the file cannot be read.
+        ValueError: a row that is not whole, with its place; or no pair is left.
+        OSError: a file cannot be read.
     """
-    rows = []
-    for number, row in read_rows(path, dict.fromkeys(Pair._fields, object)):
-        for key in Pair._fields:
-            if wrong := no_text(row[key]):
-                raise ValueError(
-                    f"line {number} of {path} needs a text or messages as {key!r}, got {wrong}: correct it or drop "
-                    "the row"
-                )
-        rows.append((number, Pair(*(row[key] for key in Pair._fields))))
-    different = [(number, pair) for number, pair in rows if shown(pair.a).strip() != shown(pair.b).strip()]
+    check_draw(pairs_per_user, seed)
+    data, equal = _data_of(source, columns, split)
+    found = pair_up(data, pairs_per_user, seed)
+    for sentence in found.said:
+        print(sentence, flush=True)
+    pairs = [Pair(*row[1:4]) for row in found.rows]
+    different = [row for row, pair in enumerate(pairs) if shown(pair.a).strip() != shown(pair.b).strip()]
     if not different:
-        raise ValueError(f"{path} needs a pair of two different answers, got none in {len(rows)} rows")
-    distinct: dict[str, tuple[int, Pair]] = {}
-    for number, pair in different:
-        distinct.setdefault(pair.name, (number, pair))
-    pairs = list(distinct.values())
-    counts = {"of equal answers": len(rows) - len(different), "repeated": len(different) - len(pairs)}
+        raise ValueError(f"{source} needs a pair of two different answers, got none in {equal + len(pairs)} rows")
+    distinct: dict[str, int] = {}
+    for row in different:
+        distinct.setdefault(pairs[row].name, row)
+    counts = {
+        "of equal answers": equal + len(pairs) - len(different),
+        "repeated": len(different) - len(distinct),
+    }
     if left_out := [f"{count} {what}" for what, count in counts.items() if count]:
-        print(f"{len(pairs)} of {len(rows)} pairs of {path} are used; left out: {', '.join(left_out)}", flush=True)
-    return pairs
+        used = f"{len(distinct)} of {equal + len(pairs)} pairs of {source} are used"
+        print(f"{used}; left out: {', '.join(left_out)}", flush=True)
+    return [(found.places([(row, 0), (row, 1)]), pairs[row]) for row in distinct.values()]
 
 
-def readable(model: Folder, numbered: list[tuple[int, Pair]], path: Path) -> tuple[list[Pair], list[Pair]]:
-    """The pairs (P,) of the file `path` whose answers the model reads whole, as they are and as it writes them; prints
-    how many it does not.
+def _data_of(source: Path, columns: Columns, split: str | None) -> tuple[Comparisons | Ratings, int]:
+    """The data without the rows of twice the same answer, and the number of these.
+
+    Raises:
+        ValueError: as `read_pool`, or no columns of answers.
+    """
+    texts = (columns.prompt, "a", "b", columns.chosen, columns.rejected, columns.response)
+    table = read_table(source, {}, split, texts)
+    there = {column for row in table.rows for column in row}
+    named = columns[2:4] != COLUMNS[2:4]
+    if {"a", "b"} <= there and not named:
+        columns = columns._replace(chosen="a", rejected="b")
+    elif columns.rating in there and columns.chosen not in there:
+        return read_ratings(table, columns), 0
+    elif columns.chosen not in there:
+        raise ValueError(
+            f"{source} needs the columns 'a' and 'b', or {columns.chosen!r} and {columns.rejected!r}, or "
+            f"{columns.response!r} and {columns.rating!r}, got {listed(sorted(there)) or 'none'}: name them with "
+            "--chosen_key and --rejected_key"
+        )
+    prompted = columns.prompt in there or columns.chosen == "a"
+    needed = (columns.prompt, columns.chosen, columns.rejected)[not prompted :]
+    rows, numbers = [], []
+    for number, row in enumerate(table.rows):
+        check_row(row, table.place(number), dict.fromkeys(needed, object))
+        first, second = row[columns.chosen], row[columns.rejected]
+        if first != second or no_text(first):
+            rows.append({columns.user: "anybody", **{key: row[key] for key in needed}})
+            numbers.append(table.numbers[number])
+    kept = table._replace(rows=rows, numbers=numbers)
+    return read_pairs(kept, columns, prompted), len(table.rows) - len(rows)
+
+
+def written_in(
+    model: Folder, pairs: Sequence[Pair], place: Callable[[int], str]
+) -> tuple[list[Pair], np.ndarray, np.ndarray]:
+    """The pairs (P,) as the model writes them; which of them have an answer that is nothing but its end, and which
+    have one that is too long for the model, both (P,).
+
+    Args:
+        place: says where the pair of a number stands, for a message.
+
+    Raises:
+        ValueError: a pair that cannot be written in the model's form, with its place.
+    """
+    prompts = [pair.prompt for pair in pairs for _ in "ab"]
+    answers = [answer for pair in pairs for answer in pair[1:]]
+    before, after = model.writer.pairs(prompts, answers, lambda text: place(text // 2))
+    tokens = model.texts.tokens(before, after)
+    empty, too_long = (of.reshape(-1, 2).any(1) for of in (tokens.empty, tokens.too_long))
+    return [*map(Pair, before[::2], after[::2], after[1::2])], empty, too_long
+
+
+def readable(model: Folder, placed: list[tuple[str, Pair]], source: Path) -> tuple[list[Pair], list[Pair]]:
+    """The pairs (P,) of `source` whose answers the model reads whole, as they are and as it writes them; prints how
+    many it does not.
 
     Raises:
         ValueError: a pair that cannot be written in the model's form, or an answer that is nothing but its end, with
-            the line; or no pair is left.
+            its place; or no pair is left.
     """
-    prompts = [pair.prompt for _, pair in numbered for _ in "ab"]
-    answers = [answer for _, pair in numbered for answer in pair[1:]]
-    before, after = model.writer.pairs(prompts, answers, lambda text: f"line {numbered[text // 2][0]} of {path}")
-    written = [*map(Pair, before[::2], after[::2], after[1::2])]
-    tokens = model.texts.tokens(before, after)
-    if (empty := tokens.empty.reshape(-1, 2).any(1)).any():
-        number, _ = numbered[int(empty.argmax())]
+    written, empty, too_long = written_in(model, [pair for _, pair in placed], lambda number: placed[number][0])
+    if empty.any():
         raise ValueError(
-            f"line {number} of {path} needs answers with words, got one that is nothing but its end, in {empty.sum()} "
-            f"of {len(numbered)} pairs: drop the row, because a reward for saying nothing means nothing"
+            f"{placed[int(empty.argmax())][0]} needs answers with words, got one that is nothing but its end, in "
+            f"{empty.sum()} of {len(placed)} pairs: drop the row, because a reward for saying nothing means nothing"
         )
-    whole = ~tokens.too_long.reshape(-1, 2).any(1)
-    if not whole.any():
+    if too_long.all():
         raise ValueError(
-            f"{path} needs a pair of answers within the {model.max_length} tokens that the model reads, got "
-            f"none in {len(numbered)} pairs: shorten them, or take a reward model of longer texts"
+            f"{source} needs a pair of answers within the {model.max_length} tokens that the model reads, got "
+            f"none in {len(placed)} pairs: shorten them, or take a reward model of longer texts"
         )
-    if not whole.all():
+    if too_long.any():
         print(
-            f"{(~whole).sum()} of {len(numbered)} pairs are not asked: they have an answer of more than the "
+            f"{too_long.sum()} of {len(placed)} pairs are left out: they have an answer of more than the "
             f"{model.max_length} tokens that the model reads",
             flush=True,
         )
-    kept = [(pair, text) for (_, pair), text, fits in zip(numbered, written, whole) if fits]
+    kept = [(pair, text) for (_, pair), text, long in zip(placed, written, too_long) if not long]
     return [pair for pair, _ in kept], [text for _, text in kept]
 
 
@@ -139,7 +201,7 @@ def tell_apart(pairs: list[Pair], a: np.ndarray, b: np.ndarray) -> tuple[list[Pa
     if not differ.any():
         raise ValueError(f"a pool needs answers that the model tells apart, got none in {len(pairs)} pairs")
     if not differ.all():
-        print(f"{(~differ).sum()} of {len(pairs)} pairs are the same to the model and are not asked", flush=True)
+        print(f"{(~differ).sum()} of {len(pairs)} pairs are the same to the model and are left out", flush=True)
     return [pair for pair, asked in zip(pairs, differ) if asked], a[differ], b[differ]
 
 
@@ -177,4 +239,5 @@ def read_scores(path: Path, pairs: list[Pair], fingerprint: str) -> tuple[np.nda
 
 
 def _belongs_to(pairs: list[Pair], fingerprint: str) -> dict[str, str]:
-    return {"model": fingerprint, "pool": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()}
+    model = fingerprint.partition("+")[0]  # the pairs are as they are written, which says all about the form
+    return {"model": model, "pool": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()}

@@ -4,23 +4,28 @@ Axes: D base rewards, n candidates of a prompt.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from openrlhf_pgrpo.files import check_folder, held_in, read_rows, write_rows
+from openrlhf_pgrpo.core.names import in_words, listed
+from openrlhf_pgrpo.files import check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
-from openrlhf_pgrpo.models.messages import no_text
-from openrlhf_pgrpo.models.remote_code import trusted
+from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
+from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
-from openrlhf_pgrpo.people.generation import prompt_ids, suit_vllm_to_this_machine, written
+from openrlhf_pgrpo.people import generation
+from openrlhf_pgrpo.people.generation import prompt_ids, written
+from openrlhf_pgrpo.progress import along, progress
 
 RANKING = ("rewards", "order", "best")  # the columns that are written
+PROMPT, RESPONSES = "prompt", "responses"  # columns of the data, unless others are named
 
 
 class Sampling(NamedTuple):
@@ -33,7 +38,7 @@ class Sampling(NamedTuple):
 
 def rerank(
     model: str,
-    candidates: Path,
+    candidates: str | Path,
     output: Path,
     user: str | None = None,
     profile: Path | None = None,
@@ -45,11 +50,15 @@ def rerank(
     plain_prompts: bool = False,
     chat_template: str | None = None,
     batch_size: int = 16,
+    prompt_key: str = PROMPT,
+    responses_key: str = RESPONSES,
+    split: str | None = None,
 ) -> str:
     """Writes the candidates with `rewards`, `order` and `best`; returns what to print.
 
     Args:
-        model: folder or hub name. user, profile: whose rewards. population: the average user's, for an unknown user.
+        model: folder or hub name. candidates, split: as `tables.read_table`. user, profile: whose rewards.
+        population: the average user's, for an unknown user.
         policy: samples responses to each prompt with vLLM; without it, candidates hold the responses.
         n, temperature, max_tokens: of the policy, as `Sampling` unless given. plain_prompts: the policy is prompted
             without a template. chat_template: as `Folder`.
@@ -59,8 +68,10 @@ def rerank(
         OSError: a file cannot be read or written.
         ModuleNotFoundError: vLLM is not installed.
     """
-    read = {"--candidates": candidates, "--profile": profile, **held_in(model, "--model")}
-    check_folder(output, "--output", read)
+    read = {"--candidates": candidates, **held_in(candidates, "--candidates"), "--profile": profile}
+    check_folder(output, "--output", {**read, **held_in(model, "--model")})
+    if responses_key in RANKING:
+        raise ValueError(f"--responses_key needs another column than {listed(RANKING)}, got {responses_key!r}")
     if user is None and profile is None and not population:
         raise ValueError("rerank needs --user, --profile or --population, got none of them: name the user")
     sampling = {"n": n, "temperature": temperature, "max_tokens": max_tokens}
@@ -71,83 +82,96 @@ def rerank(
     folder = Folder(model, chat_template)
     coefficients = coefficients_for(folder, user, profile, MEAN if population else ERROR, remedies)
     if policy is None:
-        numbered = read_candidates(candidates)
+        table = read_candidates(candidates, prompt_key, responses_key, split)
+        prompts, responses = [row[prompt_key] for row in table.rows], [row[responses_key] for row in table.rows]
     else:
-        numbered, how = read_prompts(candidates), Sampling(**given)
+        table, how = read_prompts(candidates, prompt_key, responses_key, split), Sampling(**given)
+        prompts = [row[prompt_key] for row in table.rows]
         check_length(how.max_tokens, folder)
         writer = prompt_writer(policy, folder.writer, plain_prompts)
-        prompts = {f"line {number} of {candidates}": row["prompt"] for number, row in numbered}
-        written(folder.writer, prompts)  # refuses those that the reward model could not be given
-        ids = prompt_ids(writer, prompts)
-        suit_vllm_to_this_machine()
-        numbered = generate(numbered, ids, policy, how)
-        write_rows(output, [row for _, row in numbered])  # what took hours is kept, whatever comes next
-        numbered, said = leave_out(folder, numbered, output)
-        write_rows(output, [row for _, row in numbered])  # if ranking fails, it can be read as candidates
-        print(*said, f"the responses are in {output}, and are ranked now", sep="\n", flush=True)
-    for line in check_texts(folder, numbered, candidates):
-        print(line, flush=True)
-    # vLLM takes most of the free memory, so the reward model is loaded after vLLM has given it back.
-    loaded = load(model, chat_template=chat_template)
-    write_rows(output, rank_responses(loaded, [row for _, row in numbered], coefficients, batch_size))
+        placed = {table.place(number): prompt for number, prompt in enumerate(prompts)}
+        written(folder.writer, placed)  # refuses those that the reward model could not be given
+        ids = prompt_ids(writer, placed)
+        responses = generate(ids, policy, how)
+
+    def write(ranking: Sequence[dict]) -> None:
+        rows = zip(table.rows, responses, ranking, strict=True)
+        write_rows(output, [{**row, responses_key: of_row, **ranked} for row, of_row, ranked in rows])
+
+    unranked: list[dict] = [{} for _ in prompts]
+    try:
+        if policy is not None:
+            write(unranked)  # what took hours is kept, whatever comes next
+            responses, said = leave_out(folder, prompts, responses, output)
+            write(unranked)  # if ranking fails, it can be read as candidates
+            print(*said, f"the responses are in {output}, and are ranked now", sep="\n", flush=True)
+        for line in check_texts(folder, prompts, responses, table.place):
+            print(line, flush=True)
+        # vLLM takes most of the free memory, so the reward model is loaded after vLLM has ended.
+        loaded = load(model, chat_template=chat_template)
+        write(rank_responses(loaded, prompts, responses, coefficients, batch_size))
+    except KeyboardInterrupt:
+        if policy is None:
+            raise
+        again = f"without --generate, --candidates {output} and another --output rank them"
+        raise KeyboardInterrupt(f"the responses are in {output}; {again}") from None
     return str(output)
 
 
-def read_candidates(path: Path) -> list[tuple[int, dict]]:
-    """Numbered rows with a prompt and `responses`, a list of at least one; each is a text or a list of messages. Other
-    columns are kept.
+def read_candidates(
+    source: str | Path, prompt_key: str = PROMPT, responses_key: str = RESPONSES, split: str | None = None
+) -> Table:
+    """Rows with a prompt and responses, a list of at least one; each is a text or a list of messages. Other columns
+    are kept.
 
     Raises:
-        ValueError: a row that is not whole, holds a blank response, or has a column of the ranking; with its line.
+        ValueError: as `read_table`; a row that is not whole, holds a blank response, or has a column of the ranking;
+            with its place.
         OSError: the file cannot be read.
     """
-    rows = read_rows(path, {"prompt": object, "responses": object})
-    refuse_taken(path, rows, RANKING)
-    check_prompts(path, rows)
-    for number, row in rows:
-        if not isinstance(row["responses"], list) or not row["responses"]:
-            got = "an empty list" if row["responses"] == [] else f"{str(row['responses'])[:80]!r}"
-            raise ValueError(f"line {number} of {path} needs a list of at least one text as 'responses', got {got}")
-        for response in row["responses"]:
+    table = _read(source, [prompt_key, responses_key], RANKING, split)
+    for number, row in enumerate(table.rows):
+        place, responses = table.place(number), row[responses_key]
+        if not isinstance(responses, list) or not responses:
+            got = "an empty list" if responses == [] else in_words(responses)
+            lists = "; CSV has no lists, JSONL and Parquet do" if isinstance(responses, str) else ""
+            raise ValueError(f"{place} needs a list of at least one text as {responses_key!r}, got {got}{lists}")
+        for response in responses:
             if wrong := no_text(response):
                 raise ValueError(
-                    f"line {number} of {path} needs texts or messages as 'responses', got {wrong}: drop it, because a "
-                    "reward for saying nothing means nothing"
+                    f"{place} needs texts or messages as {responses_key!r}, got {wrong}: drop it, because a reward "
+                    "for saying nothing means nothing"
                 )
-    return rows
+    return table
 
 
-def read_prompts(path: Path) -> list[tuple[int, dict]]:
-    """Numbered rows with a prompt, to which responses will be sampled.
+def read_prompts(
+    source: str | Path, prompt_key: str = PROMPT, responses_key: str = RESPONSES, split: str | None = None
+) -> Table:
+    """Rows with a prompt, to which responses will be sampled.
 
     Raises:
-        ValueError: a row without a prompt, or with a column that is to be written; with its line.
+        ValueError: as `read_table`; a row without a prompt, or with a column that is to be written; with its place.
         OSError: the file cannot be read.
     """
-    rows = read_rows(path, {"prompt": object})
-    refuse_taken(path, rows, (*RANKING, "responses"))
-    check_prompts(path, rows)
-    return rows
+    return _read(source, [prompt_key], (*RANKING, responses_key), split)
 
 
-def check_prompts(path: Path, rows: list[tuple[int, dict]]) -> None:
-    """Raises ValueError if a prompt is neither a text nor messages; with its line."""
-    for number, row in rows:
-        if wrong := no_text(row["prompt"]):
+def _read(source: str | Path, columns: Sequence[str], new: Sequence[str], split: str | None) -> Table:
+    """Rows with these columns, the first of which has prompts, and without those that are to be written."""
+    table = read_table(source, dict.fromkeys(columns, object), split)
+    for number, row in enumerate(table.rows):
+        if taken := [column for column in new if column in row]:
             raise ValueError(
-                f"line {number} of {path} needs a text or messages as 'prompt', got {wrong}: correct it or drop the "
-                "row"
+                f"{table.place(number)} needs new columns for the ranking, got {taken[0]!r}, which it has: rename or "
+                "drop it"
             )
-
-
-def refuse_taken(path: Path, rows: list[tuple[int, dict]], columns: tuple[str, ...]) -> None:
-    """Raises ValueError if a row has one of the columns that are to be written; with its line."""
-    for number, row in rows:
-        if taken := [column for column in columns if column in row]:
+        if wrong := no_text(row[columns[0]]):
             raise ValueError(
-                f"line {number} of {path} needs new columns for the ranking, got {taken[0]!r}, which it has: rename "
-                "or drop it"
+                f"{table.place(number)} needs a text or messages as {columns[0]!r}, got {wrong}: correct it or drop "
+                "the row"
             )
+    return table.as_json()
 
 
 def check_length(max_tokens: int, model: Folder) -> None:
@@ -193,83 +217,83 @@ def prompt_writer(policy: str, rewards: Writer, plain_prompts: bool) -> Writer:
     return own
 
 
-def generate(
-    rows: list[tuple[int, dict]], ids: list[list[int]], policy: str, sampling: Sampling
-) -> list[tuple[int, dict]]:
-    """The rows with `responses` of a policy to the prompts, given as tokens, sampled with vLLM.
+def generate(ids: list[list[int]], policy: str, sampling: Sampling) -> list[list[str]]:
+    """n responses of a policy to each prompt, given as tokens, sampled with vLLM.
 
     Raises:
-        ModuleNotFoundError: vLLM is not installed.
+        ValueError, ModuleNotFoundError: as `generation.generate`.
     """
-    from vllm import LLM, SamplingParams
+    n, temperature, max_tokens = sampling
+    asked = {i * len(ids) + number: prompt for number, prompt in enumerate(ids) for i in range(n)}
+    responses = [[""] * n for _ in ids]
+    answers = generation.generate(policy, asked, generation.Sampling(temperature, max_tokens))
+    with closing(answers), progress("responses", len(asked), "responses") as count:  # closing ends its process
+        for number, text, _ in answers:
+            responses[number % len(ids)][number // len(ids)] = text
+            count(1)
+    return responses
 
-    eager = not torch.cuda.is_available()  # compiling pays off on a GPU only
-    llm = LLM(policy, enforce_eager=eager, trust_remote_code=trusted())
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in ids], SamplingParams(**sampling._asdict()))
-    return [
-        (number, {**row, "responses": [one.text for one in output.outputs]})
-        for (number, row), output in zip(rows, outputs, strict=True)
-    ]
 
-
-def leave_out(model: Folder, rows: list[tuple[int, dict]], path: Path) -> tuple[list[tuple[int, dict]], list[str]]:
-    """The rows without generated responses that are blank or that the model cannot read whole, and sentences with
-    their number. A row may lose all. `path` is the file that they are kept in.
+def leave_out(
+    model: Folder, prompts: Sequence[Text], responses: Sequence[list[str]], path: Path
+) -> tuple[list[list[str]], list[str]]:
+    """The responses to each prompt without generated ones that are blank or that the model cannot read whole, and
+    sentences with their number. A prompt may lose all. `path` is the file that they are kept in.
 
     Raises:
         ValueError: no response is left.
     """
-    blank, long, sampled, none_left, left = 0, 0, 0, 0, []
-    for number, row in rows:
-        responses = row["responses"]
-        tokens = model.tokens([row["prompt"]] * len(responses), responses)
+    blank, long, sampled, left = 0, 0, 0, []
+    for prompt, texts in zip(along(prompts, "looking at the responses", "prompts"), responses):
+        tokens = model.tokens([prompt] * len(texts), texts)
         blank += int(tokens.empty.sum())
         long += int((tokens.too_long & ~tokens.empty).sum())
-        good = [text for text, bad in zip(responses, tokens.empty | tokens.too_long) if not bad]
-        sampled += len(responses)
-        none_left += not good
-        left.append((number, {**row, "responses": good}))
+        sampled += len(texts)
+        left.append([text for text, bad in zip(texts, tokens.empty | tokens.too_long) if not bad])
+    none_left = left.count([])
     longest = f"longer than the {model.max_length} tokens that the reward model reads"
     said = [f"{blank} of {sampled} responses are blank: they are left out"] * bool(blank)
     said += [f"{long} of {sampled} responses are {longest}: they are left out"] * bool(long)
-    if none_left == len(rows):
+    if none_left == len(left):
         raise ValueError(
             f"--generate needs a policy that answers, got {blank} blank responses and {long} that are {longest}, of "
             f"{sampled}: look at them in {path}, at the prompts and at --max_tokens"
         )
     if none_left:
-        said.append(f"{none_left} of {len(rows)} prompts have no response left: their best is null")
+        said.append(f"{none_left} of {len(left)} prompts have no response left: their best is null")
     return left, said
 
 
-def check_texts(model: Folder, rows: list[tuple[int, dict]], path: Path) -> list[str]:
+def check_texts(
+    model: Folder, prompts: Sequence[Text], responses: Sequence[Sequence[Text]], place: Callable[[int], str]
+) -> list[str]:
     """Sentences about texts that the model cannot read whole, or cannot tell apart.
 
     Args:
-        rows: line numbers and contents, with responses, of the file `path`.
+        responses: those to each prompt. place: says where the row of a number stands, for a message.
 
     Raises:
         ValueError: a row that cannot be written in the model's form; a response that is too long for the model, or is
-            nothing but its end; or different responses that are equal once the prompt is cut. With the line.
+            nothing but its end; or different responses that are equal once the prompt is cut. With the place.
     """
-    cut, alike, equal, said = 0, 0, [], []
-    for number, row in rows:
-        responses = row["responses"]
+    count, cut, alike, equal, said = len(prompts), 0, 0, [], []
+    for number, prompt in enumerate(along(prompts, "looking at the texts", "prompts")):
+        texts = responses[number]
         try:
-            tokens = model.tokens([row["prompt"]] * len(responses), responses)
+            tokens = model.tokens([prompt] * len(texts), texts)
         except ValueError as error:
-            raise ValueError(f"line {number} of {path}: {error}") from error
+            raise ValueError(f"{place(number)}: {error}") from error
         if tokens.empty.any():
             i = int(tokens.empty.argmax())
             raise ValueError(
-                f"line {number} of {path} needs responses with words, got {str(responses[i])[:80]!r}: drop it, "
-                "because a reward for saying nothing means nothing"
+                f"{place(number)} needs responses with words, got {str(texts[i])[:80]!r}: drop it, because a reward "
+                "for saying nothing means nothing"
             )
         if tokens.too_long.any():
             i = int(tokens.too_long.argmax())
             raise ValueError(
-                f"line {number} of {path} needs responses of at most {model.max_length} tokens, got "
-                f"{tokens.answers[i]} in response {i}: drop it, or take a reward model of longer texts"
+                f"{place(number)} needs responses of at most {model.max_length} tokens, got {tokens.answers[i]} in "
+                f"response {i}: drop it, or take a reward model of longer texts"
             )
         cut += bool(tokens.cut.any())
         read = [*map(tuple, tokens.ids)]
@@ -277,36 +301,41 @@ def check_texts(model: Folder, rows: list[tuple[int, dict]], path: Path) -> list
         # what the prompt ends with.
         if len({*read}) < len({*zip(read, tokens.answers.tolist())}):
             equal.append(number)
-        alike += len({*read}) < len({*map(json.dumps, responses)})
+        alike += len({*read}) < len({*map(json.dumps, texts)})
     if equal:
         raise ValueError(
-            f"line {equal[0]} of {path} needs responses that differ in the {model.max_length} tokens that the "
-            f"model reads, got some that are equal once the prompt is cut, in {len(equal)} of {len(rows)} rows: "
-            "shorten the prompt, or take a reward model of longer texts"
+            f"{place(equal[0])} needs responses that differ in the {model.max_length} tokens that the model reads, "
+            f"got some that are equal once the prompt is cut, in {len(equal)} of {count} rows: shorten the prompt, or "
+            "take a reward model of longer texts"
         )
     if cut:
-        said.append(f"{cut} of {len(rows)} prompts are longer than the model reads: their beginnings were cut away")
+        said.append(f"{cut} of {count} prompts are longer than the model reads: their beginnings were cut away")
     if alike:
-        said.append(f"{alike} of {len(rows)} prompts have responses that are the same to the model: they rank alike")
+        said.append(f"{alike} of {count} prompts have responses that are the same to the model: they rank alike")
     return said
 
 
-def rank_responses(model: RewardModel, rows: list[dict], coefficients: np.ndarray, batch_size: int = 16) -> list[dict]:
-    """The rows with `rewards` (n), `order` (the numbers of the responses, best first) and `best`, the first of them or
-    None if there is none.
+def rank_responses(
+    model: RewardModel,
+    prompts: Sequence[Text],
+    responses: Sequence[Sequence[Text]],
+    coefficients: np.ndarray,
+    batch_size: int = 16,
+) -> list[dict]:
+    """Of the responses to each prompt the `rewards` (n), their `order` (the numbers of the responses, best first) and
+    the `best`, the first of them or None if there is none.
 
     Raises:
         ValueError: a reward that is not finite.
     """
-    prompts, responses = zip(*((row["prompt"], response) for row in rows for response in row["responses"]))
-    rewards = model.base_rewards(prompts, responses, batch_size) @ coefficients
+    asked, answers = zip(*((prompt, text) for prompt, texts in zip(prompts, responses) for text in texts))
+    rewards = model.base_rewards(asked, answers, batch_size) @ coefficients
     if not np.isfinite(rewards).all():
-        text = responses[np.argmin(np.isfinite(rewards))]
+        text = answers[np.argmin(np.isfinite(rewards))]
         raise ValueError(f"ranking needs finite rewards, got nan or inf for {str(text)[:80]!r}: the model is broken")
     ranked = []
-    ends = np.cumsum([len(row["responses"]) for row in rows])[:-1]
-    for row, row_rewards in zip(rows, np.split(rewards, ends)):
-        order = np.argsort(-row_rewards, kind="stable").tolist()
-        best = row["responses"][order[0]] if order else None
-        ranked.append({**row, "rewards": row_rewards.tolist(), "order": order, "best": best})
+    ends = np.cumsum([len(texts) for texts in responses])[:-1]
+    for texts, of_row in zip(responses, np.split(rewards, ends)):
+        order = np.argsort(-of_row, kind="stable").tolist()
+        ranked.append({"rewards": of_row.tolist(), "order": order, "best": texts[order[0]] if order else None})
     return ranked

@@ -14,11 +14,12 @@ import numpy as np
 from openrlhf_pgrpo.core.posterior import Prior, mean_and_root, posterior
 from openrlhf_pgrpo.core.questions import enough, next_questions, predict, predictive_entropy
 from openrlhf_pgrpo.files import locked
-from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, Skipped
 from openrlhf_pgrpo.people.pool import Pair, shown
 
 LEFT, TIE, RIGHT = "left", "tie", "right"
 PREFERENCES = {LEFT: 1.0, TIE: 0.5, RIGHT: 0.0}  # for the answer on the left
+NO_PREFERENCE = (SKIP, BOTH_BAD)  # the other choices
 DEVIATIONS = 1.645  # 90 % of a normal distribution lie within this many standard deviations
 LARGEST_REWARD = np.finfo(np.float32).max  # a model computes in float32
 LONGEST_NAME = 200  # bytes of a profile's name without .json; file systems take 255, a lock's name is longer
@@ -74,6 +75,7 @@ class Session:
 
     Attributes:
         profile: of the answers on the disk. question: the open one; None at the end. entropy: bits per pair.
+        questions: that can be answered at most, with those that are.
 
     Raises:
         ValueError: a profile of another user, or one that `Profile.load` refuses; or base rewards that are not finite.
@@ -97,42 +99,44 @@ class Session:
         self.pairs, self.prior = pairs, prior
         self.rewards = tuple(_checked(rewards, len(pairs), len(prior.mean)) for rewards in (a, b))
         self.features = self.rewards[0] - self.rewards[1]
-        self.questions, self.level = questions, level
+        self._most_questions, self.level = questions, level
         self.rows = {pair.name: row for row, pair in enumerate(pairs)}
         # Bad features are refused before the first answer: ties to all pairs leave the least variance.
         predictive_entropy(self.features, posterior(self.features, np.full(len(pairs), 0.5), prior))
-        answers = self._open(user, fingerprint)
-        if questions is not None:
-            elsewhere = sum(answer.pair not in self.rows for answer in answers)
-            self.questions = min(questions, elsewhere + len(pairs))
+        answers, skipped = self._open(user, fingerprint)
         try:
-            self._continue_from(Profile.of(user, fingerprint, answers, prior))
+            self._continue_from(Profile.of(user, fingerprint, answers, prior, skipped))
             self.forecast(), self.ranking()  # whatever will be shown can be computed
         except (ValueError, ArithmeticError) as error:
             raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
 
-    def _open(self, user: str, fingerprint: str) -> tuple[Answer, ...]:
-        """The answers in the file, none where there is no file. The first answer makes one: who has said nothing is
-        not known."""
+    def _open(self, user: str, fingerprint: str) -> tuple[tuple[Answer, ...], tuple[Skipped, ...]]:
+        """The answers in the file and what was skipped, none where there is no file. The first choice makes one: who
+        has said nothing is not known."""
         with locked(self.path):  # fails now if the folder cannot be written
             self._content = content(self.path)
             if self._content is None:
-                return ()
+                return (), ()
             profile = Profile.load(self.path, fingerprint, self.prior)
         if profile.user != user:
             raise ValueError(
                 f"{self.path} needs a profile of {user!r}, got one of {profile.user!r}: name another file"
             )
-        return profile.answers
+        return profile.answers, profile.skipped
 
     def _continue_from(self, profile: Profile) -> None:
         """Chooses the next question after the answers of this profile."""
-        asked = sorted({self.rows[answer.pair] for answer in profile.answers if answer.pair in self.rows})
+        answered = {self.rows[said.pair] for said in profile.answers if said.pair in self.rows}
+        skipped = {self.rows[one.pair] for one in profile.skipped if one.pair in self.rows} - answered
+        questions = self._most_questions
+        if questions is not None:
+            elsewhere = sum(said.pair not in self.rows for said in profile.answers)
+            questions = min(questions, elsewhere + len(self.pairs) - len(skipped))
         entropy = predictive_entropy(self.features, profile.posterior)
-        question = None
-        if len(asked) < len(self.pairs) and not enough(len(profile.answers), entropy, self.questions, self.level):
+        question, asked = None, sorted(answered | skipped)
+        if len(asked) < len(self.pairs) and not enough(len(profile.answers), entropy, questions, self.level):
             question = self._shown(*next_questions(self.features, profile.posterior, asked))
-        self.profile, self.entropy, self.question = profile, entropy, question
+        self.profile, self.entropy, self.question, self.questions = profile, entropy, question, questions
 
     def _swapped(self, name: str) -> bool:
         """Whether answer b is on the left. Sides are mixed: people favour a side, and all good answers may be in a."""
@@ -147,7 +151,8 @@ class Session:
         """Records the answer to the open question. When this returns, it is on the disk.
 
         Args:
-            name: of the question that was shown. choice: a key of `PREFERENCES`.
+            name: of the question that was shown. choice: a key of `PREFERENCES`, or one of `NO_PREFERENCE`: nothing
+                is learned from it, and the question is not asked again.
 
         Raises:
             NotNow: another question is open, or none.
@@ -155,24 +160,32 @@ class Session:
         """
         if self.question is None or name != self.question.name:
             raise NotNow("an answer needs to be to the open question, got one to another, which was answered already")
-        preference = PREFERENCES[choice]
-        features = tuple(self.features[self.rows[name]].tolist())
-        said = Answer(name, features, 1 - preference if self._swapped(name) else preference)
-        self._save([*self.profile.answers, said])
+        answers, skipped = self.profile.answers, self.profile.skipped
+        if choice in NO_PREFERENCE:
+            self._save(answers, (*skipped, Skipped(name, choice, len(answers))))
+            return
+        preference, row = PREFERENCES[choice], self.rows[name]
+        preference = 1 - preference if self._swapped(name) else preference
+        said = Answer(name, tuple(self.features[row].tolist()), preference, *self.pairs[row])
+        self._save((*answers, said), skipped)
 
     def undo(self) -> None:
-        """Removes the last answer, on the disk too.
+        """Removes the last answer, or what was skipped after it, on the disk too.
 
         Raises:
             NotNow: there is none.
             OSError: the profile cannot be written, or was changed by another session. The answer stays.
         """
-        if not self.profile.answers:
+        answers, skipped = self.profile.answers, self.profile.skipped
+        if skipped and skipped[-1].after == len(answers):
+            self._save(answers, skipped[:-1])
+        elif answers:
+            self._save(answers[:-1], skipped)
+        else:
             raise NotNow("undo needs an answer to take back, got none yet")
-        self._save(self.profile.answers[:-1])
 
-    def _save(self, answers) -> None:
-        profile = Profile.of(self.profile.user, self.profile.fingerprint, answers, self.prior)
+    def _save(self, answers: tuple[Answer, ...], skipped: tuple[Skipped, ...]) -> None:
+        profile = Profile.of(self.profile.user, self.profile.fingerprint, answers, self.prior, skipped)
         with locked(self.path):  # else another session could write between our look and our writing
             if content(self.path) != self._content:
                 raise OSError(f"{self.path} was changed by another session: close one of them and start again")

@@ -5,10 +5,11 @@ import textwrap
 from collections.abc import Callable
 from unicodedata import bidirectional, category
 
-from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, Forecast, NotNow, Session
+from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP
+from openrlhf_pgrpo.people.session import LEFT, PREFERENCES, RIGHT, TIE, Forecast, NotNow, Session
 
-KEYS = {"1": LEFT, "2": RIGHT, "=": TIE}
-HELP = "1 or 2: the better answer   =: equally good   u: undo   q: save and leave"
+KEYS = {"1": LEFT, "2": RIGHT, "=": TIE, "b": BOTH_BAD, "s": SKIP}
+HELP = "1 or 2: the better answer   =: equally good   b: both bad   s: skip   u: undo   q: save and leave"
 BAR = 31  # characters
 EMBEDDINGS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they turn the text that follows
 
@@ -22,7 +23,7 @@ def ask(session: Session, read: Callable[[str], str] = input, write: Callable[[s
             shown = session.question
             write(question_text(session))
         try:
-            key = read("1, 2, =, u, q: ").strip().lower()
+            key = read("1, 2, =, b, s, u, q: ").strip().lower()
         except (EOFError, KeyboardInterrupt):
             key = "q"
         if key == "q":
@@ -41,7 +42,7 @@ def ask(session: Session, read: Callable[[str], str] = input, write: Callable[[s
         except OSError as error:
             write(plain(f"not saved, so the question stays open: {error}"))
         else:
-            write(forecast_text(session.forecast()) if key in KEYS else "taken back")
+            write(done_text(session, KEYS.get(key)))
     write(summary(session))
 
 
@@ -69,6 +70,13 @@ def question_text(session: Session) -> str:
     return "\n".join(("", asked, block(prompt, "  "), "", "1", block(left, "  "), "", "2", block(right, "  "), ""))
 
 
+def done_text(session: Session, choice: str | None) -> str:
+    """What to say after a choice was saved; None is undo."""
+    if choice is None:
+        return "taken back"
+    return forecast_text(session.forecast()) if choice in PREFERENCES else f"noted: {choice}"
+
+
 def forecast_text(forecast: Forecast) -> str:
     """The chance that the model had given to the answer."""
     if forecast.choice == TIE:
@@ -77,8 +85,8 @@ def forecast_text(forecast: Forecast) -> str:
 
 
 def answered(session: Session) -> str:
-    count = len(session.profile.answers)
-    return f"{count} answer{'s' * (count != 1)}"
+    count, skipped = len(session.profile.answers), len(session.profile.skipped)
+    return f"{count} answer{'s' * (count != 1)}" + f", {skipped} skipped" * bool(skipped)
 
 
 def summary(session: Session) -> str:

@@ -30,7 +30,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     question: str
-    choice: Literal["left", "tie", "right"]
+    choice: Literal["left", "tie", "right", "skip", "both bad"]
 
 
 class AsciiJSON(JSONResponse):
@@ -204,6 +204,7 @@ def view(session: Session) -> dict:
     return {
         "user": session.profile.user,
         "answered": len(session.profile.answers),
+        "skipped": len(session.profile.skipped),
         "questions": session.questions,
         "entropy": session.entropy,
         "level": session.level,

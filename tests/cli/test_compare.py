@@ -9,8 +9,10 @@ import sys
 import urllib.error
 import urllib.request
 
+import datasets
 import pytest
 
+from openrlhf_pgrpo.cli.main import main
 from openrlhf_pgrpo.host.cpu.launch import environment
 from openrlhf_pgrpo.people import compare as module
 from openrlhf_pgrpo.people.generation import Answer
@@ -48,13 +50,25 @@ def test_a_table_is_shown_and_no_progress_where_output_is_no_terminal(run, words
 
 
 @pytest.mark.core
-def test_ctrl_c_leaves_a_sentence(run, words, monkeypatch):
+def test_rows_come_from_parquet(run, words, tmp_path):
+    where = words.index("--data") + 1
+    datasets.Dataset.from_list(lines_of(words[where])).to_parquet(tmp_path / "data.parquet")
+    code, _ = run(*words[:where], tmp_path / "data.parquet", *words[where + 1 :])
+    assert code == 0 and [verdict["line"] for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl")] == [0, 1, 2, 3]
+    code, _ = run(*words[:where], tmp_path / "data.parquet", *words[where + 1 :], "--pref_group_key", "who2")
+    assert f"row 0 of {tmp_path / 'data.parquet'} needs the column 'who2', got 'text', 'who', 'kind'" in code
+
+
+@pytest.mark.core
+def test_ctrl_c_leaves_a_sentence(run, words, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "generate", interrupted)
-    code, _ = run(*words)
-    assert code == "openrlhf-pgrpo compare: stopped; the same command goes on with what is in out"
+    with pytest.raises(SystemExit, match="130"):
+        main([str(word) for word in words])
+    said = "openrlhf-pgrpo compare: stopped; the same command goes on with what is in out"
+    assert said in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.core

@@ -112,7 +112,7 @@ def test_a_model_that_is_none_is_refused(run, command, tiny):
     assert "needs to be a factorized reward model" in code
 
 
-def test_ctrl_c_leaves_a_sentence(command, monkeypatch, tmp_path):
+def test_ctrl_c_leaves_a_sentence(command, monkeypatch, tmp_path, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -120,6 +120,7 @@ def test_ctrl_c_leaves_a_sentence(command, monkeypatch, tmp_path):
     monkeypatch.setattr("openrlhf_pgrpo.people.evaluate.Predictions.new_people", stop)
     with pytest.raises(SystemExit) as ended:
         main([*map(str, command), "--output", "out.json"])
-    assert ended.value.code == "openrlhf-pgrpo evaluate: stopped; on the disk: out.json"
+    said = "openrlhf-pgrpo evaluate: stopped; on the disk: out.json"
+    assert ended.value.code == 130 and said in capsys.readouterr().err.splitlines()
     kept = json.loads((tmp_path / "out.json").read_text())
     assert not kept["finished"] and kept["known"]["own coefficients"]

@@ -21,7 +21,7 @@ def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, t
 
     model = load(tmp_path / "m")
     assert model.users == [f"u{user}" for user in range(8)]
-    _, rows = fast.read(annotations)
+    rows = fast.read(annotations).rows
     users, prompts, chosen, rejected, _ = zip(*rows)
     features = model.base_rewards(prompts, chosen) - model.base_rewards(prompts, rejected)
     own = model.coefficients[[model.users.index(user) for user in users]]

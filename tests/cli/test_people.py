@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from openrlhf_pgrpo.core.posterior import Prior, posterior
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.users import Users
+from openrlhf_pgrpo.people.generation import Answer as Answered
 
 pytestmark = pytest.mark.host
 
@@ -257,7 +258,7 @@ def test_a_profile_that_was_edited_is_refused_by_all_who_read_it(run, folder, po
         (("--questions", 0), "--questions needs at least 1, got 0"),
         (("--entropy", 1.5), "--entropy needs a number of bits above 0 and up to 1, got 1.5"),
         (("--entropy", "nan"), "--entropy needs a number of bits above 0 and up to 1, got nan"),
-        (("--pool", "nowhere.jsonl"), "No such file"),
+        (("--pool", "no/where.jsonl"), "the data need to be a file, a folder or a data set on the hub, got no/where"),
         (("--profile", "nowhere/ana.json"), "--profile needs a folder that exists, got nowhere: make it"),
         (("--host", "0.0.0.0", "--web"), "--host needs one address of this machine"),
         (("--host", "127.0.0.1"), "--host needs --web, got questions in the terminal: leave it out"),  # case D18
@@ -267,6 +268,80 @@ def test_a_profile_that_was_edited_is_refused_by_all_who_read_it(run, folder, po
 def test_elicit_refuses_before_it_asks(run, folder, pool, change, message):
     code, _ = run("elicit", "--model", folder, "--pool", pool, "--user", "ana", *change)
     assert code.startswith("openrlhf-pgrpo elicit: ") and message in code
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--pool", "p"), "asking one user needs --pool and --user, got no --user: add it"),
+        (("--user", "ana"), "asking one user needs --pool and --user, got no --pool: add it"),
+        (
+            ("--pool", "p", "--user", "ana", "--profiles", "f"),
+            "--profiles is of no use to asking one user: leave it out",
+        ),
+        (
+            ("--answers", "a"),
+            "learning from --answers needs --answers and --profiles, got no --profiles: add it",
+        ),
+        *(
+            (("--answers", "a", "--profiles", "f", *more), f"{more[0]} is of no use to learning from --answers")
+            for more in (
+                ("--pool", "p"),
+                ("--user", "ana"),
+                ("--profile", "p"),
+                ("--questions", 10),
+                ("--entropy", 0.5),
+                ("--web",),
+                ("--host", "127.0.0.1"),
+                ("--port", 0),
+            )
+        ),
+    ],
+)
+def test_elicit_asks_one_or_learns_many(run, folder, tmp_path, words, message):
+    code, _ = run("elicit", "--model", folder, *words)
+    assert code.startswith("openrlhf-pgrpo elicit: ") and message in code and not (tmp_path / "f").exists()
+
+
+def test_people_are_learned_from_choices_and_groups_and_rewards_follow(run, folder, jsonl, tmp_path):
+    """Then the model is trained again, and nobody is asked."""
+    names = ["Ana Mar\u00eda", ".dot", "../up", "7", "\U0001f600" * 90]
+    pairs = [(a, b) for i, a in enumerate(ANSWERS) for b in ANSWERS[:i]]
+    rows = [
+        {"who": int(name) if name == "7" else name, "prompt": prompt, "good": b, "bad": a}
+        for name in [*names, "user3"]
+        for prompt in PROMPTS
+        for a, b in pairs
+    ]
+    data = jsonl("choices.jsonl", rows)
+    named = ("--user_key", "who", "--chosen_key", "good", "--rejected_key", "bad")
+    code, shown = run("elicit", "--model", folder, "--answers", data, "--profiles", "people", *named)
+    assert code == 0 and "people: 5 profiles of 90 answers\n" in shown and "no profile: 1 ('user3')" in shown
+    code, shown = run("elicit", "--model", folder, "--pool", data, "--user", "eve", *named, typed="1sbuu")
+    assert code == 0 and "18 of 108 pairs of " in shown and "noted: skip" in shown and "1 answer saved" in shown
+
+    prompts = jsonl("prompts.jsonl", [{"prompt": "hi", "user": name} for name in names])
+    groups = ("groups", "--model", folder, "--data", prompts, "--output", "grouped.jsonl", "--profile", "people")
+    assert run(*groups)[0] == 0 and all(row["pref_group"] for row in read_lines(tmp_path / "grouped.jsonl"))
+    candidates = jsonl("c.jsonl", [{"prompt": prompt, "responses": ANSWERS} for prompt in PROMPTS])
+    rerank = ("rerank", "--candidates", candidates, "--model")
+    ana = ("--profile", "people/Ana%20Mar\u00eda.json")
+    assert run(*rerank, folder, "--output", "ranked.jsonl", *ana)[0] == 0
+
+    rng = np.random.default_rng(3)
+    again = tmp_path / "again"
+    write(again, folder, rng.normal(0, 0.5, (2, 64)), rng.normal(0, 1, (6, 2)), [f"user{n}" for n in range(6)])
+    code, _ = run(*rerank, again, "--output", "other.jsonl", *ana)
+    assert "got one for" in code and code.endswith("or fit the profile again with openrlhf-pgrpo refit")
+    code, shown = run("refit", "--model", again, "--profile", "people", "eve.json", "--output", "refitted")
+    assert code == 0 and "refitted: 6 profiles of 91 answers\n" in shown
+    for name in ("Ana%20Mar\u00eda.json", "eve.json"):
+        out = f"{name}.jsonl"
+        assert run(*rerank, again, "--output", out, "--profile", f"refitted/{name}")[0] == 0
+    code, _ = run("refit", "--model", again, "--profile", "people", "--output", "people")
+    assert code.startswith(
+        "openrlhf-pgrpo refit: --output needs a folder without other files of these names, got people/"
+    )
 
 
 @pytest.mark.parametrize("flags", [("--n", 8), ("--temperature", 1), ("--max_tokens", 512), ("--plain_prompts",)])
@@ -286,21 +361,15 @@ def test_b4_max_tokens_are_refused_before_anything_is_generated(run, folder, tin
     assert "--max_tokens needs fewer than the 256 tokens that " in code and " reads, got 512: lower it" in code
 
 
-class Policy:
-    """Stands in for `vllm.LLM`: it answers by nothing, by a word, and by more than the model reads."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def generate(self, prompts, sampling):
-        texts = ["", "word", "long " * 99]
-        return [SimpleNamespace(outputs=[SimpleNamespace(text=text) for text in texts]) for _ in prompts]
+def policy(policy, ids, sampling):
+    """Stands in for `generation.generate`: it answers by nothing, by a word, and by more than the model reads."""
+    for number in ids:
+        yield Answered(number, ["", "word", "long " * 99][number * 3 // len(ids)], False)
 
 
 def test_b4_what_was_generated_is_kept_and_ranked_whatever_it_is(run, folder, tiny, jsonl, tmp_path, monkeypatch):
     """One response that was too long lost them all; an empty one could be the best."""
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Policy, SamplingParams=dict))
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("openrlhf_pgrpo.people.generation.generate", policy)
     data, out = jsonl("p.jsonl", [{"prompt": "p"}, {"prompt": "q"}]), tmp_path / "out.jsonl"
     words = ("rerank", "--model", folder, "--user", "user3", "--candidates", data, "--output", out)
     words += ("--generate", tiny / "model", "--n", 3, "--max_tokens", 64)
@@ -370,6 +439,13 @@ def test_an_older_model_is_told_how_its_texts_are_written(run, chat_folder, json
     assert code == 0 and "  user: why" in shown and "  assistant: Yes!" in shown and "2 answers saved" in shown
     code, _ = run(*elicit, "--scores", "s", "--chat_template", "plain")
     assert "line 1 of " in code and "a prompt needs to be a text" in code
+    profile = json.loads((tmp_path / "ana.json").read_text())
+    assert len(Users(Folder(model, str(policy)), ["ana.json"])) == 5
+    with pytest.raises(ValueError, match="ana.json needs to be a profile for the model .*, got one for "):
+        Users(Folder(model, "plain"), ["ana.json"])
+    assert len(Users(Folder(model), ["ana.json"])) == 5  # as groups reads it, which needs no form
+    (tmp_path / "ana.json").write_text(json.dumps({**profile, "fingerprint": Folder(model).fingerprint}))
+    assert len(Users(Folder(model, "plain"), ["ana.json"])) == 5  # from before the form was noted
     assert run(*rerank, *told)[0] == 0
     rewards = load(model, chat_template=str(policy)).base_rewards(["why 0?"] * 2, ["Yes!", "Certainly not, no."])
     assert read_lines(tmp_path / "out.jsonl")[0]["rewards"] == pytest.approx(

@@ -41,6 +41,15 @@ def test_held_out_losses_by_hand(monkeypatch):
     assert choice.l2s.tolist() == [1, 1] and choice.recommended == 1
 
 
+def test_a_fold_may_lack_users_and_the_fits_go_along(monkeypatch):
+    """Ann has two pairs, which are in two of the three folds."""
+    known = Annotations.of(["ann"] * 2 + ["bob"] * 6, np.r_[0, 1, 0:6], np.ones(8))
+    monkeypatch.setattr(cross_validation, "minimum", lambda *_: (np.zeros((1, 6)), np.zeros((2, 1))))
+    fits = []
+    choice = choose_factors(np.eye(6), known, (1, 2), (1.0,), folds=3, along=lambda some: fits.extend(some) or some)
+    assert choice.loss == pytest.approx(np.log(2)) and len(fits) == len({*fits}) == 3 * 2 * 1
+
+
 def test_the_fewest_within_one_standard_error_are_recommended(monkeypatch):
     """More base rewards lower the loss from 1.00 to 0.90 (4) with an error of 0.02: folds of 0.88, 0.88, 0.94 have a
     standard deviation of 0.0346 and an error of 0.0346 / sqrt(3). 3 with 0.91 are within it, 2 with 0.93 are not."""

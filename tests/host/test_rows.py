@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_pgrpo.core.names import name_of
-from openrlhf_pgrpo.files import read_rows
 from openrlhf_pgrpo.models import factorize
+from openrlhf_pgrpo.models.tables import read_table
 from openrlhf_pgrpo.people.groups import assign, name_users
 from openrlhf_pgrpo.people.pool import read_pool
 from openrlhf_pgrpo.people.rerank import read_candidates
@@ -234,9 +234,9 @@ def is_text_or_messages(text) -> bool:
 
 def read_grouped(path):
     """As `openrlhf-pgrpo groups` reads its rows and writes them with the preference group of each user."""
-    rows = name_users(read_rows(path, {}), "user", path)
-    chances = {row["user"]: np.array([0.25, 0.75]) for _, row in rows}
-    return rows, assign(rows, chances, ["group-1", "group-2"], "user", "pref_group")
+    table = name_users(read_table(path, {}), "user").as_json()
+    chances = {row["user"]: np.array([0.25, 0.75]) for row in table.rows}
+    return table.rows, assign(table, chances, ["group-1", "group-2"], "user", "pref_group")
 
 
 def test_a7_b5_lines_of_jsonl(counted, tmp_path):
@@ -257,9 +257,9 @@ def test_a7_b5_lines_of_jsonl(counted, tmp_path):
             assert type(preference) is float and 0 <= preference <= 1
         for _, pair in counted.read(read_pool, path) or ():
             assert all(map(is_text_or_messages, pair))
-        for _, row in counted.read(read_candidates, path) or ():
+        for row in getattr(counted.read(read_candidates, path), "rows", ()):
             assert all(map(is_text_or_messages, [row["prompt"], *row["responses"]]))
-        for (_, row), grouped in zip(*counted.read(read_grouped, path) or ((), ()), strict=True):
+        for row, grouped in zip(*counted.read(read_grouped, path) or ((), ()), strict=True):
             assert row["user"].strip() and not PRINTED.search(row["user"])
             assert grouped == {**row, "pref_group": "group-2", "pref_group_probability": 0.75}
 

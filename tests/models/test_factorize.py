@@ -8,6 +8,7 @@ import pytest
 
 from openrlhf_pgrpo.models import factorize as fast
 from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.tables import Columns
 
 pytestmark = pytest.mark.host
 
@@ -27,7 +28,7 @@ def test_a_pair_is_the_same_either_way_round():
 
 def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     assert fast.factorize(annotations, tiny / "model", tmp_path / "m", factors=1, l2=2.0) is None
-    pairs, found = fast.annotate(fast.read(annotations)[1])
+    pairs, found = fast.annotate(fast.read(annotations).rows)
     X = fast.differences(tiny / "model", pairs, "last")
     scale = np.sqrt(np.square(X).mean(0))
     fitted = fast.fit(X / scale, found, 1, 2.0)
@@ -66,11 +67,11 @@ def test_a_line_that_was_cut_is_refused_with_its_number(annotations, tmp_path):
 def test_a1_rows_are_read_as_train_rm_reads_them(jsonl):
     """Users may be numbers, and a preference weighs; without one, the chosen answer was preferred."""
     rows = [row(7, "p", "x", "y", preference=0), row("ana", "p", "x", "z", preference=0.5)]
-    assert [(user, preference) for user, *_, preference in fast.read(jsonl("a.jsonl", rows))[1]] == [
+    assert [(user, preference) for user, *_, preference in fast.read(jsonl("a.jsonl", rows)).rows] == [
         ("7", 0),
         ("ana", 0.5),
     ]
-    assert fast.read(jsonl("b.jsonl", [row(7, "p", "x", "y")]))[1] == [("7", "p", "x", "y", 1.0)]
+    assert fast.read(jsonl("b.jsonl", [row(7, "p", "x", "y")])).rows == [("7", "p", "x", "y", 1.0)]
 
 
 @pytest.mark.parametrize("preference", ["null", "NaN", '"1"', "true", "-0.1", "1.5", "[1]", "{}", "1e400"])
@@ -85,7 +86,7 @@ def test_a1_a_preference_that_one_row_lacks_is_missing(jsonl):
     with pytest.raises(ValueError, match="line 2 of .* in 'preference', got null: correct it or drop the row"):
         fast.read(jsonl("a.jsonl", [row("ana", "p", "x", "y", preference=1), row("ana", "p", "x", "z")]))
     with pytest.raises(ValueError, match="needs the column 'prefrence', got no row with it: correct its name"):
-        fast.read(jsonl("b.jsonl", [row("ana", "p", "x", "y")]), fast.Columns(preference="prefrence"))
+        fast.read(jsonl("b.jsonl", [row("ana", "p", "x", "y")]), Columns(preference="prefrence"))
 
 
 @pytest.mark.parametrize("user", ["null", '""', '"  "', "NaN", "{}", '["ana"]'])

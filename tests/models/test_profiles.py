@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
-from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, Skipped, same_model
 
 pytestmark = pytest.mark.core
 
@@ -19,17 +19,59 @@ PRIOR = Prior(np.array([0.1, 0.2]), np.array([[2.0, 0.3], [0.3, 1.0]]))
 
 @pytest.fixture
 def profile():
-    answers = [Answer("p1", (0.1, 2.0), 1.0), Answer("p2", (1 / 3, -1e-17), 0.5)]
-    return Profile.of("ana", "f00d", answers, PRIOR)
+    chat = [{"role": "user", "content": "why?"}]
+    texts = (chat, "so \u00e9\U0001f600", [{"role": "assistant", "content": "no\u2028"}])
+    answers = [Answer("p1", (0.1, 2.0), 1.0, *texts), Answer("p2", (1 / 3, -1e-17), 0.5)]
+    return Profile.of("ana", "f00d", answers, PRIOR, [Skipped("p3", SKIP, 0), Skipped("p4", BOTH_BAD, 2)])
 
 
 def test_a_profile_comes_back_to_the_bit(profile, tmp_path):
     profile.save(tmp_path / "ana.json")
     back = Profile.load(tmp_path / "ana.json", "f00d", PRIOR)
     assert (back.user, back.fingerprint, back.answers) == ("ana", "f00d", profile.answers)
+    assert back.skipped == profile.skipped
     assert back.coefficients.tobytes() == profile.coefficients.tobytes()
     assert back.covariance.tobytes() == profile.covariance.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["ana.json"]
+
+
+def test_a_file_from_before_texts_were_kept_is_read_and_written_as_it_was(profile, tmp_path):
+    path, again = tmp_path / "ana.json", tmp_path / "again.json"
+    answers = [replace(said, prompt=None, a=None, b=None) for said in profile.answers]
+    replace(profile, answers=tuple(answers), skipped=()).save(path)
+    content = json.loads(path.read_text())
+    assert set(content) == {"user", "fingerprint", "coefficients", "covariance", "answers"}
+    assert all(set(said) == {"pair", "features", "preference"} for said in content["answers"])
+    Profile.load(path, "f00d", PRIOR).save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_many_profiles_are_those_that_are_fitted_one_by_one():
+    rng = np.random.default_rng(0)
+    said = {
+        f"u{user}": [
+            Answer(f"p{number}", tuple(rng.normal(0, 2, 2).tolist()), rng.choice([0.0, 0.5, 0.9, 1.0]))
+            for number in range(rng.integers(0, 25))
+        ]
+        for user in range(300)
+    }
+    for profile, (user, answers) in zip(Profile.many(said, "f00d", PRIOR), said.items(), strict=True):
+        one = Profile.of(user, "f00d", answers, PRIOR)
+        assert (profile.user, profile.fingerprint, profile.answers) == (user, "f00d", tuple(answers))
+        assert np.abs(profile.coefficients - one.coefficients).max() < 1e-9
+        assert np.abs(profile.covariance - one.covariance).max() < 1e-9
+    assert Profile.many({}, "f00d", PRIOR) == []
+
+
+def test_a_model_that_is_told_its_form_has_profiles_of_that_form(profile, tmp_path):
+    assert same_model("f00d", "f00d") and same_model("f00d+a", "f00d+a")
+    assert same_model("f00d", "f00d+a") and same_model("f00d+a", "f00d")
+    assert not same_model("f00d+a", "f00d+b") and not same_model("f00d", "beef") and not same_model("f00d+a", "beef+a")
+    replace(profile, fingerprint="f00d+a").save(tmp_path / "ana.json")
+    for fits in ("f00d", "f00d+a"):
+        Profile.load(tmp_path / "ana.json", fits, PRIOR)
+    with pytest.raises(ValueError, match=r"for the model f00d\+b, got one for f00d\+a: .* openrlhf-pgrpo refit"):
+        Profile.load(tmp_path / "ana.json", "f00d+b", PRIOR)
 
 
 def test_a_profile_holds_the_posterior_of_its_answers(profile):
@@ -82,6 +124,19 @@ def test_every_truncation_is_refused_and_the_file_stays(profile, tmp_path):
         dict(covariance=[[1.0, 0.0], [0.0, -1.0]]),
         dict(covariance=[[1.0, 0.0], [0.0]]),
         dict(extra=1),
+        dict(skipped={}),
+        dict(skipped=[{"pair": "p", "reason": "skip"}]),
+        dict(skipped=[{"pair": "p", "reason": "tie", "after": 0}]),
+        dict(skipped=[{"pair": 7, "reason": "skip", "after": 0}]),
+        dict(skipped=[{"pair": "p", "reason": "skip", "after": 3}]),
+        dict(skipped=[{"pair": "p", "reason": "skip", "after": -1}]),
+        dict(skipped=[{"pair": "p", "reason": "skip", "after": True}]),
+        dict(skipped=[{"pair": "p", "reason": "skip", "after": n} for n in (2, 1)]),
+        dict(answers=[{"pair": "p", "features": [1.0, 2.0], "preference": 1.0, "prompt": "p"}]),
+        *(
+            dict(answers=[{"pair": "p", "features": [1.0, 2.0], "preference": 1.0, "prompt": "p", "a": a, "b": "b"}])
+            for a in (None, 3, " ", [], [{"role": "user"}], "\ud800")
+        ),
     ],
 )
 def test_e5_what_is_no_profile_is_refused(profile, tmp_path, change):
@@ -112,7 +167,7 @@ def test_a_profile_needs_as_many_coefficients_as_the_model_and_answers_to_fit(pr
     profile.save(path)
     with pytest.raises(ValueError, match="ana.json needs 3 coefficients, as the model has, got 2: restore it"):
         Profile.load(path, "f00d", Prior(np.zeros(3), np.eye(3)))
-    replace(profile, answers=(Answer("p1", (1e99, 0.0), 1.0),)).save(path)
+    replace(profile, answers=(Answer("p1", (1e99, 0.0), 1.0),), skipped=()).save(path)
     with pytest.raises(ValueError, match="ana.json needs answers to fit a user to, got .*: restore it or ask again"):
         Profile.load(path, "f00d", PRIOR)
 
@@ -210,11 +265,11 @@ def test_e5_a_changed_profile_is_refused_by_name_or_comes_back_to_the_bit(
         assert np.isfinite(found.coefficients).all() and np.isfinite(found.covariance).all(), text
         found.save(again)
         back = Profile.load(again, "f00d", PRIOR)
-        assert (back.user, back.answers) == (found.user, found.answers), text
+        assert (back.user, back.answers, back.skipped) == (found.user, found.answers, found.skipped), text
         assert back.coefficients.tobytes() == found.coefficients.tobytes(), text
         assert back.covariance.tobytes() == found.covariance.tobytes(), text
     record_property("inputs", len(inputs))
-    assert accepted > len(inputs) / 20
+    assert accepted > len(inputs) / 30
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100000, b"null"])

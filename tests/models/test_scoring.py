@@ -1,5 +1,6 @@
 """Base rewards are the head times the state of each text alone, whatever it is batched with."""
 
+import io
 from functools import partial
 
 import numpy as np
@@ -131,12 +132,13 @@ def test_a_token_that_the_weights_lack_is_refused(made):
         model.base_rewards(["a", "b"], ["c", "new"])
 
 
-def test_c3_a_long_job_says_how_far_it_is(made, monkeypatch, capsys):
+def test_c3_a_long_job_says_how_far_it_is(made, monkeypatch):
     """Nothing was said in the ten minutes that the texts of a large file take."""
     model = load(made[0])
-    capsys.readouterr()
+    monkeypatch.setattr("sys.stderr", terminal := io.StringIO())
+    terminal.isatty = lambda: True
     model.base_rewards([""] * 4, list("abcd"))
-    assert capsys.readouterr().err == ""  # it was quick
-    monkeypatch.setattr(scoring, "PATIENCE", 0.0)
+    assert terminal.getvalue() == ""  # it was quick
+    monkeypatch.setattr("openrlhf_pgrpo.progress.DELAY", 0.0)
     model.base_rewards([""] * 4, list("abcd"), batch_size=1)
-    assert "2/4" in capsys.readouterr().err
+    assert "reading texts: " in terminal.getvalue() and "4/4" in terminal.getvalue()

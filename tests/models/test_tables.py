@@ -64,6 +64,8 @@ def test_a_split_is_named_or_refused(source, tmp_path):
 def test_what_is_not_there_or_broken_is_named(tmp_path):
     with pytest.raises(ValueError, match="need to be a file, a folder or a data set on the hub, got .*/nothing.csv"):
         read_table(tmp_path / "nothing.csv", COLUMNS)
+    with pytest.raises(ValueError, match="need to be a file, a folder or a data set on the hub, got no/where.jsonl"):
+        read_table("no/where.jsonl", COLUMNS)
     for name, content in (
         ("a.csv", ""),
         ("a.json", "[{]"),

@@ -149,6 +149,30 @@ def test_the_mouse_does_the_same(visited, session_of):
         assert preferences(session) == [1, 0]
 
 
+def test_skip_and_both_bad_by_key_and_mouse(visited, session_of):
+    session = session_of(questions=4)
+    with visited(session) as seen:
+        page = seen.page
+        first = sides(page)
+        page.keyboard.press("s")
+        page.get_by_text("Question 1 of 4 · 1 skipped").wait_for()
+        page.keyboard.press("B")
+        page.get_by_text("Question 1 of 4 · 2 skipped").wait_for()
+        for number, name in ((3, "both bad"), (4, "skip")):
+            page.locator(f"[data-choice='{name}']").click()
+            page.get_by_text(f"Question 1 of 4 · {number} skipped").wait_for()
+        reasons = [one["reason"] for one in json.loads(session.path.read_text())["skipped"]]
+        assert reasons == ["skip", "both bad", "both bad", "skip"] and first != sides(page)
+        assert "not answered yet" in page.locator(".forecast").text_content()
+        for left in (3, 2, 1):
+            page.keyboard.press("u")
+            page.get_by_text(f"Question 1 of 4 · {left} skipped").wait_for()
+        page.locator(".undo").click()
+        page.get_by_text("Question 1 of 4 · uncertainty").wait_for()
+        assert sides(page) == first and page.locator(".undo").is_disabled()
+        assert seen.complaints == []
+
+
 def test_the_forecast_and_the_intervals_follow_the_answers(visited, session_of):
     session = session_of()
     with visited(session) as seen:

@@ -359,6 +359,12 @@ def test_rows_that_are_not_whole_are_refused_with_their_line(jsonl, rows, named,
         read_data(jsonl("d.jsonl", rows), **named)
 
 
+def test_names_in_a_csv_are_as_they_are_written(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,user,pref_group\n12,007,1.0\n12,8,1.0\n")
+    data = read_data(tmp_path / "d.csv")
+    assert data.prompts == ["12"] and [tuple(row) for row in data.rows] == [(0, 0, "007", "1.0"), (1, 0, "8", "1.0")]
+
+
 def test_rows_without_users_need_the_average_one(run, factorized):
     with pytest.raises(ValueError, match="line 1 of .* needs a user for --model, got no column of users"):
         run([{"prompt": "p"}], model=str(factorized))

@@ -1,7 +1,5 @@
 """Preference groups: found where they are, one where there is one, and chances that follow Bayes' rule."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -9,6 +7,7 @@ from scipy.stats import multivariate_normal
 
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
 from openrlhf_pgrpo.models.profiles import Answer, Profile
+from openrlhf_pgrpo.models.tables import Table
 from openrlhf_pgrpo.people.groups import assign, chances_of, cluster, describe_choice, name_users
 
 pytestmark = pytest.mark.core
@@ -49,13 +48,18 @@ def test_d17_what_was_not_tried_is_not_claimed():
     assert "by degrees" in describe_choice(cluster(np.random.default_rng(1).normal(0, 1, (200, 3))), 200)[1]
 
 
+def table(*rows):
+    """Rows from line 3 of data.jsonl on."""
+    return Table("data.jsonl", list(rows), list(range(3, 3 + len(rows))), "line")
+
+
 @pytest.mark.parametrize("user", [None, "", " ", float("nan"), {"id": 1}, ["ann"]])
 def test_a7_a_row_without_a_user_is_refused_with_its_line(user):
-    assert name_users([(3, {"user": 7, "x": 1})], "user", Path("data.jsonl")) == [(3, {"user": "7", "x": 1})]
+    assert name_users(table({"user": 7, "x": 1}), "user").rows == [{"user": "7", "x": 1}]
     with pytest.raises(ValueError, match="line 3 of data.jsonl needs a user in 'user', a text or a number, got "):
-        name_users([(3, {"user": user})], "user", Path("data.jsonl"))
+        name_users(table({"user": user}), "user")
     with pytest.raises(ValueError, match="line 3 of data.jsonl needs the column 'user', got 'who'"):
-        name_users([(3, {"who": "ann"})], "user", Path("data.jsonl"))
+        name_users(table({"who": "ann"}), "user")
 
 
 def test_the_same_people_give_the_same_preference_groups():
@@ -116,16 +120,14 @@ def test_users_who_are_all_equal_are_one_preference_group():
 
 def test_rows_get_their_columns_and_keep_the_rest():
     chances = {"ann": np.array([0.9, 0.1]), "bob": np.array([0.2, 0.8])}
-    rows = [(1, {"who": "bob", "x": [1]}), (4, {"who": "ann"})]
-    assert assign(rows, chances, ["group-1", "group-2"], "who", "g") == [
+    rows = {"who": "bob", "x": [1]}, {"who": "ann"}
+    assert assign(table(*rows), chances, ["group-1", "group-2"], "who", "g") == [
         {"who": "bob", "x": [1], "g": "group-2", "g_probability": 0.8},
         {"who": "ann", "g": "group-1", "g_probability": 0.9},
     ]
     for taken in ("g", "g_probability"):
-        with pytest.raises(
-            ValueError, match=f"line 3 needs a new column for the preference group, got '{taken}', which it has"
-        ):
-            assign([(3, {"who": "ann", taken: 0})], chances, ["group-1", "group-2"], "who", "g")
+        with pytest.raises(ValueError, match=f"line 3 of data.jsonl needs a new column .*, got '{taken}', which it"):
+            assign(table({"who": "ann", taken: 0}), chances, ["group-1", "group-2"], "who", "g")
 
 
 def test_e5_answers_out_of_all_proportion_name_their_user():

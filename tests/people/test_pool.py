@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form
+from openrlhf_pgrpo.models.tables import Columns
 from openrlhf_pgrpo.people.pool import (
     Pair,
     read_pool,
@@ -25,7 +27,8 @@ GOOD = {"prompt": "p", "a": "x", "b": "y"}
 
 def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
     path = jsonl("pool.jsonl", [GOOD, "", {**GOOD, "b": "<b>\u00e9\u2028</b>", "source": 7}])
-    assert read_pool(path) == [(1, Pair("p", "x", "y")), (3, Pair("p", "x", "<b>\u00e9\u2028</b>"))]
+    loud = Pair("p", "x", "<b>\u00e9\u2028</b>")
+    assert read_pool(path) == [(f"line 1 of {path}", Pair("p", "x", "y")), (f"line 3 of {path}", loud)]
 
 
 @pytest.mark.parametrize(
@@ -36,13 +39,13 @@ def test_a_pool_is_read_in_order_whatever_else_it_holds(jsonl):
         ("[" * 100_000, "line 3 of .* needs a JSON object"),
         ({"prompt": "p", "a": "x"}, "line 3 of .* needs the column 'b', got 'prompt', 'a'"),
         ({}, "needs the column 'prompt', got none"),
-        ({**GOOD, "b": 3}, "line 3 of .* needs a text or messages as 'b', got int 3"),
-        ({**GOOD, "b": None}, "needs a text or messages as 'b', got null"),
-        ({**GOOD, "b": ""}, "line 3 of .* as 'b', got an empty text: correct it or drop the row"),  # case B5
-        ({**GOOD, "a": " "}, "line 3 of .* as 'a', got a blank text, ' '"),
-        ({**GOOD, "prompt": []}, "line 3 of .* as 'prompt', got a list, "),
-        ({**GOOD, "prompt": [{"role": "user"}]}, "line 3 of .* as 'prompt', got a struct .* as message 0"),
-        ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text or messages as 'b'"),
+        ({**GOOD, "b": 3}, "line 3 of .* needs a text in 'b', got int 3"),
+        ({**GOOD, "b": None}, "needs a text in 'b', got null"),
+        ({**GOOD, "b": ""}, "line 3 of .* in 'b', got an empty text: correct it or drop the row"),  # case B5
+        ({**GOOD, "a": " "}, "line 3 of .* in 'a', got a blank text, ' '"),
+        ({**GOOD, "prompt": []}, "line 3 of .* in 'prompt', got a list, "),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "line 3 of .* in 'prompt', got a struct .* as message 0"),
+        ({**GOOD, "b": "\ud800"}, "line 3 of .* needs a text in 'b'"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_line(jsonl, row, message):
@@ -60,20 +63,82 @@ def test_d15_equal_and_repeated_pairs_are_left_out_with_their_number(jsonl, caps
         read_pool(jsonl("equal.jsonl", rows[2:3]))
 
 
+# --- pools out of other data -----------------------------------------------------------------------------------------
+
+CHOICE = {"prompt": "p", "chosen": "x", "rejected": "y"}
+CHOICES = [  # of several people: one pair three times, one of equal answers
+    {**CHOICE, "user": "ana"},
+    {**CHOICE, "user": "ben", "preference": 0.5},
+    {"user": "ben", "prompt": "p", "chosen": "y", "rejected": "x"},
+    {"user": "ana", "prompt": "p", "chosen": "x", "rejected": "x"},
+    {"user": "ana", "prompt": "q", "chosen": "007", "rejected": "None"},
+]
+ASKED = [Pair("p", "x", "y"), Pair("q", "007", "None")]
+
+
+def pairs_in(*args, **kwargs):
+    return [pair for _, pair in read_pool(*args, **kwargs)]
+
+
+def test_a_pool_is_made_of_pairs_whoever_preferred_what(jsonl, capsys):
+    path = jsonl("pairs.jsonl", CHOICES)
+    assert pairs_in(path) == ASKED
+    left_out = "left out: 1 of equal answers, 2 repeated"
+    assert capsys.readouterr().out == f"2 of 5 pairs of {path} are used; {left_out}\n"
+    assert pairs_in(jsonl("nobody.jsonl", [CHOICE, {**CHOICE, "user": None, "preference": "?"}])) == ASKED[:1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet", "saved"])
+def test_a_pool_has_any_format(jsonl, tmp_path, kind):
+    rows = datasets.Dataset.from_list([{key: row[key] for key in ("user", *CHOICE)} for row in CHOICES])
+    path = tmp_path / f"pairs.{kind}"
+    {"csv": rows.to_csv, "json": rows.to_json, "parquet": rows.to_parquet, "saved": rows.save_to_disk}[kind](path)
+    found = read_pool(path)
+    assert [pair for _, pair in found] == ASKED and found[1][0] == f"row 4 of {path}"
+
+
+def test_columns_of_a_pool_are_named_by_flags(jsonl):
+    named = Columns(prompt="q", chosen="good", rejected="bad")
+    path = jsonl("pairs.jsonl", [{"q": "p", "good": "x", "bad": "y", "a": "1", "b": "2"}])
+    assert pairs_in(path, named) == ASKED[:1]
+    assert pairs_in(path, Columns(prompt="q")) == [Pair("p", "1", "2")]  # a pool stays one, whatever else it holds
+    with pytest.raises(
+        ValueError, match="needs the columns 'a' and 'b', or 'chosen' and 'rejected', or .*, got 'bad'"
+    ):
+        read_pool(jsonl("odd.jsonl", [{"q": "p", "good": "x", "bad": "y"}]))
+    with pytest.raises(ValueError, match="line 2 of .* needs the column 'rejected', got 'prompt', 'chosen'"):
+        read_pool(jsonl("half.jsonl", [CHOICE, {"prompt": "p", "chosen": "x"}]))
+    with pytest.raises(ValueError, match="--split needs a data set with splits, got .*: leave it out"):
+        read_pool(path, named, "test")
+    with pytest.raises(ValueError, match="--pairs draws pairs of ratings, got .* whose rows are pairs already"):
+        read_pool(path, named, pairs_per_user=3)
+
+
+def test_conversations_and_ratings_make_a_pool(jsonl):
+    whole = [[*QUESTION, {"role": "assistant", "content": text}] for text in ("so", "thus")]
+    (pair,) = pairs_in(jsonl("chats.jsonl", [{"chosen": whole[0], "rejected": whole[1]}]))
+    assert pair == Pair(QUESTION, whole[0][2:], whole[1][2:])
+    rated = [{"user": user, "prompt": "p", "response": r, "rating": r > "x"} for user in "ab" for r in "xyz"]
+    path = jsonl("ratings.jsonl", [{**row, "rating": int(row["rating"])} for row in rated])
+    found = pairs_in(path)
+    assert {frozenset(pair[1:]) for pair in found} == {*map(frozenset, ("xy", "xz", "yz"))} and len(found) == 3
+    assert len(pairs_in(path, pairs_per_user=1, seed=1)) <= 2
+
+
 def test_a4_pairs_that_the_model_cannot_tell_apart_are_not_asked(capsys):
     pairs = [Pair("p", "x", "y"), Pair("q", "x", "y")]
     a, b = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[1.0, 2.0], [1.0, 2.5]])
     left, of_a, of_b = tell_apart(pairs, a, b)
     assert left == pairs[1:] and of_a.tolist() == [[1.0, 2.0]] and of_b.tolist() == [[1.0, 2.5]]
-    assert capsys.readouterr().out == "1 of 2 pairs are the same to the model and are not asked\n"
+    assert capsys.readouterr().out == "1 of 2 pairs are the same to the model and are left out\n"
     with pytest.raises(ValueError, match="tells apart, got none in 2 pairs"):
         tell_apart(pairs, a, a)
 
 
 def test_an_empty_or_missing_or_binary_file_is_refused(jsonl, tmp_path):
-    with pytest.raises(ValueError, match="at least one row with prompt, a, b, got an empty file"):
+    with pytest.raises(ValueError, match="at least one row, got an empty file"):
         read_pool(jsonl("pool.jsonl", ["", " "]))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="need to be a file, a folder or a data set on the hub, got .*nowhere.jsonl"):
         read_pool(tmp_path / "nowhere.jsonl")
     (tmp_path / "binary").write_bytes(b"\x80\x81\n")
     with pytest.raises(ValueError, match="line 1 of .*binary needs a JSON object"):
@@ -162,7 +227,7 @@ def reader_of(factorized):
 
 def test_messages_are_read_named_and_shown(jsonl):
     pair = Pair(QUESTION, ANSWER, "no")
-    assert read_pool(jsonl("pool.jsonl", [pair._asdict()])) == [(1, pair)]
+    assert [found for _, found in read_pool(jsonl("pool.jsonl", [pair._asdict()]))] == [pair]
     turned = Pair([dict(reversed(turn.items())) for turn in QUESTION], "no", ANSWER)
     assert pair.name == turned.name != Pair("why?", ANSWER, "no").name
     assert shown(QUESTION) == "system: be kind\n\nuser: why?" and shown("why?") == "why?"
@@ -172,14 +237,14 @@ def test_messages_are_read_named_and_shown(jsonl):
 
 
 def test_messages_are_scored_in_the_form_of_the_model(reader_of):
-    numbered = [(4, Pair(QUESTION, ANSWER, "no")), (9, Pair("why?", "so", "no"))]
-    pairs, written = readable(reader_of(Form(CHAT)), numbered, Path("pool.jsonl"))
-    assert pairs == [pair for _, pair in numbered]
+    placed = [("line 4 of pool.jsonl", Pair(QUESTION, ANSWER, "no")), ("line 9", Pair("why?", "so", "no"))]
+    pairs, written = readable(reader_of(Form(CHAT)), placed, Path("pool.jsonl"))
+    assert pairs == [pair for _, pair in placed]
     assert written == [Pair("<system>be kind<user>why?<a>", "so", "no"), Pair("<user>why?<a>", "so", "no")]
     with pytest.raises(
         ValueError, match="line 4 of pool.jsonl: a prompt needs to be a text, .*got a list of messages"
     ):
-        readable(reader_of(), numbered, Path("pool.jsonl"))
+        readable(reader_of(), placed, Path("pool.jsonl"))
 
 
 def test_every_conversation_is_scored_once(model):
@@ -196,22 +261,23 @@ def test_every_conversation_is_scored_once(model):
 
 
 def test_a3_answers_that_are_nothing_but_their_end_are_refused_with_their_line(reader_of):
-    numbered = [(1, Pair("p", "x", "y")), (5, Pair("p", "x", " <eos>\n"))]
+    placed = [("line 1", Pair("p", "x", "y")), ("line 5 of pool.jsonl", Pair("p", "x", " <eos>\n"))]
     with pytest.raises(
         ValueError, match="line 5 of pool.jsonl needs answers with words, .* its end, in 1 of 2 pairs: "
     ):
-        readable(reader_of(), numbered, Path("pool.jsonl"))
+        readable(reader_of(), placed, Path("pool.jsonl"))
 
 
 def test_d15_answers_that_are_too_long_are_left_out_all_at_once(reader_of, capsys):
     """They were refused one after the other, each after the whole pool had been scored."""
     long = "seven.."
-    numbered = [(1, Pair("p", "x", long)), (2, Pair("a long prompt", "x", "y")), (3, Pair("p", long, long + "!"))]
-    pairs, written = readable(reader_of(longest=6), numbered, Path("pool.jsonl"))
-    assert pairs == written == [numbered[1][1]]
-    said = "2 of 3 pairs are not asked: they have an answer of more than the 6 tokens that the model reads\n"
+    both = Pair("p", long, long + "!")
+    placed = [("line 1", Pair("p", "x", long)), ("line 2", Pair("a long prompt", "x", "y")), ("line 3", both)]
+    pairs, written = readable(reader_of(longest=6), placed, Path("pool.jsonl"))
+    assert pairs == written == [placed[1][1]]
+    said = "2 of 3 pairs are left out: they have an answer of more than the 6 tokens that the model reads\n"
     assert capsys.readouterr().out == said
     with pytest.raises(
         ValueError, match="pool.jsonl needs a pair of answers within the 6 tokens .*, got none in 1 pairs"
     ):
-        readable(reader_of(longest=6), numbered[:1], Path("pool.jsonl"))
+        readable(reader_of(longest=6), placed[:1], Path("pool.jsonl"))

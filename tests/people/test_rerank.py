@@ -1,6 +1,5 @@
 """Best of n for a user: in which order, and what is refused."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.models.users import coefficients_for
+from openrlhf_pgrpo.people import generation
 from openrlhf_pgrpo.people.generation import prompt_ids, written
 from openrlhf_pgrpo.people.rerank import (
     Sampling,
@@ -30,19 +30,18 @@ TEXTS = ["Calm and rather long, I would say.", "Loud!", "Loud!!!"]
 
 
 def test_each_user_gets_their_own_order(model):
-    rows = [{"prompt": "p", "responses": TEXTS, "id": 7}, {"prompt": "q", "responses": ["only"]}]
-    ann, bob = (rank_responses(model, rows, coefficients_for(model, user, None)) for user in ("ann", "bob"))
+    asked = ["p", "q"], [TEXTS, ["only"]]
+    ann, bob = (rank_responses(model, *asked, coefficients_for(model, user, None)) for user in ("ann", "bob"))
     # base rewards (exclamation marks, letters / 10) are (0, 3.4), (1, .5), (3, .7); ann (2, -1), bob (-2, 1)
     assert ann[0]["rewards"] == pytest.approx([-3.4, 1.5, 5.3])
     assert bob[0]["rewards"] == pytest.approx([3.4, -1.5, -5.3])
     assert ann[0]["order"] == [2, 1, 0] and bob[0]["order"] == [0, 1, 2]
     assert ann[0]["best"] == "Loud!!!" and bob[0]["best"] == TEXTS[0]
-    assert ann[0]["id"] == 7 and ann[0]["responses"] == TEXTS
     assert ann[1]["order"] == [0] and ann[1]["best"] == "only" and ann[1]["rewards"] == pytest.approx([-0.4])
 
 
 def test_equal_rewards_keep_their_order(model):
-    (row,) = rank_responses(model, [{"prompt": "p", "responses": ["aa", "bb", "cc"]}], np.ones(2))
+    (row,) = rank_responses(model, ["p"], [["aa", "bb", "cc"]], np.ones(2))
     assert row["order"] == [0, 1, 2]
 
 
@@ -53,7 +52,7 @@ def test_equal_rewards_keep_their_order(model):
         ({"prompt": "p"}, "line 2 of .* needs the column 'responses'"),
         (
             {"prompt": "p", "responses": "xy"},
-            "line 2 of .* needs a list of at least one text as 'responses', got 'xy'",
+            "line 2 of .* needs a list of at least one text as 'responses', got 'xy'; CSV has no lists, JSONL and Par",
         ),
         ({"prompt": " ", "responses": ["x"]}, "line 2 of .* needs a text or messages as 'prompt', got a blank text"),
         ({"prompt": "p", "responses": [{"role": "a", "content": "x"}]}, "line 2 of .* got a struct with the keys"),
@@ -93,8 +92,7 @@ LETTERS = Letters()
 
 def checked(*rows):
     """What is said about rows of (prompt, responses) on the lines 1, 3, 5 ... of c.jsonl."""
-    numbered = [(1 + 2 * i, {"prompt": prompt, "responses": responses}) for i, (prompt, responses) in enumerate(rows)]
-    return check_texts(LETTERS, numbered, Path("c.jsonl"))
+    return check_texts(LETTERS, *zip(*rows), lambda number: f"line {1 + 2 * number} of c.jsonl")
 
 
 def test_a4_what_the_model_cannot_read_is_said_or_refused():
@@ -128,28 +126,24 @@ def test_a4_candidates_that_are_equal_by_themselves_are_no_fault():
 def test_rewards_that_are_not_finite_are_refused(model):
     model.base_rewards = lambda prompts, responses, batch_size: np.array([[1.0, np.nan]] * len(responses))
     with pytest.raises(ValueError, match="finite rewards, got nan or inf for 'x'"):
-        rank_responses(model, [{"prompt": "p", "responses": ["x"]}], np.ones(2))
+        rank_responses(model, ["p"], [["x"]], np.ones(2))
 
 
 def test_candidates_from_vllm(jsonl, monkeypatch):
-    asked = {}
+    def answers(policy, ids, sampling):
+        assert policy == "policy" and sampling == generation.Sampling(0.7, 99)
+        assert [*ids.values()] == [
+            [1],
+            [1],
+            [2, 3],
+            [2, 3],
+        ]  # equal ones together, for the cache
+        for number in reversed(ids):  # as they are finished
+            yield generation.Answer(number, f"{ids[number]} {number}", False)
 
-    class LLM:
-        def __init__(self, policy, enforce_eager, trust_remote_code):
-            asked["policy"] = policy
-
-        def generate(self, prompts, sampling):
-            asked["sampling"] = sampling
-            texts = [[f"{prompt['prompt_token_ids']} {i}" for i in range(sampling["n"])] for prompt in prompts]
-            return [SimpleNamespace(outputs=[SimpleNamespace(text=text) for text in of_one]) for of_one in texts]
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
-    prompts = read_prompts(jsonl("p.jsonl", [{"prompt": "p", "id": 1}, {"prompt": "q"}]))
-    assert generate(prompts, [[1], [2, 3]], "policy", Sampling(2, 0.7, 99)) == [
-        (1, {"prompt": "p", "id": 1, "responses": ["[1] 0", "[1] 1"]}),
-        (2, {"prompt": "q", "responses": ["[2, 3] 0", "[2, 3] 1"]}),
-    ]
-    assert asked == {"policy": "policy", "sampling": {"n": 2, "temperature": 0.7, "max_tokens": 99}}
+    monkeypatch.setattr(generation, "generate", answers)
+    responses = [["[1] 0", "[1] 2"], ["[2, 3] 1", "[2, 3] 3"]]
+    assert generate([[1], [2, 3]], "policy", Sampling(2, 0.7, 99)) == responses
     with pytest.raises(ValueError, match="needs the column 'prompt'"):
         read_prompts(jsonl("p.jsonl", [{"text": "p"}]))
 
@@ -158,34 +152,29 @@ def test_a3_responses_that_are_nothing_but_their_end_are_refused_with_their_line
     """`rerank` on the responses `<eos>` and `ok` called `<eos>` the best."""
     reader = reader_of(PLAIN)
     for nothing in ("<eos>", "<eos>\n", " <eos>"):
-        rows = [(7, {"prompt": "p", "responses": ["ok", nothing]})]
         with pytest.raises(ValueError, match="line 7 of c.jsonl needs responses with words, got .*: drop it"):
-            check_texts(reader, rows, Path("c.jsonl"))
+            check_texts(reader, ["p"], [["ok", nothing]], lambda number: "line 7 of c.jsonl")
 
 
 def test_b4_generated_responses_that_are_blank_or_too_long_are_left_out_and_counted():
-    rows = [
-        (1, {"prompt": "p", "responses": ["", "x", "seven.."]}),
-        (2, {"prompt": "q", "responses": [" ", "", "seven.."], "id": 7}),
-    ]
-    left, said = leave_out(LETTERS, rows, Path("o.jsonl"))
-    assert left == [(1, {"prompt": "p", "responses": ["x"]}), (2, {"prompt": "q", "responses": [], "id": 7})]
+    sampled = [["", "x", "seven.."], [" ", "", "seven.."]]
+    left, said = leave_out(LETTERS, ["p", "q"], sampled, Path("o.jsonl"))
+    assert left == [["x"], []]
     assert said == [
         "3 of 6 responses are blank: they are left out",
         "2 of 6 responses are longer than the 6 tokens that the reward model reads: they are left out",
         "1 of 2 prompts have no response left: their best is null",
     ]
-    assert leave_out(LETTERS, left[:1], Path("o.jsonl")) == (left[:1], [])
+    assert leave_out(LETTERS, ["p"], left[:1], Path("o.jsonl")) == (left[:1], [])
     with pytest.raises(
         ValueError, match="a policy that answers, got 2 blank responses and 1 .*look at them in o.jsonl"
     ):
-        leave_out(LETTERS, rows[1:], Path("o.jsonl"))
+        leave_out(LETTERS, ["q"], sampled[1:], Path("o.jsonl"))
 
 
 def test_a3_a_prompt_whose_responses_are_all_left_out_has_no_best(model):
-    rows = [{"prompt": "p", "responses": ["x"]}, {"prompt": "q", "responses": []}]
-    ranked = rank_responses(model, rows, np.ones(2))
-    assert ranked[0]["best"] == "x" and ranked[1] == {**rows[1], "rewards": [], "order": [], "best": None}
+    ranked = rank_responses(model, ["p", "q"], [["x"], []], np.ones(2))
+    assert ranked[0]["best"] == "x" and ranked[1] == {"rewards": [], "order": [], "best": None}
 
 
 def test_b4_max_tokens_is_compared_with_what_the_reward_model_reads():
@@ -273,13 +262,14 @@ def test_a3_a_prompt_that_policy_or_reward_model_cannot_be_given_is_refused_with
 def test_messages_are_candidates_in_the_form_of_the_model(jsonl, reader_of):
     answer = [{"role": "assistant", "content": "so"}]
     path = jsonl("c.jsonl", [{"prompt": QUESTION, "responses": ["so", answer, "no"]}])
-    rows = read_candidates(path)
-    assert rows[0][1]["responses"] == ["so", answer, "no"]
+    table = read_candidates(path)
+    asked = [QUESTION], [["so", answer, "no"]], table.place
+    assert table.rows == [{"prompt": QUESTION, "responses": asked[1][0]}]
     reader = reader_of(Form(CHAT))
-    assert check_texts(reader, rows, path) == [
+    assert check_texts(reader, *asked) == [
         "1 of 1 prompts have responses that are the same to the model: they rank alike"
     ]
     ids = reader.tokens([QUESTION], [answer]).ids[0]
     assert reader.texts.tokenizer.decode(ids) == "<user>why?<a>so<eos>"
     with pytest.raises(ValueError, match=f"line 1 of {path}: a prompt needs to be a text"):
-        check_texts(reader_of(PLAIN), rows, path)
+        check_texts(reader_of(PLAIN), *asked)

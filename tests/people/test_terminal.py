@@ -55,6 +55,17 @@ def test_undo_and_unknown_keys(session_of):
     assert len(session.profile.answers) == 1
 
 
+def test_skip_and_both_bad(session_of):
+    session = session_of(questions=2)
+    first = session.question
+    shown = run(session, "s", "B ", "1", "u", "u")
+    assert "noted: skip\n" in shown and "noted: both bad\n" in shown and shown.count("taken back") == 2
+    assert shown.endswith("0 answers, 1 skipped saved; the same command goes on from here")
+    assert [one.pair for one in session.profile.skipped] == [first.name]
+    shown = run(session_of(questions=2), "b", "1", "2")
+    assert "\n2 answers, 2 skipped. What the model believes" in shown and f"profile: {session.path}" in shown
+
+
 def test_ctrl_c_leaves_and_the_next_start_goes_on(session_of):
     session = session_of(questions=3)
 

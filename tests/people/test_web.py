@@ -68,6 +68,17 @@ def test_from_the_first_question_to_the_ranking_and_back(client, session):
     assert client.get("/state", headers=HEADERS).json() == state
 
 
+@pytest.mark.parametrize("choice", ["skip", "both bad"])
+def test_a_skipped_question_is_saved_and_can_be_taken_back(client, session, choice):
+    first = session.question._asdict()
+    state = post(client, session, choice).json()
+    assert (state["answered"], state["skipped"], state["forecast"]) == (0, 1, None)
+    assert state["question"] not in (None, first) and saved(session) == []
+    assert [one["reason"] for one in json.loads(session.path.read_text())["skipped"]] == [choice]
+    state = client.post("/undo", json={}, headers=HEADERS).json()
+    assert (state["skipped"], state["question"]) == (0, first)
+
+
 def test_a_question_that_is_not_open_is_a_conflict_and_shows_the_state(client, session):
     name = session.question.name
     post(client, session)

@@ -14,13 +14,14 @@ function element(name, className, text = "") {
 }
 
 function show() {
-  const { question, answered, questions, level } = state;
+  const { question, answered, skipped, questions, level } = state;
   find(".asking").hidden = !question;
   find(".done").hidden = Boolean(question);
   const of = questions === null ? "" : ` of ${questions}`;
   const goal = level === null ? "" : `, enough below ${level}`;
   const unsure = `uncertainty ${state.entropy.toFixed(2)} bits per pair${goal}`;
-  find(".status").textContent = question ? `Question ${answered + 1}${of} · ${unsure}` : `${answered} answers`;
+  const passed = skipped ? ` · ${skipped} skipped` : "";
+  find(".status").textContent = question ? `Question ${answered + 1}${of}${passed} · ${unsure}` : `${answered} answers${passed}`;
   const share = question ? answered / (questions ?? Infinity) : 1;
   find(".progress div").style.width = `${100 * share}%`;
   find(".progress").setAttribute("aria-valuenow", answered);
@@ -36,7 +37,7 @@ function show() {
     find(".profile").textContent = state.profile;
     find(".ranking").replaceChildren(...state.ranking.flatMap(ranked));
   }
-  find(".undo").disabled = answered === 0;
+  find(".undo").disabled = answered + skipped === 0;
   find(".forecast").textContent = forecast();
   const numbers = state.coefficients.flatMap((one) => [one.low, one.high, one.usual_low, one.usual_high]);
   const low = Math.min(...numbers);
@@ -102,8 +103,8 @@ async function send(path, body) {
 }
 
 const choose = (choice) => state.question && send("answer", { question: state.question.name, choice });
-const undo = () => state.answered && send("undo", {});
-const keys = { 1: "left", 2: "right", "=": "tie", ArrowLeft: "left", ArrowRight: "right" };
+const undo = () => state.answered + state.skipped && send("undo", {});
+const keys = { 1: "left", 2: "right", "=": "tie", b: "both bad", s: "skip", ArrowLeft: "left", ArrowRight: "right" };
 
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.addEventListener("click", () => choose(button.dataset.choice));
@@ -111,8 +112,9 @@ for (const button of document.querySelectorAll("[data-choice]")) {
 find(".undo").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  if (event.key in keys) choose(keys[event.key]);
-  else if (event.key === "u" || event.key === "U") undo();
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key in keys) choose(keys[key]);
+  else if (key === "u") undo();
   else return;
   event.preventDefault();
 });

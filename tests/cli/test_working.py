@@ -1,0 +1,86 @@
+"""Commands at work, as processes: what a terminal shows, what a pipe does not, and what Ctrl-C leaves."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+
+from openrlhf_pgrpo.models.folder import write
+
+pytestmark = pytest.mark.core
+
+COMMAND = [sys.executable, "-m", "openrlhf_pgrpo.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """A reward model of so many users that clustering them takes minutes."""
+    rng, users = np.random.default_rng(0), 20_000
+    made = tmp_path_factory.mktemp("working") / "rm"
+    coefficients = rng.normal(size=(users, 3))
+    write(made, tiny / "model", rng.normal(size=(3, 64)), coefficients, [f"user{number}" for number in range(users)])
+    return made
+
+
+class InTerminal:
+    """A command in a terminal of 100 columns."""
+
+    def __init__(self, *words, cwd):
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            os.chdir(cwd)
+            os.execv(COMMAND[0], [*COMMAND, *map(str, words)])
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        self.shown = ""
+
+    def until(self, text: str | None) -> str:
+        """Reads until `text` is shown; None: until the end."""
+        while text is None or text not in self.shown:
+            try:
+                self.shown += os.read(self.terminal, 4096).decode(errors="replace")
+            except OSError:  # the command has ended
+                assert text is None, self.shown
+                break
+        return self.shown
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.terminal, keys)
+
+    def code(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_bar_in_a_terminal_and_ctrl_c_in_the_middle(folder, jsonl, tmp_path):
+    data = jsonl("data.jsonl", [{"user": "user7"}])
+    there = {*tmp_path.iterdir()}
+    command = InTerminal("groups", "--model", folder, "--data", data, "--output", "out.jsonl", cwd=tmp_path)
+    command.until("numbers of preference groups:  ")  # 0 % or 10 % of them
+    command.type(b"\x03")
+    shown = command.until(None)
+    assert command.code() == 130 and "Traceback" not in shown
+    said = "openrlhf-pgrpo groups: stopped; no file is half-written, and the same command begins again"
+    assert said in shown.splitlines() and {*tmp_path.iterdir()} == there
+
+
+def test_no_bars_where_output_is_no_terminal(factorized, jsonl, tmp_path):
+    """Not even those of transformers and datasets."""
+    data = jsonl("candidates.jsonl", [{"prompt": "p", "responses": ["x", "y"]}])
+    words = ("rerank", "--model", factorized, "--user", "ana", "--candidates", data, "--output", "out.jsonl")
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    ran = subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "out.jsonl\n", "")
+
+
+def test_a_reader_who_leaves_is_no_error():
+    """As in `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        ran = subprocess.run([*COMMAND, "patch", "--check"], stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (141, "")
