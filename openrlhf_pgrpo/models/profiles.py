@@ -128,6 +128,36 @@ class Profile:
                 finite follows from; or its coefficients are not those that follow from its answers.
             OSError: the file cannot be read.
         """
+        (profile,) = cls.load_all([path], fingerprint, prior)
+        if isinstance(profile, ValueError):
+            raise profile
+        return profile
+
+    @classmethod
+    def load_all(cls, paths: Sequence[Path], fingerprint: str, prior: Prior) -> list["Profile | ValueError"]:
+        """What `load` gives or raises of each file; thousands are checked at once."""
+        found: list[Profile | ValueError] = []
+        for path in paths:
+            try:
+                found.append(cls._read_for(path, fingerprint, len(prior.mean)))
+            except ValueError as error:
+                found.append(error)
+        whole = {str(row): profile for row, profile in enumerate(found) if isinstance(profile, Profile)}
+        try:
+            fitted = cls.many({row: profile.answers for row, profile in whole.items()}, fingerprint, prior)
+            means = {row: one.coefficients for row, one in zip(whole, fitted)}
+        except (ValueError, ArithmeticError):  # one of them has no fit; which one is found one by one
+            means = {}
+        for row, profile in whole.items():
+            try:
+                profile._check(paths[int(row)], prior, means.get(row))
+            except ValueError as error:
+                found[int(row)] = error
+        return found
+
+    @classmethod
+    def _read_for(cls, path: Path, fingerprint: str, factors: int) -> "Profile":
+        """The profile in a file, if it is one for this model, which has so many base rewards."""
         profile = cls.read(path)
         if not same_model(profile.fingerprint, fingerprint):
             raise ValueError(
@@ -135,7 +165,11 @@ class Profile:
                 "coefficients mean nothing under another model; use that one, or fit the profile again with "
                 "openrlhf-pgrpo refit"
             )
-        profile._check(path, prior)
+        if len(profile.coefficients) != factors:
+            raise ValueError(
+                f"{path} needs {factors} coefficients, as the model has, got {len(profile.coefficients)}: restore it "
+                "or ask again"
+            )
         return profile
 
     @classmethod
@@ -151,17 +185,16 @@ class Profile:
         except (ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} needs to be a whole profile, got {error}: restore it or ask again") from error
 
-    def _check(self, path: Path, prior: Prior) -> None:
-        """Checks that the coefficients follow from the answers, so that all who read the file mean the same user."""
-        needed, got = len(prior.mean), len(self.coefficients)
-        if got != needed:
-            raise ValueError(
-                f"{path} needs {needed} coefficients, as the model has, got {got}: restore it or ask again"
-            )
-        try:
-            fitted = Profile.of(self.user, self.fingerprint, self.answers, prior).coefficients
-        except (ValueError, ArithmeticError) as error:
-            raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
+    def _check(self, path: Path, prior: Prior, fitted: np.ndarray | None) -> None:
+        """Checks that the coefficients follow from the answers, so that all who read the file mean the same user; from
+        them follow those that are `fitted`, unless that is yet to be done."""
+        if fitted is None:
+            try:
+                fitted = Profile.of(self.user, self.fingerprint, self.answers, prior).coefficients
+            except (ValueError, ArithmeticError) as error:
+                raise ValueError(
+                    f"{path} needs answers to fit a user to, got {error}: restore it or ask again"
+                ) from error
         far = np.abs(self.coefficients - fitted) > SLACK * np.sqrt(np.diag(prior.covariance))
         if far.any():
             first = int(far.argmax())

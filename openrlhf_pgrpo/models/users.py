@@ -44,18 +44,20 @@ class Users:
         self.profiles: list[Profile] = []
         self.names = Names(model.users)
         faults, silent = [], []
-        for given in profiles:
-            for path in profile_files(given):
-                try:
-                    profile = Profile.load(path, model.fingerprint, self._prior)
-                    if profile.answers:
-                        self._add(profile, path)
-                    elif Path(given).is_dir():
-                        silent.append(profile.user)
-                    else:
-                        raise ValueError(_no_answer(path, profile))
-                except ValueError as error:
-                    faults.append(str(error))
+        files = [(path, Path(given).is_dir()) for given in profiles for path in profile_files(given)]
+        loaded = Profile.load_all([path for path, _ in files], model.fingerprint, self._prior) if files else []
+        for (path, in_folder), profile in zip(files, loaded):
+            try:
+                if isinstance(profile, ValueError):
+                    raise profile
+                if profile.answers:
+                    self._add(profile, path)
+                elif in_folder:
+                    silent.append(profile.user)
+                else:
+                    raise ValueError(_no_answer(path, profile))
+            except ValueError as error:
+                faults.append(str(error))
         if faults:  # all at once, so that a folder is mended in one go
             more = f"\nand {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
             raise ValueError("\n".join(faults[:MOST_FAULTS]) + more)

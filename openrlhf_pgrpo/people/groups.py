@@ -9,7 +9,8 @@ Axes: U users, D base rewards, G preference groups.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from openrlhf_pgrpo.progress import along
 MOST_GROUPS = 10
 USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
 STARTS = 10
+SHOWN = 20  # new users with a line each
 
 
 def group_users(
@@ -64,10 +66,17 @@ def group_users(
     write_rows(output, assign(table, chances, found.names, user_key, pref_group_key))
     lines = describe_choice(found, len(folder.users)) if groups is None else []
     lines += [f"{name}: {share:.1%} of {len(folder.users)} users" for name, share in zip(found.names, found.shares)]
-    for user, chance in new_users.items():
-        best = chance.argmax()
-        lines.append(f"{user}: {found.names[best]}, with a probability of {chance[best]:.2f}")
+    lines += describe_new(new_users, found.names)
     return [*lines, f"{output}: train with --data.pref_group_key {pref_group_key} --data.user_key {user_key}"]
+
+
+def describe_new(chances: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
+    """A line for each new user, as long as these are few, else how many are in which preference group."""
+    best = {user: int(chance.argmax()) for user, chance in chances.items()}
+    if len(best) <= SHOWN:
+        return [f"{user}: {names[row]}, with a probability of {chances[user][row]:.2f}" for user, row in best.items()]
+    counts = Counter(names[row] for row in best.values())
+    return [f"{len(best)} new users: {', '.join(f'{counts[name]} in {name}' for name in names)}"]
 
 
 def name_users(table: Table, user_key: str) -> Table:

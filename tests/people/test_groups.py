@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.tables import Table
-from openrlhf_pgrpo.people.groups import assign, chances_of, cluster, describe_choice, name_users
+from openrlhf_pgrpo.people.groups import assign, chances_of, cluster, describe_choice, describe_new, name_users
 
 pytestmark = pytest.mark.core
 
@@ -136,3 +136,11 @@ def test_e5_answers_out_of_all_proportion_name_their_user():
     profile = Profile("eve", "f00d", np.ones(2), np.eye(2), (Answer("x", (1e99, -1e99), 1.0),))
     with pytest.raises(ValueError, match="the profile of 'eve' needs answers that fit the model, got .*ask again"):
         chances_of(profile, found)
+
+
+def test_many_new_users_are_counted_and_not_listed():
+    chances = {f"u{row}": np.array([0.9, 0.1]) if row % 3 else np.array([0.2, 0.8]) for row in range(21)}
+    assert describe_new(chances, ["group-1", "group-2"]) == ["21 new users: 14 in group-1, 7 in group-2"]
+    del chances["u0"]
+    lines = describe_new(chances, ["group-1", "group-2"])
+    assert len(lines) == 20 and lines[0] == "u1: group-1, with a probability of 0.90"
