@@ -12,6 +12,7 @@ a Polis conversation (votes.py).
 
 import argparse
 import csv
+import io
 import json
 import os
 import re
@@ -133,9 +134,7 @@ class Road:
         if kept.get("command") == command:
             print("(done before)")
         else:
-            for later in done.parent.glob("*.json"):  # they followed from what this one makes again
-                if later.name >= done.name:
-                    later.unlink()
+            self.forget()
             for name in clear:
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -143,6 +142,18 @@ class Road:
             kept = {"title": title, "sentence": sentence, "command": command, "output": output}
             done.write_text(json.dumps(kept))
         self.told.append(kept)
+
+    def forget(self) -> None:
+        """Stations from here on will be done again, because they follow from what is about to change."""
+        for number in range(len(self.told) + 1, 100):
+            (self.folder / "done" / f"{number:02}.json").unlink(missing_ok=True)
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file that the next stations read, unless it is there already."""
+        path = self.folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            self.forget()
+            path.write_text(text, encoding="utf-8")
 
     def run(self, command: str, log: Path | None) -> str:
         """What a command prints, while it prints it; of one with a log, the line of each step."""
@@ -194,10 +205,11 @@ class Road:
             self.ratings = [
                 Rating(str(row["user"]), row["prompt"], row["response"], float(row["rating"])) for row in table.rows
             ]
-        with open(self.folder / "ratings.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(Rating._fields)
-            writer.writerows(self.ratings)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Rating._fields)
+        writer.writerows(self.ratings)
+        self.write("ratings.csv", text.getvalue())
         print(f"{len(self.ratings)} ratings by {len({one.user for one in self.ratings})} people of {self.data}")
 
     def write_prompts(self) -> None:
@@ -206,7 +218,7 @@ class Road:
         asked = dict.fromkeys((row["user"], row["prompt"]) for row in pairs)
         # Several rounds, so that any number of steps has enough prompts.
         rounds = -(-self.steps * PROMPTS_PER_STEP // len(asked))
-        write(self.folder / "prompts.jsonl", [dict(user=u, prompt=p) for _ in range(rounds) for u, p in asked])
+        self.write("prompts.jsonl", lines([dict(user=u, prompt=p) for _ in range(rounds) for u, p in asked]))
 
     def write_stranger(self) -> str:
         """The pool and the slates of the held-out person with the most ratings of one prompt."""
@@ -226,11 +238,9 @@ class Road:
             if one.rating != other.rating
         ]
         slates = [served[start : start + SLATE] for start in range(0, len(served) - SLATE + 1, SLATE)]
-        write(self.folder / "pool.jsonl", pool)
-        write(
-            self.folder / "slates.jsonl",
-            [dict(prompt=prompt, responses=[one.response for one in slate]) for slate in slates],
-        )
+        self.write("pool.jsonl", lines(pool))
+        candidates = [dict(prompt=prompt, responses=[one.response for one in slate]) for slate in slates]
+        self.write("slates.jsonl", lines(candidates))
         return stranger
 
     # ---- the stranger -------------------------------------------------------------------------------------------
@@ -285,8 +295,8 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def main() -> None:

@@ -187,6 +187,8 @@ def run_elicit(args) -> int | str:
         if args.web:
             return 0  # a page is served until then
         raise KeyboardInterrupt("all that was answered is kept, and the same command goes on from there") from None
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo elicit: {error}"
     return 0

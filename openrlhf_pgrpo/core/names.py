@@ -3,6 +3,7 @@
 Axes: N names asked about, G distinct names.
 """
 
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -171,7 +172,14 @@ def user_in(row: dict[str, Any], column: str, place: str, who: str = "user") -> 
     if column not in row:
         raise ValueError(f"{place} needs the column {column!r}, got {listed(row) or 'none'}")
     try:
-        return name_of(row[column])
+        name = name_of(row[column])
+        name.encode("utf-8")
+        return name
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place} needs a {who} in {column!r} of whole characters, got half of one in {name[:80]!r}: correct it "
+            "or drop the row"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"{place} needs a {who} in {column!r}, a text or a number, got {error}: fill it in or drop the row"
@@ -213,7 +221,9 @@ def alike(names: Iterable[str]) -> list[list[str]]:
         if not name.isascii():
             written = unicodedata.normalize("NFKC", name)
             seen = "".join(sign for sign in written if sign.isspace() or not _is_unseen(sign))
-        same.setdefault(" ".join(seen.casefold().split()), []).append(name)
+        # As pandas writes 7 in a column with a gap.
+        seen = re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(seen.casefold().split()))
+        same.setdefault(seen, []).append(name)
     return [written for written in same.values() if len(written) > 1]
 
 

@@ -27,8 +27,11 @@ def reading(what: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        said = str(error).strip().splitlines() or ["nothing more"]
-        raise ValueError(f"{what} cannot be read, {type(error).__name__}: {said[0][:300]}: write it again") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # `datasets` says there which line is wrong
+            cause = cause.__cause__
+        said = str(cause).strip().splitlines() or ["nothing more"]
+        raise ValueError(f"{what} cannot be read, {type(cause).__name__}: {said[0][:300]}: write it again") from error
 
 
 def read_config(name: str | Path) -> Any:

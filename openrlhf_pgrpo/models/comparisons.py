@@ -16,7 +16,7 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.files import check_row
-from openrlhf_pgrpo.models.messages import Text, no_text
+from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, read_table
 
@@ -94,6 +94,11 @@ def read_data(source: str | Path, columns: Columns = COLUMNS, split: str | None 
     if columns.preference != COLUMNS.preference and columns.preference not in found:
         raise ValueError(f"{source} needs the column {columns.preference!r}, got no row with it: correct its name")
     if columns.chosen in found:
+        if columns.rating != COLUMNS.rating or columns.response != COLUMNS.response:
+            raise ValueError(
+                f"--rating_key and --response_key name columns of ratings, got {source}, whose rows are pairs "
+                f"({columns.chosen!r}), so they do nothing: leave them out"
+            )
         return read_pairs(table, columns, columns.prompt in found)
     if columns.rating in found:
         return read_ratings(table, columns)
@@ -164,6 +169,9 @@ def read_pairs(table: Table, columns: Columns, prompted: bool) -> Comparisons:
         prompt = row[columns.prompt] if prompted else None
         if prompt is None or _begins(first, prompt) or _begins(second, prompt):
             prompt, first, second = _parted(prompt, first, second, columns, place)
+        for column, answer in zip(answers, (first, second)):
+            if wrong := no_answer(answer):
+                raise ValueError(f"{place} needs an answer in {column!r}, got {wrong}: correct it or drop the row")
         rows.append((user, prompt, first, second, preference))
     if same:
         raise ValueError(
@@ -183,7 +191,7 @@ def _begins(answer: Text, prompt: Text) -> bool:
     if isinstance(prompt, list):
         return _shared(answer, prompt) == len(prompt)
     turn = next((turn for turn in answer if turn["role"] != "system"), {"role": "", "content": ""})
-    return turn["role"] == "user" and turn["content"] == prompt
+    return turn["role"] == "user" and isinstance(turn["content"], str) and turn["content"].strip() == prompt.strip()
 
 
 def _parted(
@@ -220,10 +228,9 @@ def _parted(
             f"{place} needs an answer behind the messages that {both} share, got a conversation that is the "
             "beginning of the other: complete it or drop the row"
         )
-    if any(rest[0]["role"] == "user" for rest in rests):
+    if wrong := no_answer(rests[0]) or no_answer(rests[1]):
         raise ValueError(
-            f"{place} needs conversations in {both} that part at an answer, got a message of 'user' there: correct "
-            "it or drop the row"
+            f"{place} needs conversations in {both} that part at an answer, got {wrong}: correct it or drop the row"
         )
     return first[:shared], *rests
 

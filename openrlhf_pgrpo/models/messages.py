@@ -24,6 +24,17 @@ def no_text(value: Any) -> str | None:
     return in_words(value)
 
 
+def no_answer(value: Any) -> str | None:
+    """Why this is no answer, as `no_text`; of messages, a model has to begin and to end them."""
+    wrong = no_text(value)
+    if wrong or isinstance(value, str):
+        return wrong
+    for where, turn in (("begins", value[0]), ("ends", value[-1])):
+        if turn["role"] in ("user", "system", "developer"):
+            return f"messages of which the one that {where} them is of {turn['role']!r}"
+    return None
+
+
 def printed_messages(text: str) -> bool:
     """Whether a text is what Python or JSON prints of a list of messages, as when they go through CSV."""
     if not text.lstrip().startswith("[{"):

@@ -145,12 +145,12 @@ class Profile:
         whole = {str(row): profile for row, profile in enumerate(found) if isinstance(profile, Profile)}
         try:
             fitted = cls.many({row: profile.answers for row, profile in whole.items()}, fingerprint, prior)
-            means = {row: one.coefficients for row, one in zip(whole, fitted)}
+            follow = dict(zip(whole, fitted))
         except (ValueError, ArithmeticError):  # one of them has no fit; which one is found one by one
-            means = {}
+            follow = {}
         for row, profile in whole.items():
             try:
-                profile._check(paths[int(row)], prior, means.get(row))
+                profile._check(paths[int(row)], prior, follow.get(row))
             except ValueError as error:
                 found[int(row)] = error
         return found
@@ -185,23 +185,29 @@ class Profile:
         except (ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} needs to be a whole profile, got {error}: restore it or ask again") from error
 
-    def _check(self, path: Path, prior: Prior, fitted: np.ndarray | None) -> None:
-        """Checks that the coefficients follow from the answers, so that all who read the file mean the same user; from
-        them follow those that are `fitted`, unless that is yet to be done."""
+    def _check(self, path: Path, prior: Prior, fitted: "Profile | None") -> None:
+        """Checks that the coefficients follow from the answers, so that all who read the file mean the same user; what
+        does follow is `fitted`, unless that is yet to be done."""
         if fitted is None:
             try:
-                fitted = Profile.of(self.user, self.fingerprint, self.answers, prior).coefficients
+                fitted = Profile.of(self.user, self.fingerprint, self.answers, prior)
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(
                     f"{path} needs answers to fit a user to, got {error}: restore it or ask again"
                 ) from error
-        far = np.abs(self.coefficients - fitted) > SLACK * np.sqrt(np.diag(prior.covariance))
+        scale = np.sqrt(np.diag(prior.covariance))
+        far = np.abs(self.coefficients - fitted.coefficients) > SLACK * scale
         if far.any():
             first = int(far.argmax())
             raise ValueError(
                 f"{path} needs the coefficients that follow from its {len(self.answers)} answers, got "
-                f"{self.coefficients[first]:g} instead of {fitted[first]:g} as coefficient {first}: restore it or ask "
-                "again"
+                f"{self.coefficients[first]:g} instead of {fitted.coefficients[first]:g} as coefficient {first}: "
+                "restore it or ask again"
+            )
+        if (np.abs(self.covariance - fitted.covariance) > SLACK * np.outer(scale, scale)).any():
+            raise ValueError(
+                f"{path} needs the covariance that follows from its {len(self.answers)} answers, got another: restore "
+                "it or ask again"
             )
 
     @classmethod

@@ -14,7 +14,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.names import Names, in_words, listed, user_in
 from openrlhf_pgrpo.files import check_row
-from openrlhf_pgrpo.models.messages import Text, no_text
+from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
 from openrlhf_pgrpo.models.tables import Columns, Table
 
 MOST_PAIRS = 10**7  # of all users: more would fill the memory
@@ -128,10 +128,10 @@ def read_ratings(table: Table, columns: Columns) -> Ratings:
         place = table.place(number)
         check_row(row, place, needed)
         names.append(user_in(row, columns.user, place))
-        for column, found in zip((columns.prompt, columns.response), texts):
+        for column, found, why_not in zip((columns.prompt, columns.response), texts, (no_text, no_answer)):
             text = row[column]
             if not isinstance(text, str) or text not in right:
-                if wrong := no_text(text):
+                if wrong := why_not(text):
                     raise ValueError(f"{place} needs a text in {column!r}, got {wrong}: correct it or drop the row")
                 if isinstance(text, str):
                     right.add(text)

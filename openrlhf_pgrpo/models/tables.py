@@ -99,7 +99,7 @@ def read_table(
         OSError: a file cannot be read.
     """
     path = Path(source)
-    if path.is_file() and path.suffix not in FORMATS:
+    if path.exists() and not path.is_dir() and path.suffix not in FORMATS:  # a pipe, too
         if split is not None:
             raise ValueError(f"--split needs a data set with splits, got {source}, a file of rows: leave it out")
         numbers, rows = zip(*read_rows(path, dict(columns)))
@@ -107,7 +107,8 @@ def read_table(
     with progress(f"reading {source}"):
         dataset = _loaded(source, split, [*columns, *texts])
         with reading(str(source)):
-            table = Table(str(source), dataset.to_list(), list(range(len(dataset))), "row")
+            rows = [{column: _as_given(value) for column, value in row.items()} for row in dataset.to_list()]
+            table = Table(str(source), rows, list(range(len(rows))), "row")
     if not table.rows:
         raise ValueError(f"{source} needs at least one row, got none")
     for number, row in enumerate(table.rows):
@@ -115,14 +116,24 @@ def read_table(
     return table
 
 
+def _as_given(value: Any) -> Any:
+    """Messages without the keys that arrow adds, as null, because other messages of the column have them."""
+    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
+        return value
+    return [{key: of for key, of in turn.items() if of is not None or key == "content"} for turn in value]
+
+
 def _loaded(source: str | Path, split: str | None, texts: Sequence[str]) -> Any:
     """One split of a data set, through `datasets`."""
     import datasets
 
     path, cells = Path(source), dict[str, Any]()
-    a_file = path.suffix in (".jsonl", *FORMATS)  # the hub would be asked for minutes about a name that is mistyped
+    # The hub would be asked for minutes about a name that is mistyped.
+    a_file = path.suffix in (".jsonl", *FORMATS) or ("/" not in str(source) and path.suffix)
     if not path.exists() and (a_file or not ON_THE_HUB.fullmatch(str(source))):
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
+    if path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
     if path.suffix == ".csv":
         # Cells as they are written. Else the answer 007 would become 7, and None would become null.
         cells = {"converters": dict.fromkeys(texts, str), "keep_default_na": False, "na_values": [""]}

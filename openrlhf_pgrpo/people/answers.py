@@ -94,10 +94,10 @@ def said_by_new(data: Comparisons, known: Names) -> tuple[list[tuple[str, Pair]]
                 check_user(user)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
-        pair = Pair(prompt, first, second)
-        _, kept = placed.setdefault(name := pair.name, (place, pair))
-        same = (kept.a, kept.b) == (first, second)
-        said.setdefault(user, {}).setdefault(name, []).append(preference if same else 1 - preference)
+        pair = Pair(prompt, first, second).in_order
+        placed.setdefault(pair.name, (place, pair))
+        turned = pair.a != first
+        said.setdefault(user, {}).setdefault(pair.name, []).append(1 - preference if turned else preference)
     return list(placed.values()), said, list(passed)
 
 
@@ -190,6 +190,6 @@ def write_profiles(folder: Path, flag: str, profiles: Sequence[Profile], there: 
 
 
 def choices(profile: Profile) -> list:
-    """What a user said, without the numbers that a model makes of it."""
+    """What a user said, in whatever order, without the numbers that a model makes of it."""
     answers = [(said.pair, said.preference, said.prompt, said.a, said.b) for said in profile.answers]
-    return [answers, profile.skipped]
+    return [sorted(answers, key=lambda answer: answer[0]), profile.skipped]

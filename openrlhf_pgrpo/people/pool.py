@@ -28,10 +28,14 @@ class Pair(NamedTuple):
     b: Text
 
     @property
+    def in_order(self) -> "Pair":
+        """The same pair, whichever answer comes first."""
+        return Pair(self.prompt, *sorted((self.a, self.b), key=_order))
+
+    @property
     def name(self) -> str:
         """A hash of the texts that does not depend on the order of the answers or of the pool."""
-        text = json.dumps([self.prompt, *sorted((self.a, self.b), key=_order)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.in_order, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _order(text: Text) -> tuple[bool, str]:

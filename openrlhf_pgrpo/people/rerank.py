@@ -16,7 +16,7 @@ from openrlhf_pgrpo.files import check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
-from openrlhf_pgrpo.models.messages import Text, no_text
+from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
@@ -137,7 +137,7 @@ def read_candidates(
             lists = "; CSV has no lists, JSONL and Parquet do" if isinstance(responses, str) else ""
             raise ValueError(f"{place} needs a list of at least one text as {responses_key!r}, got {got}{lists}")
         for response in responses:
-            if wrong := no_text(response):
+            if wrong := no_answer(response):
                 raise ValueError(
                     f"{place} needs texts or messages as {responses_key!r}, got {wrong}: drop it, because a reward "
                     "for saying nothing means nothing"

@@ -157,6 +157,7 @@ def test_a7_anything_else_is_none_and_said_in_words(value, said):
 def test_a7_names_that_look_alike_stand_together():
     assert alike(["a", "b", " A", "a", "Ann  Lee", "ann lee", "c"]) == [["a", " A"], ["Ann  Lee", "ann lee"]]
     assert alike(["Jos\u00e9", "Jose\u0301", "Jose"]) == [["Jos\u00e9", "Jose\u0301"]]  # two ways to write one letter
+    assert alike(["7", "7.0", "7.5"]) == [["7", "7.0"]]  # as pandas writes a column with a gap
     assert alike([]) == []
 
 

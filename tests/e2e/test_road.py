@@ -49,12 +49,12 @@ def ratings(tmp_path):
 
 def test_from_ratings_to_a_stranger(policy, ratings, tmp_path):
     folder = tmp_path / "road"
-    words = [folder, "--data", ratings, "--policy", policy, "--steps", 1, "--pairs", 20]
+    words = [folder, "--data", ratings, "--policy", policy, "--steps", 2, "--pairs", 20]
     command = [sys.executable, SCRIPT, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 people of" in done.stdout and "the stranger's own mean rating of what was put first" in done.stdout
-    assert "[pgrpo] step 1  100%" in done.stdout
+    assert "[pgrpo] step 2  100%" in done.stdout
 
     def rows(name):
         return [json.loads(line) for line in (folder / name).read_text().splitlines()]

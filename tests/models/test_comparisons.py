@@ -1,5 +1,6 @@
 """Rows as people have them become comparisons: pairs, whole conversations, and ratings."""
 
+import json
 import re
 from itertools import combinations
 from statistics import mean
@@ -54,9 +55,11 @@ def test_a_prompt_that_conversations_repeat_is_written_once(jsonl, prompt):
 
 
 def test_keys_that_arrow_adds_to_messages_change_nothing(tmp_path):
-    named = [{**turn, "name": None} for turn in turns("why?", "so")]
-    datasets.Dataset.from_list([talk(named, turns("why?", "it is"))]).to_parquet(tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet").rows == [("ana", named[:1], named[1:], turns("", "it is")[1:], 1.0)]
+    named, other = ([{**turn, "name": None} for turn in turns("why?", said)] for said in ("so", "it is"))
+    datasets.Dataset.from_list([talk(named, other)]).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").rows == [
+        ("ana", *(turns("why?", "so")[row:][:1] for row in (0, 1)), turns("", "it is")[1:], 1.0)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_keys_that_arrow_adds_to_messages_change_nothing(tmp_path):
         (talk(turns("why?"), turns("why?", "so"), prompt="why?"), "the beginning of the other"),
         (
             talk(turns("a", "b", "c", "d"), turns("a", "b", "e", "d")),
-            "that part at an answer, got a message of 'user'",
+            "that part at an answer, got messages of which the one that begins them is of 'user'",
         ),
         (talk(turns("why?", "so"), turns("how?", "so"), prompt="why?"), "got one that does not begin .* 'rejected'"),
         (talk("it is", turns("why?", "so"), prompt="why?"), "got one that does not begin with it in 'chosen'"),
@@ -296,3 +299,56 @@ def test_numbers_of_pairs_are_exact_where_roots_are_not():
 def test_a_draw_that_cannot_be_is_refused(annotations, draw, message):
     with pytest.raises(ValueError, match=message):
         read(annotations, COLUMNS, None, *draw)
+
+
+USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
+SAID = [{"role": "assistant", "content": text} for text in ("yes", "no")]
+
+
+@pytest.mark.parametrize(
+    "row, got",
+    [
+        # The prompt is in both: the reward model was trained on it twice.
+        ({"prompt": [USER], "chosen": [SYSTEM, USER, SAID[0]], "rejected": [SYSTEM, USER, SAID[1]]}, "begins them"),
+        ({"prompt": "other", "chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]}, "begins them is of 'user'"),
+        # The last words are the user's, which no policy is rewarded for.
+        ({"chosen": [USER, SAID[0], USER], "rejected": [USER, SAID[1], USER]}, "ends them is of 'user'"),
+    ],
+)
+def test_conversations_that_are_no_answers_are_refused(tmp_path, row, got):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"user": "u", **row}) + "\n")
+    with pytest.raises(ValueError, match=f"line 1 of .*, got messages of which the one that {got}.*: correct it or"):
+        read(path)
+
+
+def test_a_prompt_is_its_text_without_white_space_around_it(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    turn = {**USER, "content": "hi\n"}
+    row = {"user": "u", "prompt": "hi", "chosen": [turn, SAID[0]], "rejected": [turn, SAID[1]]}
+    path.write_text(json.dumps(row) + "\n")
+    assert read(path).rows == [("u", [turn], SAID[:1], SAID[1:], 1.0)]
+
+
+def test_a_response_that_is_a_whole_conversation_is_refused(tmp_path):
+    path = tmp_path / "ratings.jsonl"
+    rows = [{"user": "u", "prompt": "hi", "response": [USER, said], "rating": rank} for rank, said in enumerate(SAID)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="line 1 of .* in 'response', got messages of which the one that begins them"):
+        read(path)
+
+
+def test_flags_of_ratings_beside_pairs_are_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"user": "u", "prompt": "hi", "chosen": "yes", "rejected": "no", "stars": 3}) + "\n")
+    with pytest.raises(
+        ValueError, match="--rating_key and --response_key name columns of ratings, .*: leave them out"
+    ):
+        read(path, COLUMNS._replace(rating="stars"))
+
+
+def test_half_of_a_character_in_a_name_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"user": "a\\ud800", "prompt": "hi", "chosen": "yes", "rejected": "no"}\n')
+    with pytest.raises(ValueError, match="line 1 of .* needs a user in 'user' of whole characters, got half of one"):
+        read(path)

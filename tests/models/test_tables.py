@@ -82,3 +82,32 @@ def test_messages_come_through(tmp_path):
     prompt = [{"role": "user", "content": "why?"}]
     datasets.Dataset.from_list([{"prompt": prompt}]).to_parquet(tmp_path / "a.parquet")
     assert read_table(tmp_path / "a.parquet", {"prompt": object}).rows == [{"prompt": prompt}]
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path):
+    """Not only that "an error occurred while generating the dataset"."""
+    path = tmp_path / "rows.csv"
+    path.write_text("user,prompt\na,b\nc,d,e\n")
+    with pytest.raises(ValueError, match="rows.csv cannot be read, ParserError: .*Expected 2 fields in line 3, saw 3"):
+        read_table(path, {})
+
+
+def test_a_mistyped_file_and_an_empty_folder_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match="need to be a file, a folder or a data set on the hub, got lost.txt: correct"
+    ):
+        read_table("lost.txt", {})
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="the data need rows, got the empty folder void: correct it"):
+        read_table("void", {})
+
+
+def test_messages_are_the_same_in_every_format(tmp_path):
+    """Arrow gives every message of a column the keys of all: the hash of a pair, which profiles keep, was another."""
+    rows = [
+        {"prompt": [{"role": "user", "content": "hi"}]},
+        {"prompt": [{"role": "user", "content": "hi", "name": "ann"}, {"role": "assistant", "content": "so"}]},
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert read_table(tmp_path / "rows.parquet", {"prompt": object}).rows == rows

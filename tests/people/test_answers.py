@@ -92,10 +92,11 @@ def test_a_pair_that_was_answered_twice_counts_as_the_mean(factorized, jsonl, tm
         str(factorized), jsonl("c.jsonl", [{**row, "preference": row.get("preference", 1)} for row in rows]), tmp_path
     )
     eve, ben = (json.loads((tmp_path / f"{user}.json").read_text()) for user in ("eve", "ben"))
-    assert [said["preference"] for said in eve["answers"]] == [(1 + 0.25) / 2]
+    # Whoever saw which answer first, a and b are in alphabetical order.
+    assert [said["preference"] for said in eve["answers"]] == [1 - (1 + 0.25) / 2]
     assert [(said["a"], said["b"], said["preference"]) for said in ben["answers"]] == [
-        ("yes", "no", 0),
-        ("so", "no", 1),
+        ("no", "yes", 1),
+        ("no", "so", 0),
     ]
     alone = fitted(factorized, "ben", [(Pair("p ", "yes", "no"), 0.0), (Pair("p ", "so", "no"), 1.0)])
     assert ben["coefficients"] == pytest.approx(alone.coefficients.tolist(), abs=1e-6)
@@ -111,9 +112,9 @@ def test_ratings_and_conversations_are_choices_too(factorized, jsonl, tmp_path):
     )
     said = json.loads((tmp_path / "eve.json").read_text())["answers"]
     assert {(one["a"], one["b"], one["preference"]) for one in said} == {
-        ("so", "no", 1),
-        ("yes", "no", 1),
-        ("yes", "so", 1),
+        ("no", "so", 0),
+        ("no", "yes", 0),
+        ("so", "yes", 0),
     }
 
 
@@ -140,7 +141,10 @@ def test_scores_are_kept(factorized, everybody, tmp_path, capsys):
     "rows, message",
     [
         ([choice(" ", "a", "b")], "line 1 of .* needs a user in 'user', a text or a number, got a blank text"),
-        ([choice("eve", "a", "b"), choice("\ud83d", "a", "b")], "line 2 of .*: a user needs a name .*, in UTF-8, got"),
+        (
+            [choice("eve", "a", "b"), choice("\ud83d", "a", "b")],
+            "line 2 of .* needs a user .* of whole characters, got",
+        ),
         ([choice("ana", "a", "b")], "--answers needs people whom the model does not know, got none among the 1 in "),
         ([choice("eve", "a", "b", preference=2)], "line 1 of .* needs a number from 0 .* got int 2|got 2"),
         ([choice("eve", "a", " <eos>")], "line 1 of .* needs answers with words, got one that is nothing but its end"),
@@ -200,3 +204,14 @@ def test_a_full_disk_leaves_whole_files_and_the_same_command_goes_on(factorized,
     assert len(list((tmp_path / "people").iterdir())) == 5
     learn(str(factorized), everybody, tmp_path / "people")
     assert len(Users(Folder(factorized), [tmp_path / "people"]).profiles) == len(NAMES) + 1
+
+
+def test_the_same_choices_in_another_order_are_no_other_choices(factorized, jsonl, tmp_path):
+    """A growing file of choices could not go on, because who came first decided which answer was a."""
+    rows = [choice("eve", "yes", "no"), choice("eve", "so", "yes"), choice("ben", "no", "yes")]
+    learn(str(factorized), jsonl("c.jsonl", rows), tmp_path / "profiles")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "profiles").iterdir()}
+    more = [choice("zoe", "no", "yes"), *rows[::-1]]
+    learn(str(factorized), jsonl("c.jsonl", more), tmp_path / "profiles")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "profiles").iterdir()}
+    assert len(after) == 3 and before.items() <= after.items()
