@@ -3,7 +3,6 @@
 Axes: N names asked about, G distinct names.
 """
 
-import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -221,8 +220,9 @@ def alike(names: Iterable[str]) -> list[list[str]]:
         if not name.isascii():
             written = unicodedata.normalize("NFKC", name)
             seen = "".join(sign for sign in written if sign.isspace() or not _is_unseen(sign))
-        # As pandas writes 7 in a column with a gap.
-        seen = re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(seen.casefold().split()))
+        seen = " ".join(seen.casefold().split())
+        if seen.endswith(".0") and seen[:-2].isdecimal():  # as pandas writes 7 in a column with a gap
+            seen = seen[:-2]
         same.setdefault(seen, []).append(name)
     return [written for written in same.values() if len(written) > 1]
 

@@ -262,8 +262,8 @@ def test_a6_a_template_that_no_prompt_fits_is_refused(check):
 
 
 def test_a6_a_check_of_many_rows_takes_a_moment(check):
-    """At most a second for 1e5 rows; here a tenth of them, with room for a busy machine."""
+    """At most a second for 1e5 rows; here a tenth of them, in processor time."""
     rows = 10_000
-    start = time.perf_counter()
+    start = time.process_time()
     check(["once upon a time " * 20] * rows, "--data.pref_group_key", "g", g=[f"u{i}" for i in range(rows)])
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
