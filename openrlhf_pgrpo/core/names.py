@@ -12,6 +12,7 @@ import numpy as np
 
 # Blanks that Unicode counts as letters, marks or symbols: fillers of Hangul, an empty cell of Braille, a joiner of
 # graphemes, vowels of Khmer that are not written, and selectors of variants.
+PRINTED_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
 UNSEEN = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
     chr(code)
     for first, last in ((0x180B, 0x180D), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
@@ -209,6 +210,11 @@ def is_blank(text: str) -> bool:
 def _is_unseen(sign: str) -> bool:
     # Cc and Cf: controls, and formats such as a zero-width space or a byte order mark.
     return unicodedata.category(sign) in ("Cc", "Cf") or sign in UNSEEN
+
+
+def printed_missing(values: Iterable[Any]) -> list[int]:
+    """The rows with a text that other programs write for a missing value; for a warning, because it may be meant."""
+    return [row for row, value in enumerate(values) if isinstance(value, str) and value in PRINTED_MISSING]
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:

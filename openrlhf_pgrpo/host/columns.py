@@ -4,12 +4,12 @@
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import wrapt
 
-from openrlhf_pgrpo.core.names import alike, listed, name_of
+from openrlhf_pgrpo.core.names import alike, listed, name_of, printed_missing
 
 
 def install(module) -> None:
@@ -88,15 +88,28 @@ def at(rows: Sequence[int], source: str) -> str:
     return f"row {rows[0]} of {source}{more * (len(rows) > 1)}"
 
 
-def spellings(found: Iterable[str], flag: str, source: str) -> list[str]:
-    """A sentence of warning if some of the names that were found differ only in what `names.alike` ignores."""
-    if not (same := alike(found)):
+def printed(found: Sequence, flag: str, source: str) -> list[str]:
+    """A sentence of warning if some texts (rows,) of a column are what other programs write for a missing value."""
+    if not (rows := printed_missing(found)):
         return []
+    return [
+        f"warning: {found[rows[0]]!r} ({flag}) in {at(rows, source)} is a text like any other, though programs write "
+        "it where a value is missing: if it is, drop these rows"
+    ]
+
+
+def spellings(found: Sequence[str], flag: str, source: str) -> list[str]:
+    """Sentences of warning if some of the names that were found differ only in what `names.alike` ignores, or may
+    stand for a missing value."""
+    said = printed(found, flag, source)
+    if not (same := alike(found)):
+        return said
     pairs = "; ".join(listed(written) for written in same[:3])
     more = f" and {len(same) - 3} more" if len(same) > 3 else ""
     return [
+        *said,
         f"warning: names in {source} ({flag}) that differ only in case, white space or characters without a width "
-        f"count as different: {pairs}{more}; write them alike if they are the same"
+        f"count as different: {pairs}{more}; write them alike if they are the same",
     ]
 
 

@@ -27,8 +27,8 @@ def check_prompts(dataset, data, source: str) -> list[str]:
     """
     flag = "--data.input_key"
     _check_template(data)
-    _check_starts_of_answers(dataset, _wrong_start, data, data.input_key, flag, source)
-    said = []
+    found = _check_starts_of_answers(dataset, _wrong_start, data, data.input_key, flag, source)
+    said = columns.printed(found or [], flag, source)
     if data.apply_chat_template and data.input_template:
         said.append(f"warning: --data.input_template does nothing beside {TEMPLATE}")
     return [*said, *_labels(dataset, data, source), *_images(dataset, data, source)]
@@ -63,6 +63,8 @@ def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str
         said = _check_repeated(dataset, data, source, starts, answers)
     else:
         said = _check_starts(alike, data, source, dpo) if data.apply_chat_template else []
+    for (flag, _), column in zip([("--data.prompt_key", None), *sides.items()], [starts or [], *(answers or [])]):
+        said += columns.printed(column, flag, source)
     if data.input_template and (data.apply_chat_template or not data.prompt_key):
         beside = f"beside {TEMPLATE}" if data.apply_chat_template else "without --data.prompt_key"
         said.append(f"warning: --data.input_template does nothing {beside}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.annotations import preference_of
-from openrlhf_pgrpo.core.names import in_words, listed, user_in
+from openrlhf_pgrpo.core.names import in_words, listed, printed_missing, user_in
 from openrlhf_pgrpo.files import check_row
 from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
@@ -77,7 +77,15 @@ def read(
         ValueError: as `read_data` and `pair_up`.
     """
     check_draw(pairs_per_user, seed)
-    return pair_up(read_data(source, columns, split), pairs_per_user, seed)
+    found = pair_up(read_data(source, columns, split), pairs_per_user, seed)
+    users, prompts, *answers, _ = zip(*found.rows)
+    for what, values in (("a user", users), ("a prompt", prompts), ("an answer", [*answers[0], *answers[1]])):
+        if rows := printed_missing(values):
+            found.said.append(
+                f"warning: {values[rows[0]]!r} is {what} like any other in {len(rows)} places, though programs write "
+                "it where a value is missing: if it is, drop these rows"
+            )
+    return found
 
 
 def read_data(source: str | Path, columns: Columns = COLUMNS, split: str | None = None) -> Comparisons | Ratings:

@@ -352,3 +352,15 @@ def test_half_of_a_character_in_a_name_is_refused_with_its_line(tmp_path):
     path.write_text('{"user": "a\\ud800", "prompt": "hi", "chosen": "yes", "rejected": "no"}\n')
     with pytest.raises(ValueError, match="line 1 of .* needs a user in 'user' of whole characters, got half of one"):
         read(path)
+
+
+def test_texts_that_may_stand_for_a_missing_value_are_said(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        dict(user="nan", prompt="hi", chosen="yes", rejected="None"),
+        dict(user="u", prompt="a", chosen="b", rejected="c"),
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    user, answer = read(path).said
+    assert user.startswith("warning: 'nan' is a user like any other in 1 places")
+    assert answer.startswith("warning: 'None' is an answer")

@@ -166,7 +166,14 @@ def _check_preferences(dataset, data, source: str, training: bool) -> None:
 
 def _check_margins(dataset, args, source: str) -> None:
     """The host reads a column `margin` without being asked to, and trains on it with --model.margin_loss_enable."""
-    if args.reward.factors is not None or "margin" not in dataset.column_names:
+    if args.reward.factors is not None:
+        return
+    if "margin" not in dataset.column_names:
+        if args.model.margin_loss_enable:
+            raise ValueError(
+                f"--model.margin_loss_enable needs a column 'margin' in {source}, got none, so it would do nothing: "
+                "add it or leave the flag out"
+            )
         return
     for row, value in enumerate(dataset["margin"][:]):
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

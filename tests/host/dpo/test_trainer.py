@@ -207,6 +207,16 @@ def test_a13_an_answer_that_is_nothing_but_its_end_is_refused(parse):
         dataset_of(parse(), [pair_of("a"), pair_of("b", "$", "no")], 24)
 
 
+def test_b5_texts_that_may_stand_for_a_missing_value_are_said(parse):
+    rows = [pair_of("nan", prompt="None"), pair_of("b", rejected="null")]
+    said = check(parse(*GROUP), rows)
+    assert [sentence.split(" is a text")[0] for sentence in said] == [
+        "warning: 'None' (--data.prompt_key) in row 0 of 'x.jsonl'",
+        "warning: 'null' (--data.rejected_key) in row 1 of 'x.jsonl'",
+        "warning: 'nan' (--data.pref_group_key) in row 0 of 'x.jsonl'",
+    ]
+
+
 PRINTED = "[{'role': 'user', 'content': 'hi'}]"
 
 

@@ -165,6 +165,13 @@ def test_a1_one_broken_value_does_not_switch_the_check_off(dataset_of):
             dataset_of(rows, factors=None)
 
 
+def test_a_margin_that_is_not_there_is_refused(new_strategy):
+    args = new_strategy(factors=None).args
+    args.model.margin_loss_enable = True
+    with pytest.raises(ValueError, match="--model.margin_loss_enable needs a column 'margin' in 'x.jsonl', got none"):
+        rm_data.check(Dataset.from_list([pair()]), args, "'x.jsonl'")
+
+
 def test_a1_ties_alone_train_nothing(dataset_of):
     with pytest.raises(ValueError, match="at least one answer that is preferred, got only ties in 'preference'"):
         dataset_of([pair(preference=0.5)] * 2)
