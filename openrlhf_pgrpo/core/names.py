@@ -204,6 +204,8 @@ def in_words(value: Any) -> str:
 
 def is_blank(text: str) -> bool:
     """Whether nothing in a text can be seen: it is empty, or all white space, controls and signs without a form."""
+    if "!" <= text[:1] <= "~":  # most texts: there may be a million
+        return False
     return all(sign.isspace() or _is_unseen(sign) for sign in text)
 
 

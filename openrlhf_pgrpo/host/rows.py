@@ -117,13 +117,16 @@ def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> l
 
 def _check_forms(answers: list[list[str]], keys: list[str], source: str) -> None:
     """If all answers of one side are printed lists and none of the other, their form tells which was chosen."""
-    printed = [[text.startswith("[") and text.endswith("]") for text in column] for column in answers]
-    for key, its, others in zip(keys, printed, printed[::-1]):
-        if all(its) and not any(others):
+    for key, its, others in zip(keys, answers, answers[::-1]):
+        if all(map(_is_list, its)) and not any(map(_is_list, others)):
             raise ValueError(
                 f"both answers of a pair need one form, got a printed list in {key!r} in every row of {source}: take "
                 "the texts out of the lists, because the form would tell the answers apart"
             )
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("[") and text.endswith("]")
 
 
 def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:
