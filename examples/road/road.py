@@ -11,6 +11,7 @@ a Polis conversation (votes.py).
 """
 
 import argparse
+import codecs
 import csv
 import io
 import json
@@ -21,6 +22,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,13 +162,12 @@ class Road:
         """What a command prints, while it prints it; of one with a log, the line of each step."""
         if log is not None:
             return "\n".join(follow(words(command), log, cwd=self.folder))
-        lines = []
-        with subprocess.Popen(words(command), cwd=self.folder, stdout=subprocess.PIPE, text=True) as process:
+        said = []
+        with running(command, cwd=self.folder, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 print(line, end="", flush=True)
-                lines.append(line)
-        check(process)
-        return "".join(lines)
+                said.append(line)
+        return "".join(said)
 
     def training_flags(self) -> list[str]:
         flags = {
@@ -249,18 +251,19 @@ class Road:
         """Runs a command that asks in the terminal, and answers as the stranger rated; returns what was said."""
         environment = {**os.environ, "COLUMNS": "100000", "PYTHONUNBUFFERED": "1"}  # no line is broken
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        with subprocess.Popen(words(command), cwd=self.folder, env=environment, **pipes) as process:
+        letters = codecs.getincrementaldecoder("utf-8")()  # one may come in two parts
+        with running(command, cwd=self.folder, env=environment, **pipes) as process:
             said, seen = "", 0
             while chunk := os.read(process.stdout.fileno(), 1 << 16):
-                said += chunk.decode(errors="ignore")
-                print(chunk.decode(errors="ignore"), end="", flush=True)
+                new = letters.decode(chunk)
+                said += new
+                print(new, end="", flush=True)
                 if WAITING.search(said, seen):
                     key = self.choice(said[seen:])
                     said, seen = f"{said}{key}\n", len(said) + 2
                     print(key, flush=True)
                     process.stdin.write(f"{key}\n".encode())
                     process.stdin.flush()
-        check(process)
         return said
 
     def choice(self, question: str) -> str:
@@ -280,7 +283,15 @@ class Road:
         return {**found, "best possible": np.mean([max(slate) for slate in ratings])}
 
 
-def check(process: subprocess.Popen) -> None:
+@contextmanager
+def running(command: str, **options) -> Iterator[subprocess.Popen]:
+    """A process, which ends when this one is ended, and has to end well."""
+    with subprocess.Popen(words(command), **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode:
         raise SystemExit(f"that ended with {process.returncode}; once mended, the same call goes on from here")
 

@@ -1,7 +1,7 @@
 """Votes of a Polis conversation as ratings: user, prompt, response, rating.
 
 Who agreed with a statement rates it 1, who passed 0, who disagreed -1. Nobody was asked to write the statements in
-answer to a prompt, so each person gets one of twelve that ask for such a statement. People with few votes are left
+answer to a prompt, so each person gets one of eight that ask for such a statement. People with few votes are left
 out, and so are statements with few.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 VOTES, STATEMENTS = "participants-votes.csv.gz", "comments.csv.gz"
 FEWEST_OF_PERSON, FEWEST_OF_STATEMENT = 25, 20
-ASKED = ("Say in one sentence what you think about {}.", "State one view on {}.", "What should be done about {}?")
+ASKED = ("Say in one sentence what you think about {}.", "What should be done about {}?")
 SUBJECTS = ("land on the islands", "farmland and nature here", "how our community uses its land", "our open land")
 
 
