@@ -27,7 +27,7 @@ def run(args) -> int | str | None:
 
     A command that keeps something raises the KeyboardInterrupt again, with what to say about that.
     """
-    terminate = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    terminate = signal.signal(signal.SIGTERM, interrupt)
     try:
         if args.command not in WITHOUT_MODELS:
             with progress("starting"), suppress(ImportError):  # which the command explains
@@ -35,8 +35,8 @@ def run(args) -> int | str | None:
         ended = args.run(args)
         sys.stdout.flush()
         return ended
-    except KeyboardInterrupt as interrupt:
-        kept = str(interrupt) or BEGINS_AGAIN
+    except KeyboardInterrupt as stopped:
+        kept = str(stopped) or BEGINS_AGAIN
     except BrokenPipeError:  # whoever reads our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
         return 128 + signal.SIGPIPE
@@ -44,6 +44,12 @@ def run(args) -> int | str | None:
         signal.signal(signal.SIGTERM, terminate)
     print(f"openrlhf-pgrpo {args.command}: stopped; {kept}", file=sys.stderr)
     return 128 + signal.SIGINT
+
+
+def interrupt(*_) -> None:
+    """Ends a command that is told to terminate as Ctrl-C does, also one that a shell put into the background: that one
+    is deaf to SIGINT itself."""
+    raise KeyboardInterrupt
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -84,3 +84,19 @@ def test_a_reader_who_leaves_is_no_error():
     with open(writing, "wb") as closed:
         ran = subprocess.run([*COMMAND, "patch", "--check"], stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_a_command_in_the_background_ends_when_it_is_told_to():
+    """A shell makes such a command deaf to SIGINT, and a SIGTERM that became one was lost."""
+    code = (
+        "import signal, sys, time; from types import SimpleNamespace; from openrlhf_pgrpo.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "work = lambda args: [print('at work', flush=True), time.sleep(100)]\n"
+        "sys.exit(main.run(SimpleNamespace(command='patch', run=work)))"
+    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as command:
+        assert command.stdout.readline() == "at work\n"
+        command.terminate()
+        said = command.stderr.read()
+    assert command.returncode == 130 and said.startswith("openrlhf-pgrpo patch: stopped; no file is half-written")
