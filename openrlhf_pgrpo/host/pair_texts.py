@@ -121,8 +121,10 @@ def _unknown_words(tokenizer) -> Callable[[str], bool] | None:
 
 
 def _word_at(text: str, place: int) -> str:
-    """What stands around a place, up to white space; of a longer word, as much as shows that it is one."""
-    before, after = text[max(place - LONGEST_WORD - 1, 0) : place], text[place : place + LONGEST_WORD + 1]
+    """What stands around a place up to white space, without that at the place itself, which tokenizers may forget; of
+    a longer word, as much as shows that it is one."""
+    start = re.compile(r"\s*").match(text, place).end()
+    before, after = text[max(place - LONGEST_WORD - 1, 0) : place], text[start : start + LONGEST_WORD + 1]
     return re.split(r"\s", before)[-1] + re.split(r"\s", after)[0]
 
 
