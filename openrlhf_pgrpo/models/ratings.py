@@ -7,6 +7,7 @@ Axes: R ratings, U users, B blocks (the ratings of one user of one prompt), N pa
 """
 
 import json
+import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -144,9 +145,9 @@ def read_ratings(table: Table, columns: Columns) -> Ratings:
     user, prompt, response, ratings = (column[order] for column in (user, prompt, response, ratings))
     starts = _starts(user, prompt, response)
     counts = np.diff(np.append(starts, len(user)))
-    # Not the sum by the count: the mean of equal ratings is to be equal to them.
-    low = np.minimum.reduceat(ratings, starts)
-    mean = low + np.add.reduceat(ratings - np.repeat(low, counts), starts) / counts
+    mean = ratings[starts]
+    for place in np.flatnonzero(counts > 1):  # exactly: whether two responses are a tie may hang on the last bit
+        mean[place] = statistics.mean(ratings[starts[place] : starts[place] + counts[place]].tolist())
     rows = np.minimum.reduceat(order, starts)
     kept = user[starts], prompt[starts], response[starts]
     return Ratings(table, list(users), prompts, responses, *kept, mean, rows, counts)

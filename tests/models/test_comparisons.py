@@ -3,12 +3,13 @@
 import json
 import re
 from itertools import combinations
+from random import Random
 from statistics import mean
 
 import datasets
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_pgrpo.models import ratings as ratings_module
@@ -236,6 +237,11 @@ def naive(rows):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(RATING, min_size=1, max_size=20), st.none() | st.integers(1, 4), st.randoms())
+@example(
+    [(7, "p", "y", rating) for rating in (-1, 0, 2)] + [(7, "p", "z", rating) for rating in (0, 0.5, 0.5)],
+    None,
+    Random(0),
+)
 def test_pairs_are_those_of_a_double_loop(rows, count, random):
     expected = sorted(naive(rows))
     shuffled = random.sample(rows, len(rows))
