@@ -60,11 +60,12 @@ def test_rows_come_from_parquet(run, words, tmp_path):
 
 
 @pytest.mark.core
-def test_ctrl_c_leaves_a_sentence(run, words, monkeypatch, capsys):
+def test_ctrl_c_leaves_a_sentence(words, monkeypatch, capsys, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "generate", interrupted)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="130"):
         main([str(word) for word in words])
     said = "openrlhf-pgrpo compare: stopped; the same command goes on with what is in out"
