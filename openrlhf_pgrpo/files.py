@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, locks between writers, and JSONL files of rows, checked line by line."""
+"""Files that are written whole or not at all, locks between writers, what is wrong with a file in one form, and JSONL
+files of rows, checked line by line.
+"""
 
 import fcntl
 import json
@@ -7,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
@@ -121,6 +124,20 @@ def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] 
             raise ValueError(f"{flag} needs a file of its own, got {path}, which {name} reads: name another")
 
 
+def check_distinct(files: dict[str, Path | None]) -> None:
+    """Checks that no two flags name one file, by whatever name or link, even where there is none yet.
+
+    Raises:
+        ValueError: two do.
+    """
+    for (one, first), (other, second) in combinations(files.items(), 2):
+        if first is None or second is None:
+            continue
+        both = first.exists() and second.exists()
+        if os.path.realpath(first) == os.path.realpath(second) or (both and first.samefile(second)):
+            raise ValueError(f"{one} and {other} need a file each, got {second} for both: name another")
+
+
 def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
     """The files in a folder that `flag` names, as inputs for `check_folder`; none for a name on the hub."""
     return {f"{flag} {file}": file for file in Path(folder).rglob("*")}
@@ -130,6 +147,25 @@ def write_whole(path: Path, text: str) -> None:
     """Writes `text` in UTF-8 to a file, whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turns any error of a library that reads a broken file into a ValueError that begins with `what`, a file.
+
+    Such libraries raise TypeError, KeyError, AttributeError, ZeroDivisionError, errors of their own and more. An
+    OSError passes: it names its file.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # `datasets` says there which line is wrong
+            cause = cause.__cause__
+        said = str(cause).strip().splitlines() or ["nothing more"]
+        raise ValueError(f"{what} cannot be read, {type(cause).__name__}: {said[0][:300]}: write it again") from error
 
 
 def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openrlhf_pgrpo.cli.people import add_chat_template, arguments
+from openrlhf_pgrpo.cli.people import add_chat_template, arguments, run_work
 from openrlhf_pgrpo.host.flags import add_trust
 
 
@@ -84,10 +84,6 @@ def run(args) -> int | str:
     from openrlhf_pgrpo.people.compare import compare
 
     try:
-        lines = compare(**arguments(args))
+        return run_work(args, lambda: compare(**arguments(args)))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command goes on with what is in {args.output}") from None
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo compare: {error}"
-    print(*lines, sep="\n")
-    return 0

@@ -43,8 +43,7 @@ def run(args) -> int | str:
 
 
 def measure(args) -> int:
-    from openrlhf_pgrpo.files import check_folder, held_in
-    from openrlhf_pgrpo.people.elicit import check_distinct
+    from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
     from openrlhf_pgrpo.people.evaluate import evaluate
     from openrlhf_pgrpo.people.evaluation_tables import lines, tables
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from openrlhf_pgrpo.cli import compare, evaluate, export_user, factorize, pairs, people
 from openrlhf_pgrpo.progress import progress
 
-WITHOUT_MODELS = ("patch", "doctor", "report")
+WITHOUT_MODELS = ("patch", "doctor", "report", "pairs")
 BEGINS_AGAIN = "no file is half-written, and the same command begins again"
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, add_data, columns_in
+from openrlhf_pgrpo.cli.people import run_work
 
 
 def add_to(commands) -> None:
@@ -28,9 +29,4 @@ def run(args) -> int | str:
     from openrlhf_pgrpo.people.pairs import write_pairs
 
     given = (columns_in(args), args.split, args.pairs, args.seed, args.hold_out, args.held_out)
-    try:
-        lines = write_pairs(args.data, args.output, *given)
-    except (ValueError, OSError) as error:
-        return f"openrlhf-pgrpo pairs: {error}"
-    print(*lines, sep="\n")
-    return 0
+    return run_work(args, lambda: write_pairs(args.data, args.output, *given))

@@ -1,7 +1,7 @@
 """`openrlhf-pgrpo elicit`, `refit`, `rerank` and `groups`: a factorized reward model used for people."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
@@ -169,6 +169,19 @@ def data_arguments(args) -> dict:
     return {**kept, "columns": columns_in(args), "pairs_per_user": given["pairs"]}
 
 
+def run_work(args, work: Callable[[], Sequence[str]]) -> int | str:
+    """Runs the work of a command, and prints the lines that it returns. What is wrong becomes the last words."""
+    try:
+        lines = work()
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return f"openrlhf-pgrpo {args.command}: {error}"
+    for line in lines:
+        print(line)
+    return 0
+
+
 def run_elicit(args) -> int | str:
     from openrlhf_pgrpo.people.answers import learn
     from openrlhf_pgrpo.people.elicit import elicit
@@ -176,22 +189,21 @@ def run_elicit(args) -> int | str:
     given = data_arguments(args)
     asking = ("pool", "user", "profile", "questions", "entropy", "web", "host", "port")
     learning = ("answers", "profiles")
-    try:
-        if args.answers is None:
-            check_one_way(given, asking[:2], learning, "asking one user")
-            elicit(**{name: value for name, value in given.items() if name not in learning})
-        else:
+
+    def work() -> Sequence[str]:
+        if args.answers is not None:
             check_one_way(given, learning, asking, "learning from --answers")
-            print(*learn(**{name: value for name, value in given.items() if name not in asking}), sep="\n")
+            return learn(**{name: value for name, value in given.items() if name not in asking})
+        check_one_way(given, asking[:2], learning, "asking one user")
+        elicit(**{name: value for name, value in given.items() if name not in learning})
+        return ()
+
+    try:
+        return run_work(args, work)
     except KeyboardInterrupt:
         if args.web:
             return 0  # a page is served until then
         raise KeyboardInterrupt("all that was answered is kept, and the same command goes on from there") from None
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo elicit: {error}"
-    return 0
 
 
 def check_one_way(given: dict, needed: Sequence[str], foreign: Sequence[str], way: str) -> None:
@@ -207,31 +219,16 @@ def check_one_way(given: dict, needed: Sequence[str], foreign: Sequence[str], wa
 def run_refit(args) -> int | str:
     from openrlhf_pgrpo.people.refit import refit
 
-    try:
-        lines = refit(**arguments(args))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo refit: {error}"
-    print(*lines, sep="\n")
-    return 0
+    return run_work(args, lambda: refit(**arguments(args)))
 
 
 def run_rerank(args) -> int | str:
     from openrlhf_pgrpo.people.rerank import rerank
 
-    try:
-        line = rerank(**arguments(args))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo rerank: {error}"
-    print(line)
-    return 0
+    return run_work(args, lambda: [rerank(**arguments(args))])
 
 
 def run_groups(args) -> int | str:
     from openrlhf_pgrpo.people.groups import group_users
 
-    try:
-        lines = group_users(**arguments(args))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo groups: {error}"
-    print(*lines, sep="\n")
-    return 0
+    return run_work(args, lambda: group_users(**arguments(args)))

@@ -40,16 +40,11 @@ def check_said(dataset) -> None:
     Raises:
         ValueError: one does not.
     """
-    from openrlhf_pgrpo.models.texts import Texts, end_of_text  # torch, which the early look does without
+    from openrlhf_pgrpo.models.texts import Texts  # torch, which the early look does without
 
-    texts, first = Texts(dataset.tokenizer, dataset.max_length), end_of_text(dataset.tokenizer)[0]
-
-    def is_silent(answer: str) -> bool:
-        begins = answer[:1]
-        return not ("!" <= begins <= "~" and begins != first) and is_blank(texts.open(answer))  # most are seen at once
-
+    texts = Texts(dataset.tokenizer, dataset.max_length)
     pairs = zip(list(dataset.chosens), list(dataset.rejects))
-    if silent := [row for row, (one, other) in enumerate(pairs) if is_silent(one) or is_silent(other)]:
+    if silent := [row for row, pair in enumerate(pairs) if any(is_blank(texts.open(answer)) for answer in pair)]:
         raise ValueError(
             "every answer needs words before its end token, got one that is nothing but its end in "
             f"{columns.at(silent, 'the pairs')}: fill it in or drop the row, because saying nothing would be trained"

@@ -8,8 +8,8 @@ from functools import wraps
 from inspect import unwrap
 from typing import NamedTuple
 
+from openrlhf_pgrpo.files import reading
 from openrlhf_pgrpo.models import backbone
-from openrlhf_pgrpo.models.backbone import reading
 from openrlhf_pgrpo.models.folder import COEFFICIENTS, Folder, describe, is_factorized
 from openrlhf_pgrpo.models.form import Form
 from openrlhf_pgrpo.models.network import factorized_reward_model

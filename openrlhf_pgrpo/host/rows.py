@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
-from openrlhf_pgrpo.models.messages import no_messages, printed_messages
+from openrlhf_pgrpo.models.messages import filled, no_messages, printed_messages
 
 TEMPLATE = "--data.apply_chat_template"
 ANSWERERS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")  # roles that formats of chats give who answers
@@ -63,7 +63,7 @@ def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str
         said = _check_repeated(dataset, data, source, starts, answers)
     else:
         said = _check_starts(alike, data, source, dpo) if data.apply_chat_template else []
-    for (flag, _), column in zip([("--data.prompt_key", None), *sides.items()], [starts or [], *(answers or [])]):
+    for flag, column in zip(["--data.prompt_key", *sides], [starts or [], *(answers or [])]):
         said += columns.printed(column, flag, source)
     if data.input_template and (data.apply_chat_template or not data.prompt_key):
         beside = f"beside {TEMPLATE}" if data.apply_chat_template else "without --data.prompt_key"
@@ -156,8 +156,7 @@ def _check_repeated(dataset, data, source: str, starts: list | None, answers: li
 
 
 def _begins(conversation: list[dict], start: list[dict]) -> bool:
-    begin = conversation[: len(start)]
-    return begin == start or [*map(_filled, begin)] == [*map(_filled, start)]
+    return _same(conversation[: len(start)], start)
 
 
 def _check(column: list, wrong: Callable, key: str, flag: str, source: str) -> None:
@@ -214,12 +213,11 @@ def _wrong_end(value):
 
 def _start_alike(one: list[dict], other: list[dict]) -> bool:
     """Whether two conversations are the same but for their last message."""
-    return one[:-1] == other[:-1] or [*map(_filled, one[:-1])] == [*map(_filled, other[:-1])]
+    return _same(one[:-1], other[:-1])
 
 
-def _filled(turn: dict) -> dict:
-    """A message without the nulls by which a column fills up keys that some messages lack."""
-    return {key: value for key, value in turn.items() if value is not None}
+def _same(one: list[dict], other: list[dict]) -> bool:
+    return one == other or [*map(filled, one)] == [*map(filled, other)]
 
 
 # ---- what only looks wrong ----

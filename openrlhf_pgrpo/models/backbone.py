@@ -1,8 +1,7 @@
 """A frozen backbone by folder or hub name: what is asked of it before anything is computed with it."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from openrlhf_pgrpo.core.names import listed
+from openrlhf_pgrpo.files import reading
 from openrlhf_pgrpo.models.network import UNUSED, longest_text, skeleton
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.progress import progress
-
-
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turns any error of a library that reads a broken file into a ValueError that begins with `what`, a file.
-
-    Such libraries raise TypeError, KeyError, AttributeError, ZeroDivisionError, errors of their own and more. An
-    OSError passes: it names its file.
-    """
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # `datasets` says there which line is wrong
-            cause = cause.__cause__
-        said = str(cause).strip().splitlines() or ["nothing more"]
-        raise ValueError(f"{what} cannot be read, {type(cause).__name__}: {said[0][:300]}: write it again") from error
 
 
 def read_config(name: str | Path) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import in_words, listed, printed_missing, user_in
 from openrlhf_pgrpo.files import check_row
-from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
+from openrlhf_pgrpo.models.messages import Text, filled, no_answer, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, read_table
 
@@ -246,11 +246,6 @@ def _parted(
 def _shared(one: list[dict], other: list[dict]) -> int:
     """How many messages two conversations begin with alike."""
     for number, (turn, its) in enumerate(zip(one, other)):
-        if _filled(turn) != _filled(its):
+        if filled(turn) != filled(its):
             return number
     return min(len(one), len(other))
-
-
-def _filled(turn: dict) -> dict:
-    """A message without keys that say nothing: arrow gives every message of a column the keys of all."""
-    return {key: value for key, value in turn.items() if value is not None}

@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from openrlhf_pgrpo.files import reading
 from openrlhf_pgrpo.models import backbone as backbones
-from openrlhf_pgrpo.models.backbone import is_unused, reading
+from openrlhf_pgrpo.models.backbone import is_unused
 from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.messages import Text

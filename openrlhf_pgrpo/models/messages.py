@@ -24,6 +24,11 @@ def no_text(value: Any) -> str | None:
     return in_words(value)
 
 
+def filled(turn: dict) -> dict:
+    """A message without the keys that say nothing: arrow gives every message of a column the keys of all."""
+    return {key: value for key, value in turn.items() if value is not None}
+
+
 def no_answer(value: Any) -> str | None:
     """Why this is no answer, as `no_text`; of messages, a model has to begin and to end them."""
     wrong = no_text(value)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_pgrpo.models.backbone import check_finite, read_tokenizer, reading
+from openrlhf_pgrpo.files import reading
+from openrlhf_pgrpo.models.backbone import check_finite, read_tokenizer
 from openrlhf_pgrpo.models.folder import COEFFICIENTS, CONFIG_KEYS, Folder, write_files
 from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.output_folder import WEIGHTS, check_new

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
+from openrlhf_pgrpo.files import reading
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.folder import WEIGHTS, Folder
 from openrlhf_pgrpo.models.messages import Text
@@ -39,7 +40,7 @@ class RewardModel(Folder):
         self.check_shapes()
         llm: Any = AutoModel._model_mapping[type(self.config)]
         model = factorized_reward_model(llm.__base__, llm, self.head_name)
-        with progress(f"loading {self.name}"), backbones.reading(f"the weights of {self.name}"):
+        with progress(f"loading {self.name}"), reading(f"the weights of {self.name}"):
             self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
         backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
         self.model = self.model.eval().to(_device())

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf_pgrpo.core.names import in_words, listed
-from openrlhf_pgrpo.files import check_row, read_rows
-from openrlhf_pgrpo.models.backbone import reading
+from openrlhf_pgrpo.files import check_row, read_rows, reading
 from openrlhf_pgrpo.progress import progress
 
 FORMATS = {".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}

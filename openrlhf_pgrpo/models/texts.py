@@ -69,7 +69,8 @@ class Texts:
         end = end_of_text(tokenizer)
         self.end: int = tokenizer.convert_tokens_to_ids(end)
         # Ends that a text brings along, read backwards: forwards, many of them would take quadratic time.
-        known = "|".join(re.escape(known[::-1]) for known in (end, *ends))
+        self._ends = (end, *ends)
+        known = "|".join(re.escape(known[::-1]) for known in self._ends)
         self._own_end = re.compile(rf"(?:\n*(?:{known}))*")
 
     def tokens(self, prompts: Sequence[str], responses: Sequence[str]) -> Tokens:
@@ -110,6 +111,8 @@ class Texts:
 
     def open(self, response: str) -> str:
         """The response without the end that it may bring along."""
+        if not response.rstrip("\n").endswith(self._ends):  # as most: there may be a million
+            return response
         own = self._own_end.match(response[::-1])
         return response[: len(response) - own.end()] if own else response
 

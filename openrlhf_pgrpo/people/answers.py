@@ -8,12 +8,12 @@ from pathlib import Path
 
 from openrlhf_pgrpo.core.names import Names, alike, listed
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_folder, held_in
+from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user, same_model
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
-from openrlhf_pgrpo.people.elicit import base_rewards, check_distinct
+from openrlhf_pgrpo.people.elicit import base_rewards
 from openrlhf_pgrpo.people.pool import Pair, readable, tell_apart
 from openrlhf_pgrpo.people.session import profile_name
 from openrlhf_pgrpo.progress import along

@@ -3,16 +3,14 @@
 Axes: P pairs, D base rewards.
 """
 
-import os
 from contextlib import nullcontext
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from openrlhf_pgrpo.core.names import alike
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_folder
+from openrlhf_pgrpo.files import check_distinct, check_folder
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import load
@@ -87,20 +85,6 @@ def elicit(
             serve(session, listener)
         else:
             ask(session)
-
-
-def check_distinct(files: dict[str, Path | None]) -> None:
-    """Checks that no two flags name one file, by whatever name or link, even where there is none yet.
-
-    Raises:
-        ValueError: two do.
-    """
-    for (one, first), (other, second) in combinations(files.items(), 2):
-        if first is None or second is None:
-            continue
-        both = first.exists() and second.exists()
-        if os.path.realpath(first) == os.path.realpath(second) or (both and first.samefile(second)):
-            raise ValueError(f"{one} and {other} need a file each, got {second} for both: name another")
 
 
 def base_rewards(

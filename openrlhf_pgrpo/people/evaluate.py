@@ -32,12 +32,11 @@ from openrlhf_pgrpo.core.evaluation import (
 )
 from openrlhf_pgrpo.core.names import Names, alike, listed
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_folder, held_in, write_whole
+from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_whole
 from openrlhf_pgrpo.models.comparisons import read
 from openrlhf_pgrpo.models.factorize import SAY, Say, annotate, check_texts, write_texts
 from openrlhf_pgrpo.models.scoring import RewardModel, load, score
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
-from openrlhf_pgrpo.people.elicit import check_distinct
 from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
 from openrlhf_pgrpo.progress import progress
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from openrlhf_pgrpo.core.names import Names, listed, name_of
-from openrlhf_pgrpo.files import check_folder, held_in, write_rows
+from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_data
 from openrlhf_pgrpo.models.ratings import Ratings, text_key
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, as_json
-from openrlhf_pgrpo.people.elicit import check_distinct
 
 KINDS = ("users", "prompts", "responses")  # of what can be held out
 WRITTEN = ("user", "prompt", "chosen", "rejected", "preference")
