@@ -56,8 +56,10 @@ def diagnose(questions: Questions) -> Iterator[Finding]:
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(questions.patience)  # a busy node takes a while to remove its probe file
             except subprocess.TimeoutExpired:
+                pass
+            finally:
                 process.kill()
                 process.wait()
 

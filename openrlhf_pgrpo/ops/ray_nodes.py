@@ -96,7 +96,12 @@ def ask_nodes(nodes: list[Node], patience: float, question, *arguments) -> tuple
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question)
         tasks[node.name] = task.remote(*own)
-    done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=patience)
+    try:
+        done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=patience)
+    except BaseException:  # Ctrl-C: what has not begun must not begin after the cleaning up
+        for task in tasks.values():
+            ray.cancel(task, force=True)
+        raise
     for name, task in tasks.items():
         if task not in done:
             ray.cancel(task, force=True)
