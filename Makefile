@@ -48,10 +48,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file to each, and then those that fill the cores by themselves.
+# Two files at a time, those that take longest first.
 test: venv
-	$(BIN)/python -m pytest --ignore tests/slurm --ignore tests/e2e --ignore tests/ray -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/ray tests/e2e
+	$(BIN)/python -m pytest tests/e2e tests/ray tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv

@@ -41,14 +41,14 @@ class Run:
         self.started = started(command, folder / "log.txt", {**os.environ, **environment})
         self.process = self.started.process
 
-    def wait(self, timeout: float = 400) -> int:
+    def wait(self, timeout: float = 900) -> int:
         return self.process.wait(timeout)
 
     def succeed(self) -> "Run":
         assert self.wait() == 0, self.tail()
         return self
 
-    def until(self, ready, timeout: float = 400) -> None:
+    def until(self, ready, timeout: float = 900) -> None:
         """Waits until `ready()` is true of a run that is alive."""
         self.started.until(ready, timeout)
 
@@ -99,7 +99,7 @@ class Training:
             )
 
     def finish(self) -> "Training":
-        assert self.process.wait(300) == 0, self.log.read_text(errors="replace")[-4000:]
+        assert self.process.wait(600) == 0, self.log.read_text(errors="replace")[-4000:]
         return self
 
     def kill(self) -> None:

@@ -79,7 +79,7 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
         """Starts the job, lets it train and save, ends a part of it, and waits for the end of the rest."""
         before = job.step
         run = job.start()
-        run.until(lambda: job.step >= before + 3, timeout=400)
+        run.until(lambda: job.step >= before + 3, timeout=900)
         kill(run)
         began = time.monotonic()
         assert run.process.wait(BOUND) != 0, run.tail()
@@ -97,15 +97,13 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     def resume_from(step):
         return f"resume from global_step{step} in {job.out}/checkpoints: the same command"
 
-    def engine(run):
+    def rank(run):
         for node in nodes.values():  # both hold a rank and an engine, so labels, weights and gradients cross nodes
             assert node.titled("ray::PolicyModelActor") and node.titled("ray::RolloutRayActor")
-        nodes["n2"].kill_one("ray::RolloutRayActor")
+        nodes["n2"].kill_one("ray::PolicyModelActor")
 
-    step = trains_until(engine, "[pgrpo] the run has failed: a rollout engine (vLLM) died.")
+    step = trains_until(rank, "[pgrpo] the run has failed: ", " died")
     assert f"[pgrpo] {resume_from(step)}" in (tmp_path / "run1.txt").read_text()
-
-    trains_until(lambda run: nodes["n2"].kill_one("ray::PolicyModelActor"), "[pgrpo] the run has failed: ", " died")
 
     trains_until(lambda run: nodes["n2"].kill(), "[pgrpo] the run has failed: node n2 died")
     nodes["n2"] = cluster.start_node("n2", **resources)
@@ -122,15 +120,15 @@ def test_whatever_dies_the_same_command_resumes(new_ray_cluster, new_recording, 
     step = trains_until(fill, "_actor, where 0.0 GiB are free: ", "The one before it is still whole: make room")
     assert (
         f"[pgrpo] mend its cause first, or it comes again; then {resume_from(step)}"
-        in (tmp_path / "run4.txt").read_text()
+        in (tmp_path / "run3.txt").read_text()
     )
     (small_disk / "filler").unlink()
 
     before = job.step
     run = job.start()
-    run.until(lambda: job.step >= before + 2, timeout=400)
+    run.until(lambda: job.step >= before + 2, timeout=900)
     _, *resumed = recording.runs()
-    assert len(resumed) == len(saved) == 4
+    assert len(resumed) == len(saved) == 3
     for (restored, batches), state in zip(resumed, saved):
         assert recording.equal(restored, state)
         for batch in batches:  # made on both nodes, of labels, preference groups and users that came all the way
