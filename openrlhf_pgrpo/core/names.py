@@ -235,6 +235,13 @@ def alike(names: Iterable[str]) -> list[list[str]]:
     return [written for written in same.values() if len(written) > 1]
 
 
+def alike_listed(same: list[list[str]]) -> str:
+    """What `alike` found, for a sentence that begins with whose names they are. Only the first few are shown."""
+    more = f" and {len(same) - 3} more" if len(same) > 3 else ""
+    pairs = "; ".join(listed(written) for written in same[:3])
+    return f"differ only in case, white space or characters without a width: {pairs}{more}"
+
+
 def need_keys(owner: object, state: dict[str, Any], needs: set[str]) -> None:
     """Raises ValueError unless the saved state of `owner` has these keys and no others."""
     if set(state) != needs:

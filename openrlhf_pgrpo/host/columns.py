@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import wrapt
 
-from openrlhf_pgrpo.core.names import alike, listed, name_of, printed_missing
+from openrlhf_pgrpo.core.names import alike, alike_listed, name_of, printed_missing
 
 
 def install(module) -> None:
@@ -104,13 +104,8 @@ def spellings(found: Sequence[str], flag: str, source: str) -> list[str]:
     said = printed(found, flag, source)
     if not (same := alike(found)):
         return said
-    pairs = "; ".join(listed(written) for written in same[:3])
-    more = f" and {len(same) - 3} more" if len(same) > 3 else ""
-    return [
-        *said,
-        f"warning: names in {source} ({flag}) that differ only in case, white space or characters without a width "
-        f"count as different: {pairs}{more}; write them alike if they are the same",
-    ]
+    count = f"warning: names in {source} ({flag}) count as different that {alike_listed(same)}"
+    return [*said, f"{count}; write them alike if they are the same"]
 
 
 def _refuse(dataset, flag: str, key: str, source: str, or_else: str = "") -> NoReturn:

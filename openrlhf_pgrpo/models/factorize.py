@@ -14,7 +14,7 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
-from openrlhf_pgrpo.core.names import Names, alike, listed
+from openrlhf_pgrpo.core.names import Names, alike, alike_listed
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
 from openrlhf_pgrpo.models.folder import write
@@ -207,8 +207,8 @@ def factorize(
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
         check_factors(factors, sizes)
-    for names in alike(annotations.users):
-        say(f"warning: users whose names differ only in case or white space, each with coefficients: {listed(names)}")
+    if same := alike(annotations.users):
+        say(f"warning: users have coefficients of their own whose names {alike_listed(same)}")
     max_length = backbones.max_length(skeleton(config), tokenizer)
     for sentence in check_texts(comparisons, rows, pairs, tokenizer, max_length):
         say(sentence)

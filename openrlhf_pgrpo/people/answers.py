@@ -6,7 +6,7 @@ Axes: U users, P pairs, D base rewards.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from openrlhf_pgrpo.core.names import Names, alike, listed
+from openrlhf_pgrpo.core.names import Names, alike, alike_listed, listed
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
@@ -57,9 +57,8 @@ def learn(
             f"--answers needs people whom the model does not know, got none among the {len(known)} in {answers}: the "
             "model has coefficients of its own for them"
         )
-    for names in alike([*folder.users, *said]):
-        if not set(names) <= set(folder.users):
-            print(f"users whose names differ only in case or white space, each a person: {listed(names)}", flush=True)
+    if same := [names for names in alike([*folder.users, *said]) if not set(names) <= set(folder.users)]:
+        print(f"warning: users count as people of their own whose names {alike_listed(same)}", flush=True)
     there = profiles_there(profiles, "--profiles", said, folder.fingerprint)
     pairs, texts = readable(folder, placed, answers)
     pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))

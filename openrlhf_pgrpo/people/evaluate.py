@@ -30,7 +30,7 @@ from openrlhf_pgrpo.core.evaluation import (
     quantile,
     reliability,
 )
-from openrlhf_pgrpo.core.names import Names, alike, listed
+from openrlhf_pgrpo.core.names import Names, alike, alike_listed, listed
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_whole
 from openrlhf_pgrpo.models.comparisons import read
@@ -103,9 +103,8 @@ def evaluate(
     v = differences(reward_model, pairs, scores, batch_size, say)
     known = Names(reward_model.users)
     new = [user for user in annotations.users if user not in known]
-    for names in alike([*known, *new]):
-        if (known.find(names) < 0).any():
-            say(f"users whose names differ only in case or white space, each a person of their own: {listed(names)}")
+    if same := [names for names in alike([*known, *new]) if (known.find(names) < 0).any()]:
+        say(f"warning: users count as people of their own whose names {alike_listed(same)}")
     result: dict = {
         "model": {"name": model, "fingerprint": reward_model.fingerprint},
         "data": str(data),

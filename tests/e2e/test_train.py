@@ -49,8 +49,8 @@ def kill_engine(run):
 
 
 def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags):
-    """Kills a part of a run after a checkpoint, resumes the run, and compares histories to the bit. Returns the resumed
-    run."""
+    """Kills a part of a run after a checkpoint, and resumes it with histories that are equal to the bit. Returns the
+    resumed run."""
     before, after = new_recording("before"), new_recording("after")
     equal = after.equal
     flags = (*before.flags, "--advantage_estimator", name, *GROUPS, "--ckpt.save_steps", 2, *flags)

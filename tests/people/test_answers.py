@@ -50,7 +50,7 @@ def test_everybody_new_becomes_known_with_the_coefficients_of_their_answers(fact
         f"{folder}: {len(NAMES) + 1} profiles of {3 * len(NAMES) + 3} answers",
         "users whom the model knows, so they have no profile: 1 ('ana')",
     ]
-    assert "differ only in case or white space, each a person: 'eve', 'Eve'" in capsys.readouterr().out
+    assert "differ only in case, white space or characters without a width: 'eve', 'Eve'" in capsys.readouterr().out
     users = Users(Folder(factorized), [folder])
     assert set(users.names) == {"ana", "bob", "cleo", "7", *NAMES}
     assert {path.name for path in folder.iterdir()} == {profile_name(name) for name in [*NAMES, "7"]}
