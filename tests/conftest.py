@@ -27,6 +27,11 @@ import pytest
 MARK = "OPENRLHF_PGRPO_TEST_RUN"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+TEMPLATE = (
+    "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}"
+    "{% if turn['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 REWARD = """
 import torch
 
@@ -66,6 +71,14 @@ def tiny(tmp_path_factory) -> Path:
     write_jsonl(folder / "prompts.jsonl", rows)
     write_jsonl(folder / "eval.jsonl", [{"input": "who says ", "answer": "ann"}])
     (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+@pytest.fixture
+def chat_policy(tiny, tmp_path) -> Path:
+    """The tiny model with a chat template."""
+    folder = Path(shutil.copytree(tiny / "model", tmp_path / "policy"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 

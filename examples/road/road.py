@@ -12,8 +12,6 @@ a Polis conversation (votes.py).
 
 import argparse
 import codecs
-import csv
-import io
 import json
 import os
 import re
@@ -33,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "personas"))
 
 from page import write_page  # noqa: E402
-from votes import is_polis, ratings  # noqa: E402
+from votes import COLUMNS, as_csv, is_polis, ratings  # noqa: E402
 
 from demo import follow  # noqa: E402  the demo's line for each step
 from models import build_policy  # noqa: E402  the demo's policy
@@ -203,15 +201,11 @@ class Road:
         else:
             from openrlhf_pgrpo.models.tables import read_table
 
-            table = read_table(self.data, dict.fromkeys(Rating._fields, object))
+            table = read_table(self.data, dict.fromkeys(COLUMNS, object))
             self.ratings = [
                 Rating(str(row["user"]), row["prompt"], row["response"], float(row["rating"])) for row in table.rows
             ]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Rating._fields)
-        writer.writerows(self.ratings)
-        self.write("ratings.csv", text.getvalue())
+        self.write("ratings.csv", as_csv([one._asdict() for one in self.ratings]))
         print(f"{len(self.ratings)} ratings by {len({one.user for one in self.ratings})} people of {self.data}")
 
     def write_prompts(self) -> None:

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 VOTES, STATEMENTS = "participants-votes.csv.gz", "comments.csv.gz"
+COLUMNS = ("user", "prompt", "response", "rating")
 FEWEST_OF_PERSON, FEWEST_OF_STATEMENT = 25, 20
 ASKED = ("Say in one sentence what you think about {}.", "What should be done about {}?")
 SUBJECTS = ("land on the islands", "farmland and nature here", "how our community uses its land", "our open land")
@@ -34,6 +35,14 @@ def ratings(folder: Path) -> list[dict]:
         for one, vote in votes.items()
         if votes_of[one] >= FEWEST_OF_STATEMENT
     ]
+
+
+def as_csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _rows(path: Path) -> list[dict]:

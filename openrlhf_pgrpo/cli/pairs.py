@@ -21,6 +21,11 @@ def add_to(commands) -> None:
         "held out is what all kinds hold out, and what only some do is left out.",
     )
     parser.add_argument("--held_out", type=Path, help="JSONL of the pairs that --hold_out holds out")
+    parser.add_argument(
+        "--messages",
+        action="store_true",
+        help="Write texts as lists of messages, which trainers need with --data.apply_chat_template.",
+    )
     add_columns(parser)
     parser.set_defaults(run=run)
 
@@ -28,5 +33,5 @@ def add_to(commands) -> None:
 def run(args) -> int | str:
     from openrlhf_pgrpo.people.pairs import write_pairs
 
-    given = (columns_in(args), args.split, args.pairs, args.seed, args.hold_out, args.held_out)
+    given = (columns_in(args), args.split, args.pairs, args.seed, args.hold_out, args.held_out, args.messages)
     return run_work(args, lambda: write_pairs(args.data, args.output, *given))

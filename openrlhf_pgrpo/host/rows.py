@@ -16,6 +16,7 @@ from openrlhf_pgrpo.models.messages import filled, no_messages, printed_messages
 
 TEMPLATE = "--data.apply_chat_template"
 ANSWERERS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")  # roles that formats of chats give who answers
+MESSAGES = "messages as {'role': ..., 'content': ...}"  # how to write them
 PREFERENCE = "preference"  # the column with the preference for the chosen answer, unless a flag names another
 
 
@@ -192,7 +193,7 @@ def _wrong_start(value):
 def _wrong_messages(value):
     need = "a list of messages that an answer can follow"
     if got := no_messages(value):
-        return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
+        return need, got, f"write {MESSAGES}, as openrlhf-pgrpo pairs --messages does, or leave out {TEMPLATE}"
     last = value[-1]["role"]
     if last.casefold() in ANSWERERS:
         of = "the assistant" if last == "assistant" else f"the role {last!r}, an assistant's"
@@ -205,7 +206,7 @@ def _wrong_messages(value):
 def _wrong_end(value):
     need = "a list of messages that ends with the answer"
     if got := no_messages(value):
-        return need, got, f"write messages as {{'role': ..., 'content': ...}}, or leave out {TEMPLATE}"
+        return need, got, f"write {MESSAGES}, as openrlhf-pgrpo pairs --messages does, or leave out {TEMPLATE}"
     if value[-1]["role"] != "assistant":
         return need, f"a last message of the role {value[-1]['role']!r}", "end it with a message of the assistant"
     return None

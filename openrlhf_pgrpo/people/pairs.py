@@ -12,6 +12,7 @@ import numpy as np
 from openrlhf_pgrpo.core.names import Names, listed, name_of
 from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_data
+from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.ratings import Ratings, text_key
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, as_json
 
@@ -28,13 +29,15 @@ def write_pairs(
     seed: int = 0,
     hold_out: Sequence[str] = (),
     held_out: Path | None = None,
+    messages: bool = False,
 ) -> list[str]:
     """Writes pairs as JSONL, and says how many of what.
 
     Args:
         data, columns, split, pairs_per_user, seed: as `comparisons.read`. hold_out: as `shares_of`. With several
             kinds, `held_out` gets what all of them hold out, `output` what none does; the rest is left out. Ratings
-            are parted before they are made pairs. seed: also of what is held out.
+            are parted before they are made pairs. seed: also of what is held out. messages: write texts as messages,
+            as trainers need them with --data.apply_chat_template.
 
     Raises:
         ValueError: arguments or files that do not fit, or a file that would stay empty; nothing has been written yet.
@@ -76,7 +79,7 @@ def write_pairs(
             if held_out is None or not of_ratings:
                 raise
             raise ValueError(f"--hold_out leaves too little for {path}: {error}") from error
-    rows = {path: rows_of(comparisons, kept) for path, comparisons in made.items()}
+    rows = {path: rows_of(comparisons, kept, messages) for path, comparisons in made.items()}
     for path, comparisons in made.items():
         write_rows(path, rows[path])
         lines += [*comparisons.said, f"{path}: {counted(comparisons)}"]
@@ -168,18 +171,26 @@ def _one_each(users: Sequence[str], values: Sequence[Any]) -> bool:
     return all(first.setdefault(user, value) == value for user, value in zip(users, values))
 
 
-def rows_of(comparisons: Comparisons, kept: Sequence[str]) -> list[dict]:
-    """Rows to write.
+def rows_of(comparisons: Comparisons, kept: Sequence[str], messages: bool) -> list[dict]:
+    """Rows to write; with `messages`, a prompt that is a text is a message of the user's, an answer the assistant's.
 
     Raises:
         ValueError: a value of a column that is kept has no form in JSON.
     """
     table, rows = comparisons.table, []
     for pair, number in zip(comparisons.rows, comparisons.of[:, 0].tolist()):
+        if messages:
+            user, prompt, *answers, preference = pair
+            pair = (user, said_by("user", prompt), *(said_by("assistant", answer) for answer in answers), preference)
         its, place = table.rows[number], table.place(number)
         others = {column: as_json(its[column], column, place) for column in kept if column in its}
         rows.append(dict(zip(WRITTEN, pair)) | others)
     return rows
+
+
+def said_by(role: str, text: Text) -> list[dict]:
+    """A text as one message of a role; messages stay as they are."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 def counted(comparisons: Comparisons) -> str:

@@ -7,11 +7,16 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, load_dataset
 
+from openrlhf_pgrpo.host.rows import check_pairs
 from openrlhf_pgrpo.models.comparisons import read
 from openrlhf_pgrpo.models.factorize import factorize
 from openrlhf_pgrpo.models.folder import Folder
 
 pytestmark = pytest.mark.core
+
+PAIRS = SimpleNamespace(  # the flags --data. of a trainer
+    prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", apply_chat_template=True, input_template=None
+)
 
 
 def rows_in(path):
@@ -31,6 +36,22 @@ def ratings(jsonl):
         for size in range(1, 9)
     ]
     return jsonl("ratings.jsonl", rows)
+
+
+def test_texts_are_written_as_messages_if_asked_for(run, tmp_path, jsonl, tiny):
+    """Trainers on pairs need them with a chat template. The pairs are the same."""
+    talk = [{"role": "user", "content": "hi"}]
+    rows = [
+        dict(user="u", prompt="p", chosen="a", rejected="b"),
+        dict(user="u", prompt=talk, chosen="c", rejected="d"),
+    ]
+    data = jsonl("rows.jsonl", rows)
+    code, shown = run("pairs", "--data", data, "--messages", "--output", "pairs.jsonl")
+    assert code == 0, shown
+    first, second = rows_in(tmp_path / "pairs.jsonl")
+    assert first["prompt"] == [{"role": "user", "content": "p"}] and second["prompt"] == talk
+    assert [first["chosen"], first["rejected"]] == [[{"role": "assistant", "content": text}] for text in "ab"]
+    assert check_pairs(Dataset.from_list([first, second]), PAIRS, "x") == ([], [])
 
 
 def test_ratings_become_pairs_that_others_read(run, ratings, tmp_path, tiny):

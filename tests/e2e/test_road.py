@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,19 +16,6 @@ from openrlhf_pgrpo.models.scoring import load
 pytestmark = pytest.mark.e2e
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "road" / "road.py"
-TEMPLATE = (
-    "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}"
-    "{% if turn['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-@pytest.fixture
-def policy(tiny, tmp_path):
-    """The tiny model with a chat template."""
-    folder = Path(shutil.copytree(tiny / "model", tmp_path / "policy"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
 
 
 @pytest.fixture
@@ -47,9 +33,9 @@ def ratings(tmp_path):
     return path
 
 
-def test_from_ratings_to_a_stranger(policy, ratings, tmp_path):
+def test_from_ratings_to_a_stranger(chat_policy, ratings, tmp_path):
     folder = tmp_path / "road"
-    words = [folder, "--data", ratings, "--policy", policy, "--steps", 2, "--pairs", 20]
+    words = [folder, "--data", ratings, "--policy", chat_policy, "--steps", 2, "--pairs", 20]
     command = [sys.executable, SCRIPT, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,5 @@
 """The parts of the road that are no commands: votes as ratings, a stranger's answers, the page, and what is kept."""
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -24,20 +23,6 @@ def modules(monkeypatch):
     yield road, votes
     for name in names:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def polis(tmp_path):
-    """Thirty people who saw thirty statements, one more who saw a single one, and a statement that three saw."""
-    people = ["participant,group-id," + ",".join(map(str, range(31)))]
-    for person in range(30):
-        votes = [(-1, 0, 1)[(person + one) % 3] for one in range(30)] + [1 if person < 3 else ""]
-        people.append(f"{person},0," + ",".join(map(str, votes)))
-    people.append("30,0,1" + "," * 30)
-    statements = ["comment-id,comment-body", *(f'{one},"view, {one}"' for one in range(31))]
-    for name, lines in (("participants-votes.csv.gz", people), ("comments.csv.gz", statements)):
-        (tmp_path / name).write_bytes(gzip.compress("\n".join(lines).encode()))
-    return tmp_path
 
 
 def test_votes_are_ratings_of_people_and_statements_with_enough(modules, polis):
