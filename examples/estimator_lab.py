@@ -2,6 +2,7 @@
 
     python examples/estimator_lab.py                # the stated grid: every cell x every estimator, and the figure
     python examples/estimator_lab.py --options      # what the options of P-GRPO do, with and without drift
+    python examples/estimator_lab.py --relatives    # ours beside what others have published
     python examples/estimator_lab.py --difficulty 0 1 2 --samples 4 --estimators group_norm pgrpo pgrpo:half_life=512
 
 A contextual bandit with preference groups. A prompt belongs to a preference group p and has a difficulty b; an answer
@@ -14,7 +15,8 @@ deviations of what the choice of an action is worth. The policy is a softmax who
 preference group. These are rotated at random, so that preference groups share every parameter, as in a network: Adam,
 which rescales each parameter, would otherwise rescale each preference group and do the estimator's work.
 
-Advantages come from the classes of `openrlhf_pgrpo.core` and from the host's formulas; then comes the host's clip, and
+Advantages come from the classes of `openrlhf_pgrpo.core`, from the host's formulas and, of relatives, from
+`estimator_relatives.py`; then comes the host's clip, and
 one step of Adam per batch. Every estimator sees the same prompts and dice, so differences are paired by seed. Adam
 takes out the overall size of advantages but not their noise. So there are two learning rates: a small one for all, as
 in real runs, where stability sets it; and for each estimator and cell its own best of `--rates`, chosen on other
@@ -43,6 +45,9 @@ from openrlhf_pgrpo.core.estimator import RewardBatch, advantage_estimators, mak
 from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 from openrlhf_pgrpo.files import whole_file
 
+sys.path.append(str(Path(__file__).resolve().parent))
+from estimator_relatives import RELATIVES, whitened
+
 CLIP = (-10.0, 10.0)  # the default of the host's --reward.clip_range
 BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the host's default --actor.adam.betas
 TUNING_SEEDS = range(1000, 1020)
@@ -56,6 +61,7 @@ STOCK = ["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "fl
 CENTRED = "pgrpo:center=prompt"
 OURS = ["pgrpo", "pgrpo_eb", CENTRED, "pref_group_norm"]
 VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=64 eps=0.01"
+COMPARED = ["group_norm", "rloo", *OURS[:2], *RELATIVES]
 OPTIONS_GRID = {"difficulty": [1.0], "drift": [0.0, 6.0], "samples": [2, 8]}
 OPTIONS = [f"{name}{variant}" for name in OURS[:2] for variant in ["", *(f":{text}" for text in VARIANTS.split())]]
 STYLES = {  # what the figure shows, in the colours of Okabe and Ito, which the colour-blind can tell apart
@@ -144,10 +150,6 @@ def centred(x, axes=-1):
     return x - x.mean(axes, keepdims=True)
 
 
-def whitened(x):
-    return centred(x, (1, 2)) / np.sqrt(np.maximum(x.var((1, 2), keepdims=True), 1e-8))
-
-
 # The host's estimators on rewards (S, P, N), and whether each whitens over the batch after its clip (OpenRLHF 0.11.2,
 # trainer/ppo_utils/experience_maker.py).
 HOST = {
@@ -171,10 +173,11 @@ class Contender(NamedTuple):
     def parse(cls, text: str) -> "Contender":
         """Raises ValueError: an unknown estimator or option, a bad value, or an option for one of the host's."""
         name, _, rest = text.partition(":")
-        if name not in HOST and name not in advantage_estimators():
-            raise ValueError(f"--estimators needs names from {[*HOST, *advantage_estimators()]}, got {name!r}")
-        types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)} | {"labels": str}
-        types = {} if name in HOST else types
+        if name not in HOST and name not in RELATIVES and name not in advantage_estimators():
+            known = [*HOST, *RELATIVES, *advantage_estimators()]
+            raise ValueError(f"--estimators needs names from {known}, got {name!r}")
+        types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)}
+        types = ({} if name in HOST or name in RELATIVES else types) | ({} if name in HOST else {"labels": str})
         texts = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
         if not texts.keys() <= types.keys():
             raise ValueError(f"{name} needs options from {list(types)}, got {text!r}")
@@ -188,6 +191,8 @@ class Contender(NamedTuple):
     def min_samples(self) -> int:
         if self.name in HOST:
             return 1 if self.name in ("reinforce", "flash_reinforce") else 2
+        if self.name in RELATIVES:
+            return 2
         return make_advantage_estimator(self.name, self.options).min_samples_per_prompt
 
     def start(self, seeds: int, groups: int) -> Callable:
@@ -201,6 +206,9 @@ class Contender(NamedTuple):
             shape, whitens = HOST[self.name]
             finish = whitened if whitens else np.asarray
             return lambda rewards, label: finish(shape(rewards).clip(*CLIP))
+        if self.name in RELATIVES:
+            relative = RELATIVES[self.name](seeds, groups)
+            return lambda rewards, label: relative(rewards, label).clip(*CLIP)
         apart = advantage_estimators()[self.name].uses_pref_groups
         estimator = make_advantage_estimator(self.name if apart else "pgrpo", self.options)
         names = np.array([f"seed {s}, {g}" for s in range(seeds) for g in range(groups)], object)
@@ -410,13 +418,17 @@ def parse(argv: list[str]):
         )
     estimators = [*STOCK, *OURS, "pgrpo_global", *map(with_random_labels, OURS)]
     parser.add_argument("--estimators", nargs="+", default=estimators, help="name, or name:option=value,option=value")
-    parser.add_argument("--options", action="store_true", help="compare options of P-GRPO instead of estimators")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--options", action="store_true", help="compare options of P-GRPO instead of estimators")
+    modes.add_argument("--relatives", action="store_true", help="compare ours with what others have published")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each estimator in each cell")
     parser.add_argument("--rate", type=float, default=0.05, help="the common learning rate")
     parser.add_argument("--rates", nargs="+", type=float, default=[0.1, 0.2, 0.4, 0.8], help="to choose from")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")
     if "--options" in argv:
         parser.set_defaults(estimators=OPTIONS, **OPTIONS_GRID)
+    if "--relatives" in argv:
+        parser.set_defaults(estimators=COMPARED)
     args = parser.parse_args(argv)
     try:
         if args.seeds < 2:

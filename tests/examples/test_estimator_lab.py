@@ -38,7 +38,17 @@ def run(world, text, rate=0.1):
 # --- one run for all seeds -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [*lab.HOST, *OURS, "pgrpo:labels=random", "pgrpo_eb:half_life=40,update=after"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *lab.HOST,
+        *OURS,
+        *lab.RELATIVES,
+        "ebpo_per_group:labels=random",
+        "pgrpo:labels=random",
+        "pgrpo_eb:half_life=40,update=after",
+    ],
+)
 def test_all_seeds_at_once_are_the_seeds_one_by_one(text):
     together = run(lab.World(SMALL, [3, 4, 9]), text)
     alone = np.concatenate([run(lab.World(SMALL, [seed]), text) for seed in (3, 4, 9)])
@@ -187,6 +197,8 @@ def test_the_stated_grid_and_the_options_are_what_the_docstring_says():
     _, scenarios, contenders = lab.parse(["--options"])
     assert {s.drift for s in scenarios} == {0.0, 6.0}
     assert contenders["pgrpo:half_life=512"].options == PGRPOOptions(half_life=512.0)
+    _, _, contenders = lab.parse(["--relatives"])
+    assert set(contenders) > {"pgrpo_eb", *lab.RELATIVES}
 
 
 def test_the_contender_centred_on_prompts_differs_by_its_baseline_alone():
