@@ -1,4 +1,7 @@
-"""P-GRPO with an empirical-Bayes baseline between history and prompt group (ours).
+"""P-GRPO with an empirical-Bayes baseline between history and prompt group.
+
+Shrinking a prompt's baseline to a wider mean was published before, as JSPO (arXiv 2511.03710) and EBPO (2602.05165).
+Here mean, weight and scale are of the preference group, and a sample is not in its own baseline (docs/relatives.md).
 
 Letters as in `pgrpo.py`, and: tau2 the variance between prompts of p, sig2 the variance within a prompt group,
 m_other the mean of the other n-1 samples of the prompt group.

@@ -1,0 +1,417 @@
+"""The language-model lab: which advantage estimator learns for everybody, on a real language model with real texts?
+
+    python examples/language_model_lab.py FOLDER            # the stated grid: about two hours on two cores
+    python examples/language_model_lab.py FOLDER --quick    # two seeds of one cell: five minutes
+    python examples/language_model_lab.py FOLDER --cells users-40 --estimators group_norm pgrpo --seeds 3
+
+It is the counterpart of `estimator_lab.py`, with its contenders. The policy is stories260K, a Llama that writes simple
+stories. A prompt names somebody and begins a story for them; what they like is seen in the text itself:
+
+    short      short sentences
+    animals    words for animals
+    dialogue   quotation marks
+    happy      words of joy
+
+A liking L is a number from 0 to 1 that the untrained model sometimes earns. The reward is
+
+    R = offset + scale (L / s + difficulty b + noise e)        b, e ~ N(0, 1)
+
+with s the standard deviation of L under the untrained model. In the cells named `groups`, four preference groups have
+the shares .55 .25 .15 .05 and the scales and offsets of the bandit lab. In the cells `users-N`, each of N people is a
+preference group with a scale (log-normal, sigma 1), an offset (standard deviation 5) and one of the four likings.
+
+A step samples 32 answers of 48 tokens with transformers, gets advantages from the classes of `core/`, the host's
+formulas or `estimator_relatives.py`, and makes one step of AdamW (the host's betas, gradients clipped to a norm of 1)
+on the host's own policy loss. There is no KL term and no warm-up. Six times in a run, held-out beginnings are
+continued for everybody, and their mean L is the score. A run is one process with one thread; it is kept in FOLDER, and
+the same call goes on where one was interrupted.
+
+Axes: B samples of a step, P prompts, N samples per prompt, G preference groups, L tokens.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from openrlhf_pgrpo.files import whole_file
+
+sys.path.append(str(Path(__file__).resolve().parent))
+from estimator_lab import Contender, Outcome, print_table, with_random_labels
+
+MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
+FIGURE = Path(__file__).with_suffix(".png")
+BATCH, TOKENS = 32, 48
+EVALUATIONS = 6  # over a run, and one before
+START, PADDING = 1, 2  # the model ends a story with its start token, and never wrote another end
+ANSWERS_JUDGED = 192  # at each evaluation, over all preference groups
+THRESHOLD = 0.4  # of the mean over preference groups, for "samples needed"
+RATE, RATES, TUNING_SEEDS = 1.5e-4, (0.75e-4, 1.5e-4, 3e-4, 6e-4), range(1000, 1003)
+CONTENDERS = [
+    *("group_norm", "rloo", "dr_grpo", "reinforce_baseline"),
+    *("pgrpo", "pgrpo_eb", "pref_group_norm", "ebpo", "jspo", "ebpo_per_group"),
+    *(with_random_labels("pgrpo"), with_random_labels("pgrpo_eb")),
+]
+SHOWN = {"group_norm": "#000000", "reinforce_baseline": "#999999", "pgrpo": "#0072B2", "pgrpo_eb": "#D55E00",
+         "pref_group_norm": "#CC79A7", "ebpo": "#56B4E9", "ebpo_per_group": "#009E73"}  # fmt: skip
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+BEGINNINGS = [
+    f"{when} there {was} {who}"
+    for when, was, who in product(
+        ("Once upon a time,", "One day,", "In a small house,", "Far away,"),
+        ("was", "lived"),
+        ("a little", "a big", "two", "a very nice"),
+    )
+]
+HELD_OUT = BEGINNINGS[::4]  # never trained on
+TRAINED = [text for text in BEGINNINGS if text not in HELD_OUT]
+NAMES = "Tom Lily Ben Mia Sam Anna Max Sue Tim Lucy Jack Amy Bob Jane Leo Sara Dan Molly Joe Ella Bill".split()
+ANIMALS = frozenset("cat dog bird bunny bear fish frog duck mouse horse cow pig lion rabbit puppy kitten".split())
+JOY = frozenset("happy smiled fun laughed loved love liked glad play played".split())
+
+
+def prompt(person: str, beginning: str) -> str:
+    return f"{person} asked for a story. {beginning}"
+
+
+def people(count: int) -> list[str]:
+    """Names: of one each, or of two, if there are not enough."""
+    pairs = (f"{one} and {other}" for one in NAMES for other in NAMES if one != other)
+    return NAMES[:count] if count <= len(NAMES) else [name for name, _ in zip(pairs, range(count), strict=False)]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def short(text: str) -> float:
+    """1 for sentences of four words, 0 for those of fourteen or more."""
+    sentences = [said for said in map(words, re.split(r"[.!?]", text)) if said]
+    return float(np.clip((14 - np.mean([len(said) for said in sentences])) / 10, 0, 1)) if sentences else 0.0
+
+
+def animals(text: str) -> float:
+    return min(sum(word.removesuffix("s") in ANIMALS for word in words(text)), 3) / 3
+
+
+def dialogue(text: str) -> float:
+    return min(text.count('"'), 4) / 4
+
+
+def happy(text: str) -> float:
+    return min(sum(word in JOY for word in words(text)), 3) / 3
+
+
+LIKINGS = (short, animals, dialogue, happy)
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A world: `users` people, or four preference groups if it is 0."""
+
+    name: str
+    samples: int = 2
+    noise: float = 0.3
+    difficulty: float = 0.0
+    users: int = 0
+    alike: bool = False  # equal scales and offsets
+
+    @property
+    def groups(self) -> int:
+        return self.users or len(LIKINGS)
+
+    def population(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Share, scale, offset and number of the liking, each (G,), of every preference group."""
+        liking = np.arange(self.groups) % len(LIKINGS)
+        if self.users:
+            share = np.full(self.users, 1 / self.users)
+            scale, offset = rng.lognormal(0, 1, self.users), rng.normal(0, 5, self.users)
+        else:
+            share, scale = np.array([0.55, 0.25, 0.15, 0.05]), np.array([1.0, 1.0, 5.0, 0.2])
+            offset = np.array([0.0, 5.0, -10.0, 0.0])
+        if self.alike:
+            scale, offset = np.ones_like(scale), np.zeros_like(offset)
+        return share, scale, offset, liking
+
+
+CELLS = {
+    cell.name: cell
+    for cell in (
+        *(Cell(f"groups-{n}-noise-{noise:g}", n, noise) for n in (2, 4) for noise in (0.3, 3.0)),
+        Cell("groups-difficult", 2, 0.3, difficulty=2.0),
+        Cell("groups-alike", 2, 0.3, alike=True),
+        Cell("users-40", users=40),
+        Cell("users-400", users=400),
+    )
+}
+TUNED = "groups-2-noise-0.3"  # here each contender has its own best learning rate, too
+FEW = ["group_norm", "reinforce_baseline", "pref_group_norm", "pgrpo", "pgrpo_eb", "ebpo", "ebpo_per_group"]
+
+# ---- one run --------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """The model and its tokenizer in this process, with the host's loss."""
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from openrlhf_pgrpo.host.cpu.patches import patch_host
+
+        torch.set_num_threads(1)
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        if not torch.cuda.is_available():
+            patch_host(None)  # what the host's modules need to be imported
+        from openrlhf.models.loss import PolicyLoss
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.load = lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.loss = PolicyLoss()
+        texts = self.write(self.load(), [prompt(NAMES[row % 4], TRAINED[row % len(TRAINED)]) for row in range(512)], 0)
+        self.spread = np.std([[liking(text) for text in texts] for liking in LIKINGS], axis=1)  # untrained
+        if never := [liking.__name__ for liking, spread in zip(LIKINGS, self.spread) if spread == 0]:
+            raise ValueError(f"--model needs to earn each liking sometimes, got none of {never} in {len(texts)} texts")
+
+    def sample(self, model, prompts: list[str]):
+        """Prompts and answers as tokens (B, L), which of them are no padding, and where the answers begin."""
+        import torch
+
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            tokens = model.generate(
+                **batch, do_sample=True, top_k=0, max_new_tokens=TOKENS, eos_token_id=START, pad_token_id=PADDING
+            )
+        begin = batch["input_ids"].shape[1]
+        ended = (tokens[:, begin:] == START).cumsum(1) - (tokens[:, begin:] == START).long()
+        seen = torch.cat([batch["attention_mask"], (ended == 0).long()], 1)
+        return tokens, seen, begin
+
+    def texts(self, tokens, begin: int) -> list[str]:
+        return self.tokenizer.batch_decode(tokens[:, begin:], skip_special_tokens=True)
+
+    def write(self, model, prompts: list[str], seed: int) -> list[str]:
+        """An answer to each prompt; what else is drawn is not changed by it."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tokens, _, begin = self.sample(model, prompts)
+        return self.texts(tokens, begin)
+
+    def log_probs(self, model, tokens, seen, begin: int):
+        """(B, T) of the answers' tokens."""
+        import torch
+
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
+        logits = model(input_ids=tokens, attention_mask=seen, position_ids=positions).logits[:, begin - 1 : -1]
+        return torch.log_softmax(logits, -1).gather(-1, tokens[:, begin:, None])[..., 0]
+
+
+@cache
+def writer(folder: Path) -> Writer:
+    return Writer(folder)
+
+
+def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: int) -> list[dict]:
+    """The scores of one run, at each evaluation: the step, and the mean of everybody's own L for each liking."""
+    import torch
+
+    stories, contender = writer(folder), Contender.parse(text)
+    rng = np.random.default_rng(seed)
+    share, scale, offset, liking = cell.population(rng)
+    names, prompts = people(cell.groups), BATCH // cell.samples
+    torch.manual_seed(seed)
+    model = stories.load()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    advantages, found = contender.start(1, cell.groups), []
+    for step in range(steps + 1):
+        if step % (steps // EVALUATIONS) == 0:
+            found.append({"step": step, "scores": evaluate(stories, model, names, liking, seed)})
+        if step == steps:
+            return found
+        group = rng.choice(cell.groups, prompts, p=share)
+        beginnings = rng.choice(TRAINED, prompts)
+        label = rng.permutation(group) if contender.random_labels else group
+        difficulty, noise = rng.standard_normal((prompts, 1)), rng.standard_normal((prompts, cell.samples))
+        asked = [prompt(names[g], beginning) for g, beginning in zip(group, beginnings) for _ in range(cell.samples)]
+        tokens, seen, begin = stories.sample(model, asked)
+        texts = np.array(stories.texts(tokens, begin), object).reshape(prompts, cell.samples)
+        liked = np.array([[LIKINGS[liking[g]](answer) for answer in row] for g, row in zip(group, texts)])
+        value = liked / stories.spread[liking[group]][:, None] + cell.difficulty * difficulty + cell.noise * noise
+        rewards = offset[group][:, None] + scale[group][:, None] * value
+        a = torch.from_numpy(advantages(rewards[None], label[None]).reshape(-1, 1)).float()
+        log_probs = stories.log_probs(model, tokens, seen, begin)
+        loss, *_ = stories.loss(log_probs, log_probs.detach(), a.expand_as(log_probs), seen[:, begin:])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    raise AssertionError("the last step returns")
+
+
+def evaluate(stories: Writer, model, names: list[str], liking: np.ndarray, seed: int) -> list[float]:
+    """The mean of people's own L over held-out beginnings, for each liking."""
+    rng = np.random.default_rng(seed)
+    each = max(1, ANSWERS_JUDGED // len(names))
+    whom = [g for g in range(len(names)) for _ in range(each)]
+    if len(whom) > ANSWERS_JUDGED:  # of many people, as many of each liking
+        whom = [*rng.permutation(len(names))[:ANSWERS_JUDGED]]
+    asked = [prompt(names[g], HELD_OUT[row % len(HELD_OUT)]) for row, g in enumerate(whom)]
+    scores = [LIKINGS[liking[g]](text) for g, text in zip(whom, stories.write(model, asked, seed))]
+    owner = liking[whom]
+    return (np.bincount(owner, scores) / np.bincount(owner)).tolist()
+
+
+# ---- many runs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    cell: str
+    text: str
+    seed: int
+    rate: float
+    steps: int
+
+    def path(self, folder: Path) -> Path:
+        name = f"rate-{self.rate:g}-steps-{self.steps}-seed-{self.seed}.json"
+        return folder / self.cell / self.text.replace(":", " ") / name
+
+
+def work(folder: Path, model: Path, job: Job) -> None:
+    path = job.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = train(model, CELLS[job.cell], job.text, job.seed, job.rate, job.steps)
+    with whole_file(path) as file:
+        file.write(json.dumps(found).encode())
+
+
+def run(folder: Path, model: Path, jobs: list[Job]) -> None:
+    """Makes the runs that are not there yet, as many at a time as there are cores."""
+    left = [job for job in dict.fromkeys(jobs) if not job.path(folder).exists()]
+    if not left:
+        return
+    print(f"{len(left)} of {len(jobs)} runs are to be made", flush=True)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for number_done, _ in enumerate(pool.map(work, *zip(*((folder, model, job) for job in left))), 1):
+            if number_done % 10 == 0:
+                print(f"{number_done} made", flush=True)
+
+
+def curve(folder: Path, job: Job) -> np.ndarray:
+    """(evaluations, likings)"""
+    return np.array([row["scores"] for row in json.loads(job.path(folder).read_text())])
+
+
+def outcome(folder: Path, jobs: list[Job]) -> Outcome:
+    """Mean and worst score at the end, the mean of the last two evaluations; samples until the mean is THRESHOLD."""
+    curves = np.stack([curve(folder, job) for job in jobs])
+    end, average = curves[:, -2:].mean(1), curves.mean((0, 2))
+    reached = np.flatnonzero(average >= THRESHOLD)
+    samples = np.inf
+    if len(reached) and reached[0] > 0:
+        before, after = average[reached[0] - 1 : reached[0] + 1]
+        evaluations = reached[0] - 1 + (THRESHOLD - before) / (after - before)
+        samples = evaluations * (jobs[0].steps // EVALUATIONS) * BATCH
+    return Outcome(jobs[0].rate, end.mean(1), end.min(1), samples)
+
+
+def draw(curves: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> None:
+    """Mean and worst liking over samples, a column for each cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(2, len(curves), figsize=(3 * len(curves), 6), sharex=True, sharey="row", squeeze=False)
+    for column, (cell, found) in zip(axes.T, curves.items()):
+        for text, colour in SHOWN.items():
+            if text not in found:
+                continue
+            for ax, scores in zip(column, (found[text].mean(2), found[text].min(2))):
+                samples = np.linspace(0, steps * BATCH, scores.shape[1])
+                errors = scores.std(0, ddof=1) / np.sqrt(len(scores))
+                ax.errorbar(samples, scores.mean(0), errors, color=colour, label=text, linewidth=1.2)
+        column[0].set_title(cell, fontsize=10)
+        column[1].set_xlabel("samples")
+    axes[0, 0].set_ylabel("mean over preference groups")
+    axes[1, 0].set_ylabel("worst liking")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
+    fig.tight_layout(rect=(0, 0.1, 1, 1))
+    with whole_file(path) as file:
+        fig.savefig(file, format=path.suffix[1:], dpi=100)
+    plt.close(fig)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where runs are kept")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a folder with stories260K")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS])
+    parser.add_argument("--estimators", nargs="+", help="as in estimator_lab.py")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=RATE, help=f"the common learning rate. Default: {RATE:g}")
+    parser.add_argument("--tune", action="store_true", help=f"in {TUNED}, also each at its own best learning rate")
+    parser.add_argument("--quick", action="store_true", help=f"two seeds of {TUNED}")
+    parser.add_argument("--out", type=Path, help="the figure")
+    if "--quick" in argv:
+        parser.set_defaults(cells=[TUNED], seeds=2, estimators=["group_norm", "pgrpo", "pgrpo_eb"])
+    args = parser.parse_args(argv)
+    if args.seeds < 2:
+        parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
+    if args.steps < EVALUATIONS or args.steps % EVALUATIONS:
+        parser.error(f"--steps needs a multiple of {EVALUATIONS}, the number of evaluations, got {args.steps}")
+    if not (args.model / "config.json").is_file():
+        parser.error(f"--model needs a folder with stories260K, got none at {args.model}")
+    names = {cell: args.estimators or (FEW if CELLS[cell].users else CONTENDERS) for cell in args.cells}
+    try:
+        for text in {text for texts in names.values() for text in texts}:
+            Contender.parse(text)
+    except ValueError as problem:
+        parser.error(str(problem))
+
+    def jobs(cell: str, text: str, rate: float, seeds) -> list[Job]:
+        return [Job(cell, text, seed, rate, args.steps) for seed in seeds]
+
+    seeds = range(args.seeds)
+    grid = product(seeds, ((cell, text) for cell in args.cells for text in names[cell]))
+    run(args.folder, args.model, [Job(cell, text, seed, args.rate, args.steps) for seed, (cell, text) in grid])
+    print(f"{args.seeds} seeds, {args.steps} steps of {BATCH} samples, learning rate {args.rate:g}\n"
+          "mean, worst: score of held-out prompts at the end, mean over likings and worst of them, ± standard error\n"
+          f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's")  # fmt: skip
+    for cell in args.cells:
+        outcomes = {text: outcome(args.folder, jobs(cell, text, args.rate, seeds)) for text in names[cell]}
+        print_table(cell, {f"{CELLS[cell].samples} samples per prompt": outcomes})
+    if args.tune:
+        tried = product(names[TUNED], RATES)
+        run(args.folder, args.model, [job for text, rate in tried for job in jobs(TUNED, text, rate, TUNING_SEEDS)])
+        best = {
+            text: max(RATES, key=lambda rate: outcome(args.folder, jobs(TUNED, text, rate, TUNING_SEEDS)).mean.mean())
+            for text in names[TUNED]
+        }
+        run(args.folder, args.model, [job for text, rate in best.items() for job in jobs(TUNED, text, rate, seeds)])
+        outcomes = {text: outcome(args.folder, jobs(TUNED, text, rate, seeds)) for text, rate in best.items()}
+        print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes})
+        print("rates: " + ", ".join(f"{text} {rate:g}" for text, rate in best.items()))
+    if args.out:
+        draw({cell: {text: np.stack([curve(args.folder, job) for job in jobs(cell, text, args.rate, seeds)])
+              for text in names[cell]} for cell in args.cells}, args.steps, args.out)  # fmt: skip
+        print(f"\nfigure: {args.out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,127 @@
+"""The language-model lab: what it rewards, that a run is made once, and that wider heads leave a model as it is."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.host
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+STORIES = Path(os.environ.get("STORIES260K") or EXAMPLES.parents[1] / "shared" / "models" / "stories260k")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+lab, wider_heads = load("language_model_lab"), load("wider_heads")
+
+
+def test_a_model_that_never_earns_a_liking_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"needs to earn each liking sometimes, got none of \['"):
+        lab.Writer(tiny / "model")
+
+
+@pytest.mark.parametrize(
+    "liking, text, expected",
+    [
+        (lab.short, "He ran far away. She sat down too! And", (14 - (4 + 4 + 1) / 3) / 10),
+        (lab.short, "one two three four five six seven eight nine ten eleven twelve thirteen fourteen", 0),
+        (lab.short, "...", 0),
+        (lab.animals, "Two Cats saw a dog and the catalogue.", 2 / 3),
+        (lab.animals, "cat cat cat cat", 1),
+        (lab.dialogue, '"Hi," she said. "', 3 / 4),
+        (lab.happy, "She loved it and smiled.", 2 / 3),
+    ],
+)
+def test_a_liking_is_seen_in_the_text(liking, text, expected):
+    assert liking(text) == pytest.approx(np.clip(expected, 0, 1))
+
+
+def test_everybody_has_a_name_of_their_own_and_beginnings_are_held_out():
+    for count in (4, 40, 400):
+        assert len({*lab.people(count)}) == count
+    assert len(lab.HELD_OUT) == 8 and len(lab.TRAINED) == 24 and not {*lab.HELD_OUT} & {*lab.TRAINED}
+
+
+def test_a_world_of_many_users_is_drawn_by_the_seed():
+    one, other = (lab.CELLS["users-40"].population(np.random.default_rng(seed)) for seed in (0, 1))
+    share, scale, offset, liking = one
+    assert share.sum() == pytest.approx(1) and (np.bincount(liking) == 10).all()
+    assert (scale > 0).all() and not np.array_equal(scale, other[1]) and not np.array_equal(offset, other[2])
+
+
+stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, got no {STORIES}: set STORIES260K")
+
+
+@stories
+def test_a_run_is_made_once(tmp_path):
+    names = "group_norm", "ebpo_per_group"
+    command = [
+        sys.executable,
+        EXAMPLES / "language_model_lab.py",
+        tmp_path,
+        "--model",
+        STORIES,
+        "--cells",
+        "users-400",
+    ]
+    command += ["--seeds", 2, "--steps", 6, "--estimators", *names]
+    first = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 of 4 runs are to be made" in first.stdout and "nan" not in first.stdout
+    rows = [line.split()[0] for line in first.stdout.splitlines() if line.startswith(names)]
+    assert rows == [*names]
+    assert len([*tmp_path.rglob("*.json")]) == 4
+
+    (tmp_path / "users-400" / "group_norm" / "rate-0.00015-steps-6-seed-1.json").unlink()
+    figure = tmp_path / "figure.svg"
+    again = subprocess.run([*map(str, [*command, "--out", figure])], capture_output=True, text=True)
+    assert "1 of 4 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
+    tables = [text[text.index("2 seeds") : text.rindex("ebpo_per_group")] for text in (first.stdout, again.stdout)]
+    assert tables[0] == tables[1]  # the run that was made again is the same
+
+
+def test_wider_heads_leave_a_model_as_it_is(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, vocab_size=258)
+    heads = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True)
+    LlamaForCausalLM(LlamaConfig(**shape, **heads)).save_pretrained(tmp_path / "narrow")
+    AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(tmp_path / "narrow")
+    wider_heads.widen(tmp_path / "narrow", tmp_path / "wide")
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("narrow", "wide")]
+    assert models[1].config.head_dim == 32
+    tokens = torch.randint(258, (4, 60))
+    narrow, wide = (model(tokens).logits for model in models)
+    assert torch.allclose(narrow, wide, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="--head_dim needs a multiple of 8, got 20"):
+        wider_heads.widen(tmp_path / "narrow", tmp_path / "other", 20)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(FileExistsError):
+        wider_heads.widen(tmp_path / "narrow", tmp_path / "wide")
+
+
+@stories
+def test_the_wider_stories_are_the_stories_to_the_character(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    wider_heads.widen(STORIES, tmp_path / "wide")
+    tokenizer, said = AutoTokenizer.from_pretrained(STORIES), []
+    for folder in (STORIES, tmp_path / "wide"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        options = dict(do_sample=False, max_new_tokens=200, eos_token_id=lab.START, pad_token_id=lab.PADDING)
+        said.append(tokenizer.decode(model.generate(**tokenizer("", return_tensors="pt"), **options)[0]))
+    assert said[0] == said[1]
+    assert "Once upon a time, there was a little girl named Lily. She loved to play outside in the park." in said[0]
