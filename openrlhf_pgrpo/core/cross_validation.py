@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.factorization import check_overlap, cross_entropy, logits, minimum
+from openrlhf_pgrpo.core.factorization import Problem, check_overlap, cross_entropy, logits, minimum, start
 
 Fit = tuple[int, int, int]  # numbers of a fold, a number of base rewards and a penalty
 
@@ -76,10 +76,16 @@ def choose_factors(
         )
     columns = annotations.user, annotations.pair, annotations.preference
     losses = np.empty((len(factors), len(l2), folds))
+    whole = Problem.of(X, annotations)
     for k, i, j in along([*product(range(folds), range(len(factors)), range(len(l2)))]):
-        head, coefficients = minimum(X, annotations.select(fold != k), factors[i], l2[j])
+        if j == 0:  # the start does not depend on the penalty
+            known = annotations.select(fold != k)
+            problem = whole.of_others(known)
+            first = start(problem, known, factors[i])
+        head, coefficients = minimum(problem, *first, l2[j])
         user, pair, preference = (column[fold == k] for column in columns)  # not of every user
-        losses[i, j, k] = cross_entropy(logits(X @ head.T, coefficients, pair, user), preference) / len(user)
+        z = logits(problem.X @ head.T, coefficients, pair, user)
+        losses[i, j, k] = cross_entropy(z, preference) / len(user)
     best = losses.mean(2).argmin(1)
     curve = losses[np.arange(len(factors)), best]
     mean, error = curve.mean(1), curve.std(1, ddof=1) / np.sqrt(folds)

@@ -12,10 +12,11 @@ prior N(0, 1) for every number in both factors, whatever the embedding.
 
 Predictions do not change under head -> R head, Lambda -> Lambda R^-1, so the result is brought to a canonical form.
 
-Axes: U users, P pairs, D base rewards, H embedding dimensions, N annotations, r independent dimensions of embeddings.
+Axes: U users, P pairs, T texts, D base rewards, H embedding dimensions, N annotations, r independent dimensions of
+embeddings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from openrlhf_pgrpo.core.annotations import Annotations
 ROUNDS = 10  # of imputation, which only gives the start of the joint fit
 CARRIED = 1e-3  # Base rewards whose logits (or share of the strongest's) stay below this were shrunk to zero.
 ITERATIONS = 5000
+COLUMNS_AT_ONCE = 64  # of all differences, while they are squared
 
 
 class NotCarried(ValueError):
@@ -41,6 +43,49 @@ class NotCarried(ValueError):
         got = f"{asked} base rewards need data that carry as many, got {carried} at this l2"
         super().__init__(f"{got}: {fewer}lower l2")
         self.carried = carried
+
+
+class Differences(LinearOperator):
+    """Differences (P, H) of the embeddings of texts, a matrix that is never made: there are fewer texts than pairs.
+
+    Args:
+        embeddings: (T, H). of: sparse (P, T), with a 1 and a -1 in the row of each pair.
+    """
+
+    def __init__(self, embeddings: np.ndarray, of: csr_matrix):
+        super().__init__(np.float64, (of.shape[0], embeddings.shape[1]))
+        self.embeddings, self.of = embeddings, of
+
+    @classmethod
+    def between(cls, embeddings: np.ndarray, first: Sequence[int], second: Sequence[int]) -> "Differences":
+        """Those of the texts in rows `first` (P,) and `second` (P,)."""
+        rows, pairs = np.stack([first, second], 1).ravel(), len(first)
+        signs, starts = np.tile([1.0, -1.0], pairs), np.arange(0, 2 * pairs + 1, 2)
+        of = csr_matrix((signs, rows, starts), (pairs, len(embeddings)))
+        return cls(np.asarray(embeddings, np.float64), of)
+
+    def _matmat(self, right: np.ndarray) -> np.ndarray:
+        return self.of @ (self.embeddings @ right)
+
+    def _rmatmat(self, right: np.ndarray) -> np.ndarray:
+        return self.embeddings.T @ (self.of.T @ right)
+
+    def times(self, matrix: np.ndarray) -> "Differences":
+        """The same pairs in other dimensions: embeddings times a matrix (H, r)."""
+        return Differences(self.embeddings @ matrix, self.of)
+
+    def over(self, lengths: float | np.ndarray) -> "Differences":
+        """Each dimension divided by its number of `lengths`, (H,) or one for all."""
+        return Differences(self.embeddings / lengths, self.of)
+
+    def products(self) -> np.ndarray:
+        """X'X (H, H)."""
+        return self.embeddings.T @ ((self.of.T @ self.of) @ self.embeddings)
+
+    def squares(self) -> np.ndarray:
+        """The diagonal (H,) of X'X; exactly 0 for a dimension in which all texts are equal."""
+        some = np.array_split(self.embeddings, -(-self.shape[1] // COLUMNS_AT_ONCE), axis=1)
+        return np.concatenate([np.square(self.of @ columns).sum(0) for columns in some])
 
 
 @dataclass(frozen=True)
@@ -64,8 +109,8 @@ def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factoriza
     """Fits head and coefficients together, by L-BFGS-B from the signed SVD. Nothing in it is random.
 
     Args:
-        X: (P, H), embedding of a pair's first answer minus that of its second; dense, or sparse one-hot differences
-            of item numbers (the identity, if only pairs are numbered).
+        X: (P, H), embedding of a pair's first answer minus that of its second; dense, `Differences`, or sparse
+            one-hot differences of item numbers (the identity, if only pairs are numbered).
         factors: D.
         l2: penalty of both factors, see above; `choose_factors` finds one.
 
@@ -77,7 +122,9 @@ def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factoriza
         RuntimeError: no convergence.
     """
     check_overlap(X, annotations)
-    head, coefficients = minimum(X, annotations, factors, l2)
+    problem = Problem.of(X, annotations)
+    head, coefficients = minimum(problem, *start(problem, annotations, factors), l2)
+    head = head @ problem.basis
     return Factorization(*canonical(head, coefficients, X @ head.T), list(annotations.users))
 
 
@@ -112,25 +159,22 @@ def canonical(head: np.ndarray, coefficients: np.ndarray, features: np.ndarray) 
 # --- the minimum -----------------------------------------------------------------------------------------------------
 
 
-def minimum(X, annotations: Annotations, factors: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """The head (D, H) and coefficients (U, D) that minimise the loss, not yet in canonical form."""
-    problem = Problem.of(X, annotations)
-    pairs, dimensions = problem.X.shape
-    sizes = {"users": len(annotations.users), "pairs": pairs, "independent embedding dimensions": dimensions}
-    check_factors(factors, sizes)
-    head, coefficients = start(problem, annotations, factors)
+def minimum(
+    problem: "Problem", head: np.ndarray, coefficients: np.ndarray, l2: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head (D, r) and coefficients (U, D) that minimise the loss, not yet in canonical form; from a start whose
+    scale does not matter."""
     scale = np.sqrt(np.linalg.norm(coefficients) / np.linalg.norm(head))
-    head, coefficients = search(problem.loss_and_slopes, head * scale, coefficients / scale, l2)
-    return head @ problem.basis, coefficients
+    return search(problem.loss_and_slopes, head * scale, coefficients / scale, l2)
 
 
 class Problem(NamedTuple):
     """What the search works on: embeddings of unit scale, and annotations in the order of users.
 
     Attributes:
-        X: (P, r) differences of embeddings with a mean square length of 1. A dense X has orthogonal columns: a
-            penalised head never leaves the span of the embeddings, and where H is above P or there are few items, the
-            search inside that span is much faster. A sparse X keeps its columns.
+        X: (P, r) differences of embeddings with a mean square length of 1. Those that are not sparse have orthogonal
+            columns: a penalised head never leaves the span of the embeddings, and where H is above P or there are few
+            items, the search inside that span is much faster. A sparse X keeps its columns.
         basis: (r, H), turns a head for X into one for the embeddings.
         user, pair, preference: (N,), as in the annotations. starts: (U + 1,) where the annotations of each user
             begin, and the end.
@@ -147,11 +191,16 @@ class Problem(NamedTuple):
     def of(cls, X, annotations: Annotations) -> "Problem":
         X, scale = scaled(X, annotations)
         if issparse(X):
-            axes = identity(X.shape[1])
-        else:
-            values, axes = np.linalg.eigh(X.T @ X)
-            axes = axes[:, values > 1e-10 * values[-1]]
-        return cls(X @ axes, axes.T / scale, *by_user(annotations))
+            return cls(X, identity(X.shape[1]) / scale, *by_user(annotations))
+        if not isinstance(X, Differences):
+            X = Differences(X, identity(X.shape[0], format="csr"))
+        values, axes = np.linalg.eigh(X.products())
+        axes = axes[:, values > 1e-10 * values[-1]]
+        return cls(X.times(axes), axes.T / scale, *by_user(annotations))
+
+    def of_others(self, annotations: Annotations) -> "Problem":
+        """The same embeddings with other annotations."""
+        return Problem(self.X, self.basis, *by_user(annotations))
 
     def loss_and_slopes(self, head: np.ndarray, coefficients: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The sum of cross-entropies, and its slopes by head (D, r) and by coefficients (U, D)."""
@@ -197,18 +246,25 @@ def search(
 
 
 def start(problem: Problem, annotations: Annotations, factors: int) -> tuple[np.ndarray, np.ndarray]:
-    """The head (D, r) and coefficients (U, D) of the imputed SVD, from which the search starts."""
+    """The head (D, r) and coefficients (U, D) of the imputed SVD, from which the search starts.
+
+    Raises:
+        ValueError: fewer users, pairs or independent dimensions than base rewards, or ties only.
+    """
     X = problem.X
+    pairs, dimensions = X.shape
+    sizes = {"users": len(annotations.users), "pairs": pairs, "independent embedding dimensions": dimensions}
+    check_factors(factors, sizes)
     if issparse(X):
         coefficients, features = impute(annotations, X.shape[0], factors)
         return np.stack([lsmr(X, column)[0] for column in features.T]), coefficients
-    lengths = np.linalg.norm(X, axis=0)
-    coefficients, inside = impute(annotations, X.shape[0], factors, X / lengths)
+    lengths = np.sqrt(X.squares())
+    coefficients, inside = impute(annotations, pairs, factors, X.over(lengths))
     return inside.T / lengths, coefficients
 
 
 def impute(
-    annotations: Annotations, pairs: int, factors: int, basis: np.ndarray | None = None
+    annotations: Annotations, pairs: int, factors: int, basis: Differences | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (U, D) and pair features (P, D), from the SVD of the signed labels (arXiv 2503.06358, section 2).
 
@@ -237,7 +293,7 @@ def impute(
     for _ in range(ROUNDS):
         sparse = aslinearoperator(residual)
         if basis is not None:
-            sparse = sparse @ aslinearoperator(basis)
+            sparse = sparse @ basis
         filled = sparse + aslinearoperator(coefficients) @ aslinearoperator(inside.T)
         left, strengths, right = _leading_triplets(filled, factors)
         coefficients, inside = left * np.sqrt(strengths), right.T * np.sqrt(strengths)
@@ -283,14 +339,18 @@ def scaled(X, annotations: Annotations) -> tuple[Any, float]:
     if X.ndim != 2:
         raise ValueError(f"differences of embeddings need shape (pairs, dimensions), got {X.shape}")
     _check_pairs(annotations, X.shape[0])
-    numbers = X.data if issparse(X) else X
+    of_texts = isinstance(X, Differences)
+    numbers = X.data if issparse(X) else X.embeddings if of_texts else X
     if not np.isfinite(numbers).all():
-        where = "" if issparse(X) else f" of pair {np.argmin(np.isfinite(X).all(1))}"
+        where = "" if issparse(X) else f" of {'text' if of_texts else 'pair'} {np.argmin(np.isfinite(numbers).all(1))}"
         wrong = numbers[~np.isfinite(numbers)][0]
         raise ValueError(f"embeddings need finite numbers, got {wrong}{where}: embed it again")
-    scale = np.sqrt(np.square(numbers, dtype=np.float64).sum() / X.shape[0])
+    squares = X.squares() if of_texts else np.square(numbers, dtype=np.float64)
+    scale = np.sqrt(squares.sum() / X.shape[0])
     if scale == 0:
         raise ValueError("differences of embeddings need numbers that are not 0, got only zeros")
+    if of_texts:
+        return X.over(scale), scale
     return (X.astype(np.float64) / scale).tocsr() if issparse(X) else np.divide(X, scale, dtype=np.float64), scale
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
-from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, check_l2, fit
+from openrlhf_pgrpo.core.factorization import Differences, Factorization, NotCarried, check_factors, check_l2, fit
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
@@ -86,7 +86,7 @@ def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annot
     return list(pairs), Annotations.of(users, np.array(numbers), np.array(preferences))
 
 
-def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], pooling: str) -> np.ndarray:
+def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], pooling: str) -> Differences:
     """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
     texts = _texts(pairs)
     rows = {text: row for row, text in enumerate(texts)}
@@ -94,7 +94,7 @@ def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], poo
     embeddings = embed(backbone, prompts, answers, pooling)
     first = [rows[prompt, answer] for prompt, answer, _ in pairs]
     second = [rows[prompt, answer] for prompt, _, answer in pairs]
-    return embeddings[first] - embeddings[second]
+    return Differences.between(embeddings, first, second)
 
 
 def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
@@ -213,11 +213,12 @@ def factorize(
     for sentence in check_texts(comparisons, rows, pairs, tokenizer, max_length):
         say(sentence)
     X = differences(backbone, pairs, pooling)
-    scale = np.sqrt(np.square(X).mean(0))
+    scale = np.sqrt(X.squares() / len(pairs))
     scale[scale == 0] = 1.0
+    X = X.over(scale)
     if factors is not None and l2 is not None:
         with progress("fitting"):
-            choice, found = None, fit(X / scale, annotations, factors, l2)
+            choice, found = None, fit(X, annotations, factors, l2)
     else:
         most = min(MOST_FACTORS, *sizes.values())
         tried = range(1, most + 1) if factors is None else (factors,)
@@ -226,19 +227,19 @@ def factorize(
         together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
         l2s = L2S if l2 is None else (l2,)
         bar = partial(along, what="cross-validation", unit="fits")
-        choice = choose_factors(X / scale, annotations, tried, l2s, together=together, along=bar)
-        found = _fit_chosen(X / scale, annotations, choice, factors is None, say)
+        choice = choose_factors(X, annotations, tried, l2s, together=together, along=bar)
+        found = _fit_chosen(X, annotations, choice, factors is None, say)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling, form)
     return choice
 
 
-def _fit_chosen(X: np.ndarray, annotations: Annotations, choice: Choice, free: bool, say: Say) -> Factorization:
+def _fit_chosen(X: Differences, annotations: Annotations, choice: Choice, free: bool, say: Say) -> Factorization:
     """The fit that the curve recommends; if the number of base rewards is free, with as many as all data carry.
 
     Raises:
         ValueError: they carry none, or fewer than asked for, at the chosen penalty.
     """
-    pairs = f"{len(annotations)} answers of {len(annotations.users)} users to {len(X)} pairs"
+    pairs = f"{len(annotations)} answers of {len(annotations.users)} users to {X.shape[0]} pairs"
     coin = f"held-out answers are predicted no better than by a coin, whose log loss is {COIN:.4f}"
     if hopeless := choice.loss.min() > COIN - choice.error[choice.loss.argmin()]:
         coin = f"{coin}: {pairs} are too few or too noisy, or the backbone does not see what users go by"

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from worlds import names, one_hot, world
+from worlds import names, one_hot, world, world_of_texts
 
 from openrlhf_pgrpo.core import cross_validation
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
+from openrlhf_pgrpo.core.factorization import Differences
 
 pytestmark = pytest.mark.core
 
@@ -24,14 +25,22 @@ def test_the_number_of_base_rewards_is_found_by_cross_validation():
     assert other.loss[0] != choice.loss[2]
 
 
+def test_texts_give_the_curve_of_their_pairs():
+    texts, known, first, second = world_of_texts()
+    X = Differences.between(texts, first, second)
+    curves = [choose_factors(pairs, known, (1, 2), (1.0, 3.0), folds=3) for pairs in (X, texts[first] - texts[second])]
+    np.testing.assert_allclose(curves[0].loss, curves[1].loss, rtol=0, atol=1e-6)
+    assert curves[0].recommended == curves[1].recommended and curves[0].l2 == curves[1].l2
+
+
 def test_held_out_losses_by_hand(monkeypatch):
     """A fit that predicts logits of 0 has the loss log 2. A fit that predicts 1 has log(1 + e) - preference."""
     X, known, _ = world()
 
-    def made_up(X, training, factors, l2):
-        assert len(training) < len(known)
-        z = {1: 0.0, 2: 1.0}[factors] if l2 == 1 else 5.0
-        return np.zeros((1, X.shape[1])), np.full((40, 1), z)
+    def made_up(problem, head, coefficients, l2):
+        assert len(problem.user) < len(known)
+        z = {1: 0.0, 2: 1.0}[len(head)] if l2 == 1 else 5.0
+        return np.zeros((1, problem.X.shape[1])), np.full((40, 1), z)
 
     monkeypatch.setattr(cross_validation, "minimum", made_up)
     monkeypatch.setattr(cross_validation, "logits", lambda features, coefficients, pair, user: coefficients[user, 0])
@@ -41,10 +50,15 @@ def test_held_out_losses_by_hand(monkeypatch):
     assert choice.l2s.tolist() == [1, 1] and choice.recommended == 1
 
 
+def nothing(problem, head, coefficients, l2):
+    """A fit without any effect."""
+    return np.zeros_like(head), np.zeros_like(coefficients)
+
+
 def test_a_fold_may_lack_users_and_the_fits_go_along(monkeypatch):
     """Ann has two pairs, which are in two of the three folds."""
     known = Annotations.of(["ann"] * 2 + ["bob"] * 6, np.r_[0, 1, 0:6], np.ones(8))
-    monkeypatch.setattr(cross_validation, "minimum", lambda *_: (np.zeros((1, 6)), np.zeros((2, 1))))
+    monkeypatch.setattr(cross_validation, "minimum", nothing)
     fits = []
     choice = choose_factors(np.eye(6), known, (1, 2), (1.0,), folds=3, along=lambda some: fits.extend(some) or some)
     assert choice.loss == pytest.approx(np.log(2)) and len(fits) == len({*fits}) == 3 * 2 * 1
@@ -56,7 +70,7 @@ def test_the_fewest_within_one_standard_error_are_recommended(monkeypatch):
     X, known, _ = world()
     losses = {1: [1.0, 1.0, 1.0], 2: [0.93, 0.93, 0.93], 3: [0.9, 0.9, 0.93], 4: [0.88, 0.88, 0.94]}
     fits = iter(losses[count][k] for k in range(3) for count in (4, 1, 3, 2))
-    monkeypatch.setattr(cross_validation, "minimum", lambda *_: (np.zeros((1, 8)), np.zeros((40, 1))))
+    monkeypatch.setattr(cross_validation, "minimum", nothing)
     monkeypatch.setattr(cross_validation, "cross_entropy", lambda z, preference: next(fits) * len(z))
     choice = choose_factors(X, known, factors=(4, 1, 3, 2), l2=(1.0,), folds=3)
     np.testing.assert_allclose(choice.loss, [0.9, 1.0, 0.91, 0.93])

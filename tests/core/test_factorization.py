@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, identity
-from worlds import gradient, names, one_hot, sigmoid, square, world
+from worlds import gradient, names, one_hot, sigmoid, square, world, world_of_texts
 
 from openrlhf_pgrpo.core import factorization
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.factorization import NotCarried, canonical, fit, impute
+from openrlhf_pgrpo.core.factorization import Differences, NotCarried, canonical, fit, impute
 
 pytestmark = pytest.mark.core
 
@@ -124,6 +124,27 @@ def test_soft_labels_of_certain_strength_give_that_strength_back():
     np.testing.assert_allclose(found.features(X) @ found.coefficients.T, logits, atol=0.02)
     own = np.arange(40)
     np.testing.assert_allclose(found.predict(X[:40], own), sigmoid(logits[own, own]), atol=0.01)
+
+
+def test_texts_instead_of_pairs_give_the_same_fit():
+    texts, known, first, second = world_of_texts()
+    X, pairs = Differences.between(texts, first, second), texts[first] - texts[second]
+    right, left = np.random.default_rng(0).normal(size=(6, 3)), np.random.default_rng(1).normal(size=(len(pairs), 2))
+    for found, expected in (
+        (X @ right, pairs @ right),
+        (X.T @ left, pairs.T @ left),
+        (X.products(), pairs.T @ pairs),
+        (X.squares(), np.square(pairs).sum(0)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert X.squares()[2] == 0  # what all texts share
+    one, other = fit(X, known, 2, 1.0), fit(pairs, known, 2, 1.0)
+    np.testing.assert_allclose(X @ one.head.T, pairs @ other.head.T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(one.coefficients, other.coefficients, rtol=0, atol=1e-5)
+
+    texts[7, 1] = np.nan
+    with pytest.raises(ValueError, match="embeddings need finite numbers, got nan of text 7: embed it again"):
+        fit(Differences.between(texts, first, second), known, 2, 1.0)
 
 
 # --- the canonical form ----------------------------------------------------------------------------------------------

@@ -25,6 +25,19 @@ def world(users=40, pairs=60, dimensions=8, rewards=2, share=0.5, seed=0, streng
     return X, Annotations(user, pair, preference, names(users)), logits
 
 
+def world_of_texts(texts=20, dimensions=6):
+    """Embeddings of texts (T, H), annotations of pairs of them, and the texts of each pair. One dimension is the same
+    for all."""
+    rng = np.random.default_rng(3)
+    embeddings = rng.normal(4, 1, (texts, dimensions))
+    embeddings[:, 2] = 0.1
+    first, second = np.triu_indices(texts, 1)
+    logits = (embeddings[first] - embeddings[second]) @ rng.normal(size=(dimensions, 30))
+    user, pair = np.nonzero(rng.random((30, len(first))) < 0.3)
+    preference = (rng.random(len(user)) < sigmoid(logits[pair, user])).astype(float)
+    return embeddings, Annotations(user, pair, preference, names(30)), first, second
+
+
 def square(X):
     """Mean square length of the rows: the unit of the penalty."""
     return np.square(X).sum(1).mean()

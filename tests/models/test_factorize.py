@@ -30,9 +30,9 @@ def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     assert fast.factorize(annotations, tiny / "model", tmp_path / "m", factors=1, l2=2.0) is None
     pairs, found = fast.annotate(fast.read(annotations).rows)
     X = fast.differences(tiny / "model", pairs, "last")
-    scale = np.sqrt(np.square(X).mean(0))
-    fitted = fast.fit(X / scale, found, 1, 2.0)
-    expected = X / scale @ fitted.head.T @ fitted.coefficients.T
+    X = X.over(np.sqrt(X.squares() / len(pairs)))
+    fitted = fast.fit(X, found, 1, 2.0)
+    expected = X @ fitted.head.T @ fitted.coefficients.T
     model = load(tmp_path / "m")
     prompts, first, second = zip(*pairs)
     written = (model.base_rewards(prompts, first) - model.base_rewards(prompts, second)) @ model.coefficients.T
