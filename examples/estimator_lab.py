@@ -16,11 +16,10 @@ preference group. These are rotated at random, so that preference groups share e
 which rescales each parameter, would otherwise rescale each preference group and do the estimator's work.
 
 Advantages come from the classes of `openrlhf_pgrpo.core`, from the host's formulas and, of relatives, from
-`estimator_relatives.py`; then comes the host's clip, and
-one step of Adam per batch. Every estimator sees the same prompts and dice, so differences are paired by seed. Adam
-takes out the overall size of advantages but not their noise. So there are two learning rates: a small one for all, as
-in real runs, where stability sets it; and for each estimator and cell its own best of `--rates`, chosen on other
-seeds.
+`estimator_relatives.py`; then comes the host's clip, and one step of Adam per batch. Every estimator sees the same
+prompts and dice, so differences are paired by seed. Adam takes out the overall size of advantages but not their noise.
+So there are two learning rates: a small one for all, as in real runs, where stability sets it; and for each estimator
+and cell its own best of `--rates`, chosen on other seeds.
 
 The lab reports the normalised reward: the expected taste of a preference group under the policy, exact and not
 sampled, 0 for the uniform start and 1 for the best action, averaged over the run (the area under the learning curve).
@@ -176,8 +175,10 @@ class Contender(NamedTuple):
         if name not in HOST and name not in RELATIVES and name not in advantage_estimators():
             known = [*HOST, *RELATIVES, *advantage_estimators()]
             raise ValueError(f"--estimators needs names from {known}, got {name!r}")
-        types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)}
-        types = ({} if name in HOST or name in RELATIVES else types) | ({} if name in HOST else {"labels": str})
+        ours = name in advantage_estimators()
+        types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)} if ours else {}
+        if name not in HOST:
+            types["labels"] = str
         texts = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
         if not texts.keys() <= types.keys():
             raise ValueError(f"{name} needs options from {list(types)}, got {text!r}")

@@ -1,6 +1,6 @@
 """The language-model lab: which advantage estimator learns for everybody, on a real language model with real texts?
 
-    python examples/language_model_lab.py FOLDER            # the stated grid: about two hours on two cores
+    python examples/language_model_lab.py FOLDER            # the stated grid: 860 runs, many hours of two cores
     python examples/language_model_lab.py FOLDER --quick    # two seeds of one cell: five minutes
     python examples/language_model_lab.py FOLDER --cells users-40 --estimators group_norm pgrpo --seeds 3
 

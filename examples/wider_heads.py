@@ -27,7 +27,6 @@ def widen(model: Path, output: Path, head_dim: int = 32) -> None:
     old = getattr(narrow.config, "head_dim", None) or narrow.config.hidden_size // narrow.config.num_attention_heads
     if head_dim % old:
         raise ValueError(f"--head_dim needs a multiple of {old}, got {head_dim}: heads become a whole number wider")
-    output.mkdir(parents=True)
     times = head_dim // old
     place = torch.arange(old // 2) * times
     place = torch.cat([place, head_dim // 2 + place])  # of each old dimension in the wider head
@@ -47,6 +46,7 @@ def widen(model: Path, output: Path, head_dim: int = 32) -> None:
     widened = type(narrow)(config)
     widened.load_state_dict(weights)
     widened.generation_config = narrow.generation_config
+    output.mkdir(parents=True)  # when all is known, and before anything is written
     widened.save_pretrained(output)
     AutoTokenizer.from_pretrained(model).save_pretrained(output)
 

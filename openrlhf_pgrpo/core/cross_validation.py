@@ -58,7 +58,7 @@ def choose_factors(
         together: (P,) what some pairs have in common, such as the number of their prompt. Such pairs go to the same
             fold. A user whose pairs are all in one fold keeps them for training. Without `together`, training pairs
             contain texts of the held-out pairs, and the chosen penalty is too low for new texts.
-        along: gives the fits one after the other, such as with a progress bar.
+        along: gives the fits one after the other in their order, such as with a progress bar.
 
     Raises:
         ValueError: as `fit`; fewer than 2 folds, or nothing to hold out.

@@ -67,16 +67,8 @@ stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, g
 @stories
 def test_a_run_is_made_once(tmp_path):
     names = "group_norm", "ebpo_per_group"
-    command = [
-        sys.executable,
-        EXAMPLES / "language_model_lab.py",
-        tmp_path,
-        "--model",
-        STORIES,
-        "--cells",
-        "users-400",
-    ]
-    command += ["--seeds", 2, "--steps", 6, "--estimators", *names]
+    command = [sys.executable, EXAMPLES / "language_model_lab.py", tmp_path, "--model", STORIES, "--seeds", 2]
+    command += ["--steps", 6, "--cells", "users-400", "--estimators", *names]
     first = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "4 of 4 runs are to be made" in first.stdout and "nan" not in first.stdout
