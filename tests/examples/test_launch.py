@@ -17,7 +17,7 @@ import pytest
 from openrlhf_pgrpo.host import doors, flags, hooks, plan
 from openrlhf_pgrpo.host.script import host_parser
 
-pytestmark = [pytest.mark.host, pytest.mark.usefixtures("hooks")]
+pytestmark = pytest.mark.host
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "launch"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh"))

@@ -8,11 +8,6 @@ import torch
 from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 
-@pytest.fixture(scope="session", autouse=True)
-def hooks_before_the_host(hooks):
-    """No test of the host may import it before the hooks are registered."""
-
-
 class ActorGroup:
     """What a checkpoint sees of the host's RayActorGroup: the last saved client states come back when asked for."""
 

@@ -9,7 +9,7 @@ import torch
 
 from openrlhf_pgrpo.host import doors, flags, look, script
 
-pytestmark = [pytest.mark.host, pytest.mark.usefixtures("hooks")]
+pytestmark = pytest.mark.host
 
 SIZES = (
     "--vllm.num_engines 1 --rollout.batch_size 4 --rollout.n_samples_per_prompt 2 --rollout.micro_batch_size 4 "

@@ -140,12 +140,11 @@ def mixed(nodes, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD], env=environment, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     names = f"head,{socket.gethostname()},bare,other,gone"
-    began = time.monotonic()
-    asks = ("--gpus", 3, "--nodes", names, "--wait", 25, "--checkpoints", tmp_path / "none")
-    process = doctor(nodes.address, "--device", "cpu", *asks)
     nodes.start_node("bare", gpus=3, python=bare)
     nodes.start_node("other", gpus=3, python=other)
-    lines, code = told(process)
+    began = time.monotonic()
+    asks = ("--gpus", 3, "--nodes", names, "--wait", 5, "--checkpoints", tmp_path / "none")
+    lines, code = told(doctor(nodes.address, "--device", "cpu", *asks))
     holder.kill()
     holder.wait()
     yield lines, code, time.monotonic() - began
@@ -154,11 +153,11 @@ def mixed(nodes, tmp_path):
 
 def test_every_difference_names_the_node_and_both_sides(mixed, tmp_path):
     lines, code, seconds = mixed
-    assert seconds > 25
+    assert seconds > 5
     remedies = [line for line in lines if line.startswith(f"{'':21}do: ")]
     faults = [line.removeprefix("FAULT  ") for line in lines if line.startswith("FAULT")]
     assert faults == [
-        "nodes         4 of 5 joined within 25 s, missing: gone",
+        "nodes         4 of 5 joined within 5 s, missing: gone",
         "openrlhf      none on bare, 0.11.2 on head, n2, other",
         f"transformers  4.57.0 on other, {TRANSFORMERS} on head, bare, n2",
         "add-on        bare has no openrlhf_pgrpo to import",
@@ -215,7 +214,7 @@ def test_a_folder_that_is_not_shared_is_found_and_left_clean(nodes, apart):
     while not list(apart.iterdir()):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)  # while nodes still look for files that they will not see
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0 and list(apart.iterdir()) == []
 
 
@@ -227,11 +226,11 @@ def test_a_node_that_hangs_is_named_and_the_others_are_reported(nodes, monkeypat
     (raylet,) = [pid for pid in nodes.nodes["n2"].pids if command(pid)[0].endswith("/raylet")]
     os.kill(raylet, signal.SIGSTOP)
     try:
-        findings = list(cluster.diagnose(cluster.Questions(device="cpu", patience=20)))
+        findings = list(cluster.diagnose(cluster.Questions(device="cpu", patience=40)))
     finally:
         os.kill(raylet, signal.SIGCONT)
     assert [finding[:3] for finding in findings if finding.level == FAULT] == [
-        (FAULT, "nodes", "n2: no answer within 20 s")
+        (FAULT, "nodes", "n2: no answer within 40 s")
     ]
     assert findings[-1].found == "a worker ran our setup hook on 1 node"
 
@@ -258,7 +257,7 @@ def test_no_cluster_is_a_fault_at_once_or_after_the_wait(monkeypatch):
     began = time.monotonic()
     with pytest.raises(ray_nodes.ClusterError, match="Connection refused"):
         ray_nodes.connect(began + 2, {})
-    assert 2 < time.monotonic() - began < 10
+    assert 2 < time.monotonic() - began < 60
 
     def half_started(**options):
         raise ray.exceptions.RaySystemError("Failed to connect to GCS")
