@@ -66,22 +66,20 @@ stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, g
 
 @stories
 def test_a_run_is_made_once(tmp_path):
-    names = "group_norm", "ebpo_per_group"
+    name = "ebpo_per_group"
     command = [sys.executable, EXAMPLES / "language_model_lab.py", tmp_path, "--model", STORIES, "--seeds", 2]
-    command += ["--steps", 6, "--cells", "users-400", "--estimators", *names]
+    command += ["--steps", 4, "--cells", "users-400", "--estimators", name]
     first = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "4 of 4 runs are to be made" in first.stdout and "nan" not in first.stdout
-    rows = [line.split()[0] for line in first.stdout.splitlines() if line.startswith(names)]
-    assert rows == [*names]
-    assert len([*tmp_path.rglob("*.json")]) == 4
+    assert "2 of 2 runs are to be made" in first.stdout and "nan" not in first.stdout
+    (row,) = (line for line in first.stdout.splitlines() if line.startswith(name))
+    assert len([*tmp_path.rglob("*.json")]) == 2
 
-    (tmp_path / "users-400" / "group_norm" / "rate-0.00015-steps-6-seed-1.json").unlink()
+    (tmp_path / "users-400" / name / "rate-0.00015-steps-4-seed-1.json").unlink()
     figure = tmp_path / "figure.svg"
     again = subprocess.run([*map(str, [*command, "--out", figure])], capture_output=True, text=True)
-    assert "1 of 4 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
-    tables = [text[text.index("2 seeds") : text.rindex("ebpo_per_group")] for text in (first.stdout, again.stdout)]
-    assert tables[0] == tables[1]  # the run that was made again is the same
+    assert "1 of 2 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
+    assert row in again.stdout.splitlines()  # the run that was made again is the same
 
 
 def test_wider_heads_leave_a_model_as_it_is(tiny, tmp_path):
