@@ -115,3 +115,21 @@ def test_the_wider_stories_are_the_stories_to_the_character(tmp_path):
         said.append(tokenizer.decode(model.generate(**tokenizer("", return_tensors="pt"), **options)[0]))
     assert said[0] == said[1]
     assert "Once upon a time, there was a little girl named Lily. She loved to play outside in the park." in said[0]
+
+
+def test_the_stack_gets_the_labs_prompts_and_rewards(monkeypatch):
+    """A batch as the host hands it over: the text with its tokens' marks, the prompt, and what the label says."""
+    stack = load("reproduce/language_model_stack")
+    spread = np.array([0.1, 0.2, 0.25, 0.5])
+    rows = stack.rows(spread, seed=3, steps=2)
+    assert len(rows) == 2 * lab.BATCH // stack.CELL.samples and rows == stack.rows(spread, seed=3, steps=2)
+    assert {row["person"] for row in rows} <= {*lab.people(4)}
+    monkeypatch.setattr(stack.np.random, "default_rng", lambda: np.random.RandomState(0))
+    noise = np.random.RandomState(0).standard_normal()
+    share, scale, offset, liking = stack.CELL.population(None)
+    for row in rows:
+        g = lab.people(4).index(row["person"])
+        query = f"<s> {row['prompt'].removeprefix('<s>')} cat. \"Yes, we love it!\"<s> a dog"
+        (found,) = stack.reward_func([query], [row["prompt"]], [row["wish"]])["rewards"].tolist()
+        value = lab.LIKINGS[liking[g]](' cat. "Yes, we love it!"') / spread[liking[g]] + stack.CELL.noise * noise
+        assert found == pytest.approx(offset[g] + scale[g] * value, rel=1e-6)
