@@ -363,8 +363,10 @@ def jsonl(tmp_path):
 
 @pytest.fixture(scope="session", autouse=True)
 def hooks():
-    """What `Door.activate` does on a machine without a GPU, for the whole test session. Autouse, because it has to come
-    before the first test that imports the host, and files of tests come in any order and in several processes."""
+    """What `Door.activate` does on a machine without a GPU, for the whole test session.
+
+    Autouse, because it comes before the first test that imports the host, whichever that is in this process.
+    """
     from openrlhf_pgrpo.host import hooks
     from openrlhf_pgrpo.host.cpu import launch
     from openrlhf_pgrpo.host.dpo.seams import SEAMS as DPO

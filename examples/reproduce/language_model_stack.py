@@ -146,7 +146,8 @@ def main() -> None:
     where = args.lab or folder / "lab"
     lab.run(where, args.model, [job for each in jobs.values() for job in each])
     for estimator in args.estimators:
-        print(table(estimator, args.steps, stack[estimator], np.stack([lab.curve(where, job) for job in jobs[estimator]])))
+        expected = np.stack([lab.curve(where, job) for job in jobs[estimator]])
+        print(table(estimator, args.steps, stack[estimator], expected))
 
 
 if __name__ == "__main__":

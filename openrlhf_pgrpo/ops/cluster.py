@@ -18,7 +18,7 @@ from typing import NamedTuple
 from openrlhf_pgrpo.host import device, hooks, versions
 from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.ops import cluster_checks, node_checks
-from openrlhf_pgrpo.ops.doctor import ANSWER, FAULT, OK, Finding
+from openrlhf_pgrpo.ops.doctor import ANSWER, FAULT, OK, Finding, stop
 from openrlhf_pgrpo.ops.ray_nodes import ClusterError, alive_nodes, ask_nodes, connect, free_gpus
 
 PATIENCE = 120  # seconds a node has for each answer; importing torch from a network disk takes the longest
@@ -54,14 +54,7 @@ def diagnose(questions: Questions) -> Iterator[Finding]:
         try:
             yield from _relay(process, errors, questions)
         finally:
-            process.terminate()
-            try:
-                process.wait(questions.patience)  # a busy node takes a while to remove its probe file
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                process.kill()
-                process.wait()
+            stop(process, questions.patience)  # a busy node takes a while to remove its probe file
 
 
 def _relay(process: subprocess.Popen, errors, questions: Questions) -> Iterator[Finding]:

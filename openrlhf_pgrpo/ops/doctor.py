@@ -66,8 +66,12 @@ def diagnose(asked: str = "auto", model: str | None = None) -> Iterator[Finding]
         return
     environment = {**os.environ, **device.environment()}
     running = {trial: start_trial(trial, environment) for trial in TRIALS}
-    for trial, process in running.items():
-        yield end_trial(trial, process)
+    try:
+        for trial, process in running.items():
+            yield end_trial(trial, process)
+    finally:  # some are left if somebody stops us
+        for process in running.values():
+            stop(process, PATIENCE)
 
 
 def diagnose_like(text: str) -> Iterator[Finding]:
@@ -259,6 +263,18 @@ def start_trial(trial: str, environment: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def stop(process: subprocess.Popen, patience: float) -> None:
+    """Ends a process, which has so many seconds to take along what it started."""
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
 
 
 def end_trial(trial: str, process: subprocess.Popen) -> Finding:

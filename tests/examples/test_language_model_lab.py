@@ -126,10 +126,10 @@ def test_the_stack_gets_the_labs_prompts_and_rewards(monkeypatch):
     assert {row["person"] for row in rows} <= {*lab.people(4)}
     monkeypatch.setattr(stack.np.random, "default_rng", lambda: np.random.RandomState(0))
     noise = np.random.RandomState(0).standard_normal()
-    share, scale, offset, liking = stack.CELL.population(None)
+    _, scale, offset, liking = stack.CELL.population(None)
     for row in rows:
         g = lab.people(4).index(row["person"])
-        query = f"<s> {row['prompt'].removeprefix('<s>')} cat. \"Yes, we love it!\"<s> a dog"
+        query = f'<s> {row["prompt"].removeprefix("<s>")} cat. "Yes, we love it!"<s> a dog'
         (found,) = stack.reward_func([query], [row["prompt"]], [row["wish"]])["rewards"].tolist()
         value = lab.LIKINGS[liking[g]](' cat. "Yes, we love it!"') / spread[liking[g]] + stack.CELL.noise * noise
         assert found == pytest.approx(offset[g] + scale[g] * value, rel=1e-6)

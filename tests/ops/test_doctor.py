@@ -164,6 +164,25 @@ def test_a_trial_that_fails_is_a_fault(code, found, monkeypatch):
     assert doctor.end_trial("vllm", process)[:3] == (FAULT, "vllm", found)
 
 
+def test_trials_end_with_the_doctor(monkeypatch):
+    started = []
+
+    def start(trial, environment):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return started[-1]
+
+    def interrupt(trial, process):
+        raise KeyboardInterrupt
+
+    for check in ("check_host", "check_packages", "check_door", "check_weights"):
+        monkeypatch.setattr(doctor, check, lambda *_: [])
+    monkeypatch.setattr(doctor, "start_trial", start)
+    monkeypatch.setattr(doctor, "end_trial", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(doctor.diagnose("cpu"))
+    assert len(started) == len(doctor.TRIALS) and all(process.returncode is not None for process in started)
+
+
 @pytest.mark.ray
 def test_a_healthy_machine_passes_every_trial(host_copy):
     done = host_copy.command("doctor")

@@ -13,7 +13,9 @@ import ipaddress
 import json
 import logging
 import re
+import signal
 import socket
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +71,10 @@ def serve(args, folder: Folder) -> None:
         app = application(UserRewardProxy(args, folder, limits), limits)
         config = uvicorn.Config(app, http=PatientProtocol, ws="none", log_level="info")
         print(f"[pgrpo] serves {folder.name} at {_place(listener)}", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn hands it on once it has answered those who wait: nothing is wrong
+            sys.exit(128 + signal.SIGINT)
 
 
 def _place(listener: socket.socket) -> str:

@@ -397,6 +397,16 @@ def test_e3_it_listens_on_this_machine_alone_unless_asked(serve, capsys, words, 
     assert line in said and f"http://{address}:{serve.address[1]}/get_reward, " in said
 
 
+def test_ctrl_c_ends_a_server_without_a_traceback(serve, monkeypatch):
+    def interrupted(server, sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        serve()
+    assert ended.value.code == 130
+
+
 def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded(serve, monkeypatch, capsys):
     monkeypatch.setattr("openrlhf_pgrpo.host.serve.server.UserRewardProxy", lambda *args: pytest.fail("it was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit):
