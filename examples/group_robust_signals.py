@@ -8,13 +8,13 @@ to choose whom to serve. It is trained by policy gradient on rewards minus their
 
     none         all advantages as they are
     importance   fixed: both preference groups count the same, whatever their size
-    quantiles, bounds, excess    `--robust.signal` of `group_robust`
+    quantiles, bounds, excess, improvement    `--robust.signal` of `group_robust`; improvement is MT-GRPO's
     raw, surrogate    tempting alternatives: the negative mean reward, and the loss of the policy update
 
 The cases change the scale of the rewards, not the best policy: the majority's times 5, or the minority's less 10. The
-script prints two numbers of the end of training, with standard errors over seeds. One is the regret of the group that
-is worse off (0: all that it can have, 1: the worst). The other is the minority's alpha, which is 0 or 1 where weights
-have collapsed onto one group.
+script prints numbers of the end of training, with standard errors over seeds: the regret (0: all that a group can have,
+1: the worst) of the group that is worse off, the mean of both, and the minority's alpha and the largest, which is 1
+where weights have collapsed onto one group.
 """
 
 import argparse
@@ -51,7 +51,15 @@ class Surrogate(Signal):
         return -np.bincount(codes, advantages) / np.bincount(codes)
 
 
-METHODS = ("none", "importance", *SIGNALS, "raw", "surrogate")
+TRAPS = {"raw": Raw, "surrogate": Surrogate}
+METHODS: dict[str, dict] = {  # options of weights and signal
+    "none": {},
+    "importance": {"chi": 0.0},
+    **{signal: {"signal": signal} for signal in SIGNALS},
+    **{f"{signal}, eta 0.1": {"signal": signal, "eta": 0.1} for signal in ("quantiles", "bounds")},
+    **{f"improvement, lambda {x:g}": {"signal": "improvement", "improvement_lambda": x} for x in (0.0, 0.2)},
+    **{trap: {} for trap in TRAPS},
+}
 
 
 def features(x, pref_group):
@@ -89,19 +97,19 @@ def weigher(method, world, case):
     """The `GroupRobust` of one seed; None where samples have no weights."""
     if method == "none":
         return None
-    options = RobustOptions(eta=ETA, chi=0.0 if method == "importance" else 1.0)
-    if method in ("importance", "raw", "surrogate"):
-        signal = {"surrogate": Surrogate}.get(method, Raw)(SignalOptions())
-    else:
+    given = {"eta": ETA, "signal": "quantiles", **METHODS[method]}
+    options = RobustOptions(**{name: given.pop(name) for name in ("eta", "chi") if name in given})
+    if given["signal"] == "bounds":
         shapes = zip(NAMES, CASES[case], world.low, world.high)
-        bounds = {name: [scale * low + shift, scale * high + shift] for name, (scale, shift), low, high in shapes}
-        given = {"bounds": json.dumps(bounds)} if method == "bounds" else {}
-        signal = SIGNALS[method](SignalOptions(signal=method, **given))
+        given["bounds"] = json.dumps(
+            {name: [scale * low + shift, scale * high + shift] for name, (scale, shift), low, high in shapes}
+        )
+    signal = TRAPS.get(method, SIGNALS[given["signal"]])(SignalOptions(**given))
     return GroupRobust(options, signal)
 
 
 def train(method, case, seeds, steps, prompts, samples, world):
-    """Regret (S, 2) and the minority's alpha (S,) at the end."""
+    """Regret (S, 2) and alpha (S, 2) at the end, minority and majority; alpha is NaN where samples have no weights."""
     rngs = [np.random.default_rng([2021, seed]) for seed in range(seeds)]
     theta, robust = np.zeros((seeds, 4)), [weigher(method, world, case) for _ in rngs]
     scale, shift = np.array(CASES[case], float).T
@@ -125,7 +133,7 @@ def train(method, case, seeds, steps, prompts, samples, world):
                 advantage[seed] *= weights(batch).reshape(prompts, samples)
         score = chosen - np.einsum("spa,spak->spk", p, phi)[:, :, None]
         theta = theta + RATE * np.einsum("spn,spnk->sk", advantage, score) / (prompts * samples)
-    alpha = [np.nan if r is None else r.weights.alpha[r.weights.rows(["minority"])[0]] for r in robust]
+    alpha = [np.full(2, np.nan) if r is None else r.weights.alpha[r.weights.rows(NAMES)] for r in robust]
     return world.regret(theta), np.array(alpha)
 
 
@@ -139,12 +147,13 @@ def main(argv=None):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = vars(parser.parse_args(argv))
     world = World()
-    print(f"{'case':14}{'weights':12}{'worst regret':18}{'minority alpha':18}")
+    titles = ("worst regret", "mean regret", "minority alpha", "largest alpha")
+    print(f"{'case':14}{'weights':26}" + "".join(f"{title:18}" for title in titles))
     for case in CASES:
         for method in METHODS:
             regret, alpha = train(method, case, **args, world=world)
-            alpha = "" if method == "none" else with_error(alpha)
-            print(f"{case:14}{method:12}{with_error(regret.max(1)):18}{alpha:18}", flush=True)
+            values = [regret.max(1), regret.mean(1)] + ([] if method == "none" else [alpha[:, 0], alpha.max(1)])
+            print(f"{case:14}{method:26}" + "".join(f"{with_error(value):18}" for value in values), flush=True)
 
 
 if __name__ == "__main__":

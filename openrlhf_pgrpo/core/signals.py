@@ -8,13 +8,14 @@ Online there are rewards, and the loss of a preference group is a choice. Two na
                                    weight, however well it does.
     the loss of the policy update  is -mean(A) on the policy's own samples. A is centred, so this is 0: no signal.
 
-A signal here says how far a preference group is from what *it* can have. It is a number in [0, 1] that does not change
-when all rewards of the group are shifted or scaled:
+A signal here says how far a preference group is from what *it* can have. It is a number, in [0, 1] unless its class
+says otherwise, that does not change when all rewards of the group are shifted or scaled:
 
-    signal      L_g                                         what it needs
-    quantiles   regret between its own running quantiles    nothing (default)
-    bounds      regret between given bounds                 bounds of the mean reward, the option `bounds`
-    excess      1 / (1 + exp(gain over the reference))      a start from the policy that is the reference
+    signal        L_g                                         what it needs
+    quantiles     regret between its own running quantiles    nothing (default)
+    bounds        regret between given bounds                 bounds of the mean reward, the option `bounds`
+    excess        1 / (1 + exp(gain over the reference))      a start from the policy that is the reference
+    improvement   lambda regret - fall of regret              lambda, the option `improvement_lambda`
 
 Axes: B samples, G preference groups.
 """
@@ -49,8 +50,9 @@ class SignalOptions:
         "Loss of a preference group. quantiles (default): where its mean reward lies between low and high quantiles "
         "of its own rewards so far, so neither their offset nor their scale counts; needs nothing. bounds: the same "
         "between given bounds; best where they are known. excess: falls as its mean reward rises above that of its "
-        "first samples in the run.",
-        ("quantiles", "bounds", "excess"),
+        "first samples in the run. improvement: falls as its mean reward rises above that of its last batch, and with "
+        "its mean reward (MT-GRPO, arXiv 2602.05547), on the scale of quantiles.",
+        ("quantiles", "bounds", "excess", "improvement"),
     )
     bounds: str | None = option(
         None,
@@ -63,10 +65,22 @@ class SignalOptions:
         "signal excess. Default 256: their mean is known to a sixteenth of their standard deviation, if they answer "
         "256 different prompts.",
     )
+    improvement_lambda: float = option(
+        1.0,
+        "What the mean reward of a preference group counts beside its improvement, for the signal improvement. Large: "
+        "weights follow the worst group; small: they stay balanced. Default 1 (ours): as fast as quantiles. MT-GRPO's "
+        "own runs have 0.1 to 1.2.",
+    )
     outliers: str = outliers_option()
 
     def __post_init__(self):
-        check_options(self, {"reference_samples": ("at least 2", self.reference_samples >= 2)})
+        check_options(
+            self,
+            {
+                "reference_samples": ("at least 2", self.reference_samples >= 2),
+                "improvement_lambda": ("a finite number >= 0", 0 <= self.improvement_lambda < np.inf),
+            },
+        )
         if (self.bounds is None) == (self.signal == "bounds"):
             raise ValueError(
                 f"bounds and the signal bounds need each other, got signal {self.signal!r} and bounds "
@@ -210,11 +224,59 @@ class Quantiles(Remembering):
     """
 
     def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        return regret(means, *self.quantiles(batch))
+
+    def quantiles(self, batch: RewardBatch) -> tuple[np.ndarray, np.ndarray]:
+        """low and high (G,), once the history has the rewards of the batch; NaN where they are not yet known."""
         history = self.history
         groups = history.rows(batch.pref_group_names)
         history.update(groups[batch.pref_group_codes], batch.rewards)
         mean, reach = history.mean[groups], Z * history.moments.std()[groups]
-        return np.where(self.known(ENOUGH)[groups], regret(means, mean - reach, mean + reach), np.nan)
+        reach = np.where(self.known(ENOUGH)[groups], reach, np.nan)
+        return mean - reach, mean + reach
+
+
+class LastMeans(RewardHistory):
+    """A history with one more column: `last` (G,), the mean reward in the last batch with the group; NaN before it."""
+
+    columns = {**RewardHistory.columns, "last": np.nan}
+    last: np.ndarray
+
+
+class Improvement(Quantiles):
+    """L_g = -(I_g + lambda J_g), the signal of MT-GRPO (arXiv 2602.05547): little gained lately, or little had at all.
+
+        J_g = 1 - regret(mean_g),    I_g = regret(last mean_g) - regret(mean_g)
+
+    Both regrets are taken between the quantiles that `Quantiles` has now, because MT-GRPO's rewards are accuracies and
+    ours have scales of their own. A constant lambda changes no weight, so this is computed as
+
+        L_g = (1 + lambda) regret(mean_g) - regret(last mean_g),    in [-1, 1 + lambda]
+
+    In log alpha the improvements of a run add up to what a group has gained since its first batch. That ends where
+    learning ends, and lambda J_g adds up without end, as other signals do. So lambda works like a smaller eta, and the
+    improvement alone hardly moves weights. What a group gained while it was absent from batches counts at its return.
+
+    Unlike in MT-GRPO, the step has no factor alpha_g, and J_g is relative to the group's own history: one that is low
+    and stands still looks like one that is high and stands still.
+
+    L_g is NaN in the first batch of a group.
+
+    State: the history, updated before it is used, and in it the last means, updated after.
+    """
+
+    history: LastMeans
+
+    def __init__(self, options: SignalOptions):
+        super().__init__(options)
+        self.history = LastMeans()
+
+    def __call__(self, batch: RewardBatch, means: np.ndarray) -> np.ndarray:
+        low, high = self.quantiles(batch)
+        groups = self.history.rows(batch.pref_group_names)
+        now, before = regret(means, low, high), regret(self.history.last[groups], low, high)
+        self.history.last[groups] = means
+        return (1 + self.options.improvement_lambda) * now - before
 
 
 class Excess(Remembering):
@@ -238,4 +300,4 @@ class Excess(Remembering):
         return 0.5 - 0.5 * np.tanh(gain / 2)  # the logistic function, without overflow
 
 
-SIGNALS = {"quantiles": Quantiles, "bounds": Bounds, "excess": Excess}
+SIGNALS = {"quantiles": Quantiles, "bounds": Bounds, "excess": Excess, "improvement": Improvement}

@@ -6,7 +6,12 @@ import pytest
 from openrlhf_pgrpo.core.estimator import RewardBatch
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 
-OPTIONS = {"quantiles": {}, "bounds": {"bounds": "[-5, 5]"}, "excess": {"reference_samples": 32}}
+OPTIONS = {
+    "quantiles": {},
+    "bounds": {"bounds": "[-5, 5]"},
+    "excess": {"reference_samples": 32},
+    "improvement": {},
+}
 every = pytest.mark.parametrize("signal", OPTIONS)
 
 

@@ -4,6 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from robust_batches import batch, every, make_signal
 
 from openrlhf_pgrpo.core.group_robust import GroupRobust, check_names
@@ -70,11 +72,34 @@ def alphas(weights, **kwargs):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("signal", ["quantiles", "excess"])
+@pytest.mark.parametrize("signal", ["quantiles", "excess", "improvement"])
 def test_offset_and_scale_change_nothing(signal, change):
     changed, unchanged = (alphas(robust(signal), seed=0, change=change) for change in (CHANGES[change], (1, 0)))
     np.testing.assert_allclose(changed, unchanged, rtol=1e-9)
     assert abs(unchanged[0] - 0.5) > 1e-4  # there was something to change
+
+
+@pytest.mark.parametrize("signal", ["quantiles", "excess", "improvement"])
+def test_any_positive_affine_change_of_a_group_changes_nothing_and_alphas_add_up_to_1(signal, record_property):
+    """Property, with groups that are not in every step."""
+    inputs = set()
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
+    def check(seed, scale, shift):
+        inputs.add((seed, scale, shift))
+        one, other, rng = robust(signal, eta=0.5), robust(signal, eta=0.5), np.random.default_rng(seed)
+        for step in range(12):
+            sizes = rng.integers(0, 12, 3)
+            rewards = {name: rng.normal(step / 6, 1, size) for name, size in zip("abc", sizes) if size}
+            changed = {name: scale * r + shift if name == "a" else r for name, r in rewards.items()}
+            if rewards:
+                np.testing.assert_allclose(one(batch(**rewards)), other(batch(**changed)), rtol=1e-6)
+                assert one.weights.alpha.sum() == pytest.approx(1)
+        np.testing.assert_allclose(one.weights.alpha, other.weights.alpha, rtol=1e-6)
+
+    check()
+    record_property("inputs", len(inputs))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -103,6 +128,17 @@ def test_the_weights_move_before_they_are_applied():
     # losses 1 and 0, less their mean: exponents 2 * 0.5 and -2 * 0.5 in a batch that is all there is
     alpha = np.exp([1, -1]) / np.exp([1, -1]).sum()
     np.testing.assert_allclose(weights(batch(a=[-5, -5], b=[5, 5])), (2 * alpha).repeat(2))
+
+
+def test_improvement_moves_nothing_in_the_first_batch_of_a_group():
+    weights, rng = robust("improvement", eta=1.0), np.random.default_rng(0)
+    weights(batch(a=rng.normal(5, 1, 32), b=rng.normal(-5, 1, 32)))
+    np.testing.assert_array_equal(weights.weights.alpha, [0.5, 0.5])
+    weights(batch(a=rng.normal(6, 1, 32), b=rng.normal(-5, 1, 32)))
+    a, b = weights.weights.alpha
+    assert a < 0.45 and b > 0.55
+    weights(batch(a=rng.normal(6, 1, 32), b=rng.normal(-5, 1, 32), new=rng.normal(9, 1, 32)))
+    assert weights.weights.loss[2] == 0 and np.isnan(weights.latest[2])  # as much as the average
 
 
 def test_equal_losses_do_not_move_the_weights():
@@ -202,3 +238,5 @@ def test_the_saved_state_is_a_copy(signal):
 def test_the_state_of_another_signal_is_refused():
     with pytest.raises(ValueError, match=r"Bounds state needs keys \[\], got \['history'\]"):
         robust("bounds").load_state_dict(robust("quantiles").state_dict())
+    with pytest.raises(ValueError, match="LastMeans state needs keys .*'last'"):
+        robust("improvement").load_state_dict(robust("quantiles").state_dict())

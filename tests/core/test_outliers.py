@@ -55,7 +55,7 @@ def test_e7_clipped_it_is_named_in_a_warning_and_the_history_stays_narrow(name):
 
 def test_e7_the_signals_of_robust_weights_refuse_it_too():
     """Weights over a host estimator keep a history of their own."""
-    for signal in ("quantiles", "excess"):
+    for signal in ("quantiles", "excess", "improvement"):
         weights = GroupRobust(RobustOptions(), SIGNALS[signal](SignalOptions(signal=signal)))
         weights(batch([[1, 5]] * 16, "ab" * 8))
         before = pickle.dumps(weights.state_dict())

@@ -1,6 +1,7 @@
 """Each signal by hand, and what is not yet a signal."""
 
 import re
+from statistics import fmean, pstdev
 
 import numpy as np
 import pytest
@@ -68,17 +69,60 @@ def test_excess_by_hand():
         np.testing.assert_array_equal(losses(signal, a=[1e9]), [0])
 
 
+def test_improvement_by_hand():
+    signal = make_signal("improvement", improvement_lambda=0.5)
+    assert np.isnan(losses(signal, a=[1, 5] * 8)).all()  # the first batch: nothing to improve on
+    # mean 3.5 and standard deviation 1.5 so far, as for quantiles; the batch has mean 4, the last one had 3
+    reach = 1.2816 * 1.5
+    now, before = (reach - 0.5) / (2 * reach), (reach + 0.5) / (2 * reach)
+    np.testing.assert_allclose(losses(signal, a=[4] * 16), [0.5 * now + (now - before)])
+    assert signal.history.last == [4]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.2, 1.0])
+def test_improvement_is_that_of_a_loop_over_groups_and_rewards(lam):
+    signal, rng = make_signal("improvement", improvement_lambda=lam), np.random.default_rng(0)
+    past, last, known = {}, {}, 0
+    for step in range(60):
+        present = [name for name in "abc" if rng.random() < 0.6] or ["a"]
+        rewards = {name: rng.normal(step / 40, 1 + (name == "b"), rng.integers(1, 9)) for name in present}
+        expected = []
+        for name, values in rewards.items():
+            past.setdefault(name, []).extend(values)
+            reach = 1.2816 * pstdev(past[name])
+            low, high = fmean(past[name]) - reach, fmean(past[name]) + reach
+            if len(past[name]) >= 16 and name in last:
+                before, reward = (min(max((m - low) / (high - low), 0), 1) for m in (last[name], fmean(values)))
+                expected.append(lam - (reward - before + lam * reward))  # lam: the same for all, so it does not count
+                known += 1
+            else:
+                expected.append(np.nan)
+            last[name] = fmean(values)
+        np.testing.assert_allclose(losses(signal, **rewards), expected, rtol=1e-9, atol=1e-12)
+    assert known > 60
+
+
+def test_improvement_counts_what_a_group_gained_while_it_was_absent():
+    kept, signal = make_signal("improvement"), make_signal("improvement")
+    start, end = np.arange(16.0), np.arange(16.0) + 3
+    for _ in range(2):
+        losses(kept, a=start, b=start), losses(signal, a=start, b=start)
+    losses(kept, a=end, b=start), losses(signal, a=end)
+    np.testing.assert_array_equal(losses(kept, a=end, b=start)[0], losses(signal, a=end, b=end)[0])
+    assert signal.history.last.tolist() == [10.5, 10.5]
+
+
 # --- not yet a signal ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signal", ["quantiles", "excess"])
+@pytest.mark.parametrize("signal", ["quantiles", "excess", "improvement"])
 def test_few_rewards_are_no_signal(signal):
     signal = make_signal(signal, reference_samples=16)
     assert np.isnan(losses(signal, a=np.arange(15))).all()
     assert np.isfinite(losses(signal, a=[3])).all()
 
 
-@pytest.mark.parametrize("signal", ["quantiles", "excess"])
+@pytest.mark.parametrize("signal", ["quantiles", "excess", "improvement"])
 def test_rewards_that_never_varied_are_no_signal_until_they_do(signal):
     signal = make_signal(signal)
     for _ in range(3):
@@ -90,7 +134,7 @@ def test_rewards_that_never_varied_are_no_signal_until_they_do(signal):
 
 
 REFUSALS = {
-    "signal needs one of quantiles, bounds, excess, got 'reward'": {"signal": "reward"},
+    "signal needs one of quantiles, bounds, excess, improvement, got 'reward'": {"signal": "reward"},
     "need each other, got signal 'bounds' and bounds None": {"signal": "bounds"},
     "need each other, got signal 'quantiles' and bounds '[0, 1]'": {"bounds": "[0, 1]"},
     "needs finite low < high, got {'all': [1, 0]}": {"signal": "bounds", "bounds": "[1, 0]"},
@@ -100,7 +144,11 @@ REFUSALS = {
     "got '[0, 1, 2]'": {"signal": "bounds", "bounds": "[0, 1, 2]"},
     "got '3'": {"signal": "bounds", "bounds": "3"},
     """got '{"a": "zero"}'""": {"signal": "bounds", "bounds": '{"a": "zero"}'},
+    "need each other, got signal 'improvement' and bounds '[0, 1]'": {"signal": "improvement", "bounds": "[0, 1]"},
     "reference_samples needs at least 2, got 1": {"reference_samples": 1},
+    "improvement_lambda needs a finite number >= 0, got -0.1": {"improvement_lambda": -0.1},
+    "improvement_lambda needs a finite number >= 0, got inf": {"improvement_lambda": np.inf},
+    "improvement_lambda needs a finite number >= 0, got nan": {"improvement_lambda": np.nan},
 }
 
 

@@ -38,9 +38,9 @@ def test_regret_is_0_for_the_best_and_1_for_the_worst(world):
 @pytest.mark.parametrize("case", ["majority x5", "minority -10"])
 def test_the_raw_reward_collapses_and_the_default_does_not(case, world):
     regret, alpha = lab.train("raw", case, **SMALL, world=world)
-    assert (alpha > 0.99).all()
+    assert (alpha[:, 0] > 0.99).all()
     default, moved = lab.train("quantiles", case, **SMALL, world=world)
-    assert ((moved > 0.05) & (moved < 0.95)).all()
+    assert ((moved > 0.05) & (moved < 0.95)).all()  # of both
     assert default.max(1).mean() < regret.max(1).mean() - 0.01
 
 
@@ -49,6 +49,15 @@ def test_offset_and_scale_of_a_group_alone_change_nothing_for_the_default(world)
     for one, other in zip(lab.train("quantiles", "equal", **SMALL, world=world),
                           lab.train("quantiles", "minority -10", **SMALL, world=world)):  # fmt: skip
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_lambda_1_is_as_fast_as_quantiles_and_lambda_0_hardly_moves_the_weights(world):
+    (_, quantiles), (_, one), (_, none) = (
+        lab.train(method, "majority x5", **SMALL, world=world)
+        for method in ("quantiles", "improvement", "improvement, lambda 0")
+    )
+    np.testing.assert_allclose(one.mean(0), quantiles.mean(0), atol=0.05)
+    assert quantiles[:, 0].mean() > 0.6 and abs(none[:, 0].mean() - 0.5) < 0.1
 
 
 def test_the_surrogate_loss_says_nothing(world):
@@ -60,4 +69,4 @@ def test_the_table(capsys):
     lab.main(["--seeds", "2", "--steps", "3", "--prompts", "8", "--samples", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(lab.CASES) * len(lab.METHODS)
-    assert lines[0].split() == ["case", "weights", "worst", "regret", "minority", "alpha"]
+    assert lines[0].split() == "case weights worst regret mean regret minority alpha largest alpha".split()

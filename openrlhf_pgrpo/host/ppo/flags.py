@@ -124,10 +124,11 @@ def _check_robust(flat: dict) -> None:
     _need_pref_groups(name, flat)
     flags.read_options(RobustOptions, "robust", flat)
     signal = flags.read_options(SignalOptions, "robust", flat)
-    if signal.signal != "excess" and signal.reference_samples != SignalOptions.reference_samples:
-        raise ValueError(
-            f"--robust.reference_samples needs --robust.signal excess, got {signal.signal}: leave one of them out"
-        )
+    for option, owner in {"reference_samples": "excess", "improvement_lambda": "improvement"}.items():
+        if signal.signal != owner and getattr(signal, option) != getattr(SignalOptions, option):
+            raise ValueError(
+                f"--robust.{option} needs --robust.signal {owner}, got {signal.signal}: leave one of them out"
+            )
     flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
 
 

@@ -71,6 +71,9 @@ WITHOUT_EFFECT = {
     "--robust.reference_samples needs --robust.signal excess, got quantiles": (
         *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.reference_samples", "8"),
     ),
+    "--robust.improvement_lambda needs --robust.signal improvement, got quantiles": (
+        *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.improvement_lambda", "0.2"),
+    ),
     "--pgrpo.fresh_history needs --ckpt.load_enable, got a new run": (*PGRPO, "--pgrpo.fresh_history"),
     "--pgrpo.fresh_history needs an estimator that remembers rewards, got gae": (
         *("--pgrpo.fresh_history", "--ckpt.load_enable"),

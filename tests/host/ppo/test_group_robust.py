@@ -142,7 +142,7 @@ def resume(maker, saved):
 
 
 @pytest.mark.parametrize("base", ["reinforce_baseline", "pgrpo_eb"])
-@pytest.mark.parametrize("signal", ["quantiles", "bounds", "excess"])
+@pytest.mark.parametrize("signal", ["quantiles", "bounds", "excess", "improvement"])
 def test_a_resumed_run_goes_on_bit_by_bit(base, signal, trained, host_args, make_maker, make_experiences):
     bounds = ("--robust.bounds", "[-20, 20]") if signal == "bounds" else ()
     argv = ("--advantage_estimator", "group_robust", "--robust.base", base, "--robust.signal", signal)
@@ -209,6 +209,9 @@ REFUSALS = {
     ),
     "--robust.bounds needs --advantage_estimator": ("--advantage_estimator", "rloo", "--robust.bounds", "[0, 1]"),
     "--robust.chi needs a number from 0 to 1, got 1.5": (*ROBUST, "--robust.chi", "1.5"),
+    "--robust.improvement_lambda needs a finite number >= 0, got -1.0": (
+        *(*ROBUST, "--robust.signal", "improvement", "--robust.improvement_lambda", "-1"),
+    ),
     "--robust.mu needs numbers": (*ROBUST, "--robust.mu", '{"ann": 0.9, "bob": 0.9}'),
     "need each other, got signal 'bounds' and bounds None": (*ROBUST, "--robust.signal", "bounds"),
     "needs finite low < high, got {'all': [1, 0]}": (
