@@ -4,6 +4,7 @@
 # make lint    ruff and mypy: seconds, after a first time of two minutes
 # make test    all tests but the next
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
+# make gpu-kit    wheels for a GPU machine without a package index, in gpu-kit/; GPU_PYTHON names its Python
 # make flags   docs/flags.md again, after a change of flags or help texts
 # make install-gpu    the GPU stack, into the Python that PYTHON names
 
@@ -12,13 +13,14 @@ PYTHON ?= python3
 TORCH_PIP ?=
 DEMO ?= demo-run
 ROAD ?= road-run
+GPU_PYTHON ?= 3.12
 VENV := .venv
 BIN := $(VENV)/bin
 
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo road lint test test-slurm flags flash-attn install-gpu
+.PHONY: venv requirements demo road lint test test-slurm gpu-kit flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
@@ -59,6 +61,9 @@ test-slurm: venv
 	        echo "no Slurm could be installed"; \
 	fi
 	$(BIN)/python -m pytest tests/slurm
+
+gpu-kit: venv
+	$(BIN)/python tests/gpu/kit.py gpu-kit --python $(GPU_PYTHON)
 
 flags: venv
 	$(BIN)/python docs/flags.py
