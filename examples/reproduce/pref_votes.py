@@ -3,7 +3,7 @@
     python examples/reproduce/pref_votes.py FOLDER [--data POLIS] [--policy MODEL] [--seeds 2] [--epochs 2]
 
 People of a Polis conversation voted on statements. A quarter of the statements is held out, drawn anew by each seed;
-of the rest, each person gives seven pairs. Two factorized reward models with as many base rewards see the same pairs:
+of the rest, each person gives ten pairs. Two factorized reward models with as many base rewards see the same pairs:
 
     frozen     openrlhf-pgrpo factorize: base rewards are linear in the embeddings of the model as it is
     trained    train_rm, which goes on from there with the whole backbone
@@ -29,7 +29,7 @@ from models import build_policy  # noqa: E402  the demo's policy
 from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
 
 VOTES = HERE.parents[2] / "shared" / "data" / "polis" / "san_juan"
-HELD_OUT, PAIRS, PAIRS_JUDGED = 0.25, 7, 20  # share of the statements; of each person
+HELD_OUT, PAIRS, PAIRS_JUDGED = 0.25, 10, 20  # share of the statements; of each person
 LEARNING_RATE = 2e-5
 MODELS, MEASURES = ("frozen", "trained"), ("accuracy", "log_loss")
 COMMAND = [str(Path(sys.executable).with_name("openrlhf-pgrpo"))]
