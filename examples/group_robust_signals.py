@@ -12,9 +12,9 @@ to choose whom to serve. It is trained by policy gradient on rewards minus their
     raw, surrogate    tempting alternatives: the negative mean reward, and the loss of the policy update
 
 The cases change the scale of the rewards, not the best policy: the majority's times 5, or the minority's less 10. The
-script prints numbers of the end of training, with standard errors over seeds: the regret (0: all that a group can have,
-1: the worst) of the group that is worse off, the mean of both, and the minority's alpha and the largest, which is 1
-where weights have collapsed onto one group.
+script prints numbers of the end of training, with standard errors over seeds: the regret (0: all that it can have, 1:
+the worst) of the group that is worse off, the mean of both, and the minority's alpha and the largest, which is 1 where
+weights have collapsed onto one group.
 """
 
 import argparse

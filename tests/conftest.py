@@ -237,7 +237,7 @@ class RayCluster:
             self.folder / f"{name}.txt",
             {**inherited, "PATH": path, **environment},
         )
-        node.until(lambda: "Ray runtime started" in node.output(), timeout=120)
+        node.until(lambda: "Ray runtime started" in node.output(), timeout=300)
         return node
 
     @property
@@ -258,7 +258,7 @@ def free_port() -> int:
     while True:
         with socket.socket() as probe:
             try:
-                probe.bind(("", random.randrange(20000, 32768)))
+                probe.bind(("", random.SystemRandom().randrange(20000, 32768)))  # tests may seed the others
                 return probe.getsockname()[1]
             except OSError:
                 continue

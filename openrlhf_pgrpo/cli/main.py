@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,8 @@ def run(args) -> int | str | None:
 
     A command that keeps something raises the KeyboardInterrupt again, with what to say about that.
     """
-    terminate = signal.signal(signal.SIGTERM, interrupt)
+    terminate, unraisable = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
+    sys.unraisablehook = interrupt_again
     try:
         if args.command not in WITHOUT_MODELS:
             with progress("starting"), suppress(ImportError):  # which the command explains
@@ -42,6 +44,7 @@ def run(args) -> int | str | None:
         return 128 + signal.SIGPIPE
     finally:
         signal.signal(signal.SIGTERM, terminate)
+        sys.unraisablehook = unraisable
     print(f"openrlhf-pgrpo {args.command}: stopped; {kept}", file=sys.stderr)
     return 128 + signal.SIGINT
 
@@ -50,6 +53,15 @@ def interrupt(*_) -> None:
     """Ends a command that is told to terminate as Ctrl-C does, also one that a shell put into the background: that one
     is deaf to SIGINT itself."""
     raise KeyboardInterrupt
+
+
+def interrupt_again(unraisable) -> None:
+    """Repeats what came where no exception can rise and Python drops it: in a destructor, or in a callback from C, of
+    which scikit-learn makes many."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGTERM]).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -100,3 +100,15 @@ def test_a_command_in_the_background_ends_when_it_is_told_to():
         command.terminate()
         said = command.stderr.read()
     assert command.returncode == 130 and said.startswith("openrlhf-pgrpo patch: stopped; no file is half-written")
+
+
+def test_ctrl_c_in_a_callback_of_c_is_not_lost():
+    """scikit-learn's fits pass through many, and Python drops what is raised there."""
+    code = (
+        "import ctypes, signal, sys, time; from types import SimpleNamespace; from openrlhf_pgrpo.cli import main\n"
+        "from_c = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "work = lambda args: [from_c(), time.sleep(100)]\n"
+        "sys.exit(main.run(SimpleNamespace(command='patch', run=work)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert ran.returncode == 130 and ran.stderr.startswith("openrlhf-pgrpo patch: stopped; no file is half-written")
