@@ -144,7 +144,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
     @torch.no_grad()
     def _move_weights_ahead(self, step) -> None:
         """Moves the weights by the losses of all micro batches of a step, before the host trains on the first."""
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # so that dropout is the same when the host trains on them
             for *tensors, prompt_id_lens in step:
                 tensors = [tensor.squeeze(1).to(self.device) for tensor in tensors]

@@ -525,7 +525,10 @@ def test_a_step_follows_algorithm_1(make, loss, micro_batches, form):
     assert (row["pref_groups"]["b"]["samples"], row["pref_groups"]["b"]["share"]) == (2, 0.25)
 
 
-def test_dropout_is_the_same_when_losses_are_seen_ahead(make):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_dropout_is_the_same_when_losses_are_seen_ahead(make, monkeypatch, gpu):
+    """Also with --pgrpo.device cpu on a machine that has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     trainer = make(micro_batches=4)
     trainer.model.dropout = 0.5
     trainer.fit(trainer.args, 0, 1)
