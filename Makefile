@@ -52,7 +52,7 @@ lint: venv
 
 # Two files at a time, those that take longest first.
 test: venv
-	$(BIN)/python -m pytest tests/e2e tests/ray tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/e2e tests/ray tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv
