@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class InTerminal:
         self.pid, self.terminal = pty.fork()
         if not self.pid:
             os.chdir(cwd)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that a shell put into the background ignore it
             os.execv(COMMAND[0], [*COMMAND, *map(str, words)])
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self.shown = ""
@@ -106,6 +108,7 @@ def test_ctrl_c_in_a_callback_of_c_is_not_lost():
     """scikit-learn's fits pass through many, and Python drops what is raised there."""
     code = (
         "import ctypes, signal, sys, time; from types import SimpleNamespace; from openrlhf_pgrpo.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from_c = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
         "work = lambda args: [from_c(), time.sleep(100)]\n"
         "sys.exit(main.run(SimpleNamespace(command='patch', run=work)))"
