@@ -8,7 +8,6 @@ What is large is expected there, see `EXPECTED`. All versions are those of requi
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +30,14 @@ def collect(folder: Path, python: str) -> None:
     """Fills `folder` anew with wheels for Linux on x86-64.
 
     Raises:
-        ValueError: the wheels are larger than what may travel.
+        ValueError: the folder has something else in it, or the wheels are larger than what may travel.
     """
+    old = list(folder.iterdir()) if folder.is_dir() else []
+    if others := sorted(file.name for file in old if file.suffix != ".whl"):
+        raise ValueError(f"the kit needs a folder of its own, got {others[0]} in {folder}: name another one")
+    for wheel in old:
+        wheel.unlink()
     pins = dict(re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "requirements-cpu.txt").read_text(), re.MULTILINE))
-    shutil.rmtree(folder, ignore_errors=True)
     there = ("--only-binary=:all:", "--implementation=cp", f"--python-version={python}")
     platforms = [f"--platform={name}" for name in PLATFORMS]
     pip("download", f"--dest={folder}", *there, *platforms, *(f"{name}=={pins[name]}" for name in WHEELS))
@@ -63,4 +66,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="the Python of the GPU machine. Default: 3.12")
     options = parser.parse_args()
-    collect(options.folder, options.python)
+    try:
+        collect(options.folder, options.python)
+    except ValueError as refusal:
+        raise SystemExit(str(refusal)) from refusal
