@@ -7,8 +7,8 @@ learning rate and estimator go through the command that users type: vLLM writes,
 widened first, because vLLM's smallest are (`examples/wider_heads.py`). Whatever the two do differently, such as bf16
 and the order of prompts, is within the error if both are right. Saved models are judged by the lab's own function.
 
-What is done is not done again: the same call goes on where one was interrupted. A run takes about five minutes of two
-cores, of the lab one.
+What is done is not done again: the same call goes on where one was interrupted. A run takes three and a half minutes
+of two cores, with the saved models' judgement.
 """
 
 import argparse
@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import language_model_lab as lab  # noqa: E402
+from estimator_lab import HOST  # noqa: E402
+from openrlhf_pgrpo.files import whole_file  # noqa: E402
 from pref_votes import once  # noqa: E402
 from wider_heads import widen  # noqa: E402
 
@@ -59,11 +61,11 @@ def rows(spread: np.ndarray, seed: int, steps: int) -> list[dict]:
 
 def command(folder: Path, policy: Path, estimator: str, seed: int, steps: int) -> list:
     """The training, as a user would type it; the learning rate stays as it is, as in the lab."""
-    ours = ["--data.pref_group_key", "person"] if estimator not in ("group_norm", "rloo", "reinforce_baseline") else []
+    ours = ["--data.pref_group_key", "person"] if estimator not in HOST else []
     return [
         sys.executable, "-m", "openrlhf_pgrpo.cli.train_ppo_ray", "--actor.model_name_or_path", policy,
         "--data.prompt_dataset", folder / "prompts.jsonl", "--data.input_key", "prompt", "--data.label_key", "wish",
-        "--reward.remote_url", HERE / Path(__file__).name, "--advantage_estimator", estimator, *ours,
+        "--reward.remote_url", Path(__file__).resolve(), "--advantage_estimator", estimator, *ours,
         "--vllm.num_engines", 1, "--actor.num_gpus_per_node", 1, "--rollout.batch_size", lab.BATCH // CELL.samples,
         "--rollout.n_samples_per_prompt", CELL.samples, "--rollout.micro_batch_size", lab.BATCH,
         "--rollout.max_new_tokens", lab.TOKENS, "--data.max_len", 128, "--train.batch_size", lab.BATCH,
@@ -78,9 +80,11 @@ def run(folder: Path, policy: Path, stories: lab.Writer, estimator: str, seed: i
     """Scores (evaluations, likings) of one run."""
     from transformers import AutoModelForCausalLM
 
-    folder.mkdir(parents=True, exist_ok=True)
     scores = folder / "scores.json"
     if not scores.exists():
+        if not (folder / "train.done").is_file():  # nothing may go on with what an interrupted training left
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         lines = [json.dumps(row) + "\n" for row in rows(stories.spread, seed, steps)]
         (folder / "prompts.jsonl").write_text("".join(lines))
         once(folder, "train", command(folder, policy, estimator, seed, steps))
@@ -91,7 +95,7 @@ def run(folder: Path, policy: Path, stories: lab.Writer, estimator: str, seed: i
         for path in (policy, *saved, folder / "trained"):
             model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
             found.append(lab.evaluate(stories, model, names, liking, seed))
-        with lab.whole_file(scores) as file:
+        with whole_file(scores) as file:
             file.write(json.dumps(found).encode())
     return np.array(json.loads(scores.read_text()))
 
