@@ -46,8 +46,9 @@ from votes import is_polis, ratings  # noqa: E402
 
 from models import build_policy  # noqa: E402  the demo's policy
 from openrlhf_pgrpo.core.annotations import Annotations  # noqa: E402
+from openrlhf_pgrpo.core.differences import Differences  # noqa: E402
 from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
-from openrlhf_pgrpo.core.factorization import Differences, fit  # noqa: E402
+from openrlhf_pgrpo.core.factorization import fit  # noqa: E402
 from openrlhf_pgrpo.files import whole_file  # noqa: E402
 from polis_slates_reward import NUMBERS  # noqa: E402
 from pref_votes import VOTES, once  # noqa: E402

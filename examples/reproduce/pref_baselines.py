@@ -13,7 +13,9 @@ from scipy.cluster.vq import kmeans2
 from scipy.special import softmax
 
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.factorization import Factorization, Problem, by_user, check_overlap, scaled, search, start
+from openrlhf_pgrpo.core.differences import scaled
+from openrlhf_pgrpo.core.factorization import Factorization, check_overlap, start
+from openrlhf_pgrpo.core.optimum import Problem, by_user, check_l2, descend
 from openrlhf_pgrpo.core.posterior import Prior, posteriors, slope
 
 NUMBERS_AT_ONCE = 10**7  # in the Gram matrices of `per_user`
@@ -21,30 +23,40 @@ NUMBERS_AT_ONCE = 10**7  # in the Gram matrices of `per_user`
 
 def shared(X, annotations: Annotations, l2: float) -> Factorization:
     """One base reward and coefficients of 1 for everybody; arguments as those of `fit`."""
+    check_l2(l2)
     problem, ones = Problem.of(X, annotations), np.ones((len(annotations.users), 1))
 
-    def loss_and_slopes(head, table):
-        loss, by_head, _ = problem.loss_and_slopes(head, ones)
-        return loss, by_head, table
+    def penalised(head):
+        loss, by_head, _ = problem.loss_and_slopes(head[None], ones)
+        return loss + l2 / 2 * (head @ head), by_head[0] + l2 * head
 
-    head, _ = search(loss_and_slopes, np.zeros((1, problem.X.shape[1])), np.zeros((0, 1)), l2)
-    return Factorization(head @ problem.basis, ones, list(annotations.users))
+    head = descend(penalised, np.zeros(problem.X.shape[1]), l2)
+    return Factorization((head @ problem.basis)[None], ones, list(annotations.users))
 
 
 def simplex(X, annotations: Annotations, factors: int, l2: float) -> Factorization:
     """Coefficients that are a softmax, whose logits are penalised; arguments as those of `fit`."""
+    check_l2(l2)
     check_overlap(X, annotations)
     problem = Problem.of(X, annotations)
+    size = factors * problem.X.shape[1]
 
-    def loss_and_slopes(head, table):
+    def parts(numbers):
+        return numbers[:size].reshape(factors, -1), numbers[size:].reshape(-1, factors)
+
+    def penalised(numbers):
+        head, table = parts(numbers)
         weights = softmax(table, axis=1)
         loss, by_head, by_weights = problem.loss_and_slopes(head, weights)
-        return loss, by_head, weights * (by_weights - (weights * by_weights).sum(1)[:, None])
+        by_table = weights * (by_weights - (weights * by_weights).sum(1)[:, None])
+        slope = np.concatenate([by_head.ravel(), by_table.ravel()])
+        return loss + l2 / 2 * (numbers @ numbers), slope + l2 * numbers
 
     # The search starts with one base reward for each of D clusters of users, who lean to their own.
     head, coefficients = start(problem, annotations, factors)
     centres, cluster = kmeans2(coefficients, factors, minit="++", rng=0)
-    head, table = search(loss_and_slopes, centres @ head, 2.0 * np.eye(factors)[cluster], l2)
+    first = np.concatenate([(centres @ head).ravel(), 2.0 * np.eye(factors)[cluster].ravel()])
+    head, table = parts(descend(penalised, first, l2))
     return Factorization(head @ problem.basis, softmax(table, axis=1), list(annotations.users))
 
 

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.factorization import Problem, check_overlap, cross_entropy, logits, minimum, start
+from openrlhf_pgrpo.core.factorization import check_overlap, start
+from openrlhf_pgrpo.core.optimum import Problem, cross_entropy, logits, minimum, strongest
 
-Fit = tuple[int, int, int]  # numbers of a fold, a number of base rewards and a penalty
+Fit = tuple[int, int, int]  # numbers of a number of base rewards, a penalty and a fold
+NOTHING = 1e-6  # difference of log losses
 
 
 class Choice(NamedTuple):
@@ -50,6 +52,10 @@ def choose_factors(
 ) -> Choice:
     """How many base rewards predict held-out annotations best, each number with its own best penalty.
 
+    From the highest penalty on, lower ones are tried until the loss has risen by more than the standard error of the
+    difference. From the largest number of base rewards on, each fit starts from the strongest ones of the fit before
+    with the same penalty.
+
     Each user's annotations are dealt evenly to the folds, and those of one pair go to the same fold. The only pair of
     a user is never held out. The seed decides how they are dealt, and nothing else. The recommended D is the smallest
     one whose loss is within one standard error of the least.
@@ -75,16 +81,20 @@ def choose_factors(
             "of base rewards and their penalty l2 yourself"
         )
     columns = annotations.user, annotations.pair, annotations.preference
-    losses = np.empty((len(factors), len(l2), folds))
+    losses = np.full((len(factors), len(l2), folds), np.inf)
     whole = Problem.of(X, annotations)
-    for k, i, j in along([*product(range(folds), range(len(factors)), range(len(l2)))]):
-        if j == 0:  # the start does not depend on the penalty
-            known = annotations.select(fold != k)
-            problem = whole.of_others(known)
-            first = start(problem, known, factors[i])
-        head, coefficients = minimum(problem, *first, l2[j])
+    parts = [annotations.select(fold != k) for k in range(folds)]
+    problems = [whole.of_others(part) for part in parts]
+    firsts = [start(problem, part, max(factors)) for problem, part in zip(problems, parts)]
+    near = {(j, k): firsts[k] for j, k in product(range(len(l2)), range(folds))}
+    descending = [np.argsort(values)[::-1].tolist() for values in (factors, l2)]
+    for i, j, k in along([*product(*descending, range(folds))]):
+        before = [losses[i, other] for other in descending[1][: descending[1].index(j)]]
+        if len(before) > 1 and risen(*before[-2:]):
+            continue
+        near[j, k] = head, coefficients = minimum(problems[k], *strongest(*near[j, k], factors[i]), l2[j])
         user, pair, preference = (column[fold == k] for column in columns)  # not of every user
-        z = logits(problem.X @ head.T, coefficients, pair, user)
+        z = logits(whole.X @ head.T, coefficients, pair, user)
         losses[i, j, k] = cross_entropy(z, preference) / len(user)
     best = losses.mean(2).argmin(1)
     curve = losses[np.arange(len(factors)), best]
@@ -94,6 +104,14 @@ def choose_factors(
     chosen = min(good, key=lambda i: factors[i])
     l2s = np.asarray(l2, np.float64)[best]
     return Choice(np.asarray(factors), mean, error, l2s, int(factors[chosen]), float(l2s[chosen]))
+
+
+def risen(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether a loss (K,) over folds is above the one before by more than the standard error of the difference."""
+    if np.isinf(after).any():  # because it had risen before
+        return True
+    difference = after - before
+    return difference.mean() > NOTHING + difference.std(ddof=1) / np.sqrt(len(difference))
 
 
 def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.ndarray:

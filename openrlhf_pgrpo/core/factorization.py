@@ -6,33 +6,30 @@
 
 x is the difference of the two answers' embeddings: frozen ones, or one-hot item numbers. The paper penalises Lambda
 alone, which leaves the scale undetermined: head/c and c Lambda predict the same, and cost less for c < 1. With both
-factors penalised, the cheapest form of the same predictions costs l2 times the nuclear norm of Lambda head, and in
-practice the fit is the same from any start. First, x is scaled to a mean square length of 1. Then l2 = 1 means the
-prior N(0, 1) for every number in both factors, whatever the embedding.
+factors penalised, the cheapest form of the same predictions costs l2 times the nuclear norm of Lambda head. With as
+many base rewards as the data carry, the fit is the same from any start; with fewer it nearly always is. First, x is
+scaled to a mean square length of 1. Then l2 = 1 means the prior N(0, 1) for every number in both factors, whatever the
+embedding.
 
 Predictions do not change under head -> R head, Lambda -> Lambda R^-1, so the result is brought to a canonical form.
 
-Axes: U users, P pairs, T texts, D base rewards, H embedding dimensions, N annotations, r independent dimensions of
-embeddings.
+Axes: U users, P pairs, D base rewards, H embedding dimensions, N annotations, r independent dimensions of embeddings.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.sparse import coo_matrix, csr_matrix, identity, issparse
+from scipy.sparse import coo_matrix, issparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr, svds
 from scipy.special import expit
 
 from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.differences import Differences, check_pairs
+from openrlhf_pgrpo.core.optimum import Problem, logits, minimum
 
-ROUNDS = 10  # of imputation, which only gives the start of the joint fit
+ROUNDS = 10  # of imputation, which only gives the start of the search
 CARRIED = 1e-3  # Base rewards whose logits (or share of the strongest's) stay below this were shrunk to zero.
-ITERATIONS = 5000
-COLUMNS_AT_ONCE = 64  # of all differences, while they are squared
 
 
 class NotCarried(ValueError):
@@ -43,49 +40,6 @@ class NotCarried(ValueError):
         got = f"{asked} base rewards need data that carry as many, got {carried} at this l2"
         super().__init__(f"{got}: {fewer}lower l2")
         self.carried = carried
-
-
-class Differences(LinearOperator):
-    """Differences (P, H) of the embeddings of texts, a matrix that is never made: there are fewer texts than pairs.
-
-    Args:
-        embeddings: (T, H). of: sparse (P, T), with a 1 and a -1 in the row of each pair.
-    """
-
-    def __init__(self, embeddings: np.ndarray, of: csr_matrix):
-        super().__init__(np.float64, (of.shape[0], embeddings.shape[1]))
-        self.embeddings, self.of = embeddings, of
-
-    @classmethod
-    def between(cls, embeddings: np.ndarray, first: Sequence[int], second: Sequence[int]) -> "Differences":
-        """Those of the texts in rows `first` (P,) and `second` (P,)."""
-        rows, pairs = np.stack([first, second], 1).ravel(), len(first)
-        signs, starts = np.tile([1.0, -1.0], pairs), np.arange(0, 2 * pairs + 1, 2)
-        of = csr_matrix((signs, rows, starts), (pairs, len(embeddings)))
-        return cls(np.asarray(embeddings, np.float64), of)
-
-    def _matmat(self, right: np.ndarray) -> np.ndarray:
-        return self.of @ (self.embeddings @ right)
-
-    def _rmatmat(self, right: np.ndarray) -> np.ndarray:
-        return self.embeddings.T @ (self.of.T @ right)
-
-    def times(self, matrix: np.ndarray) -> "Differences":
-        """The same pairs in other dimensions: embeddings times a matrix (H, r)."""
-        return Differences(self.embeddings @ matrix, self.of)
-
-    def over(self, lengths: float | np.ndarray) -> "Differences":
-        """Each dimension divided by its number of `lengths`, (H,) or one for all."""
-        return Differences(self.embeddings / lengths, self.of)
-
-    def products(self) -> np.ndarray:
-        """X'X (H, H)."""
-        return self.embeddings.T @ ((self.of.T @ self.of) @ self.embeddings)
-
-    def squares(self) -> np.ndarray:
-        """The diagonal (H,) of X'X; exactly 0 for a dimension in which all texts are equal."""
-        some = np.array_split(self.embeddings, -(-self.shape[1] // COLUMNS_AT_ONCE), axis=1)
-        return np.concatenate([np.square(self.of @ columns).sum(0) for columns in some])
 
 
 @dataclass(frozen=True)
@@ -106,7 +60,7 @@ class Factorization:
 
 
 def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factorization:
-    """Fits head and coefficients together, by L-BFGS-B from the signed SVD. Nothing in it is random.
+    """Fits head and coefficients together, as `optimum.minimum`, from the signed SVD. Nothing in it is random.
 
     Args:
         X: (P, H), embedding of a pair's first answer minus that of its second; dense, `Differences`, or sparse
@@ -156,93 +110,7 @@ def canonical(head: np.ndarray, coefficients: np.ndarray, features: np.ndarray) 
     return head * signs[:, None], coefficients * signs
 
 
-# --- the minimum -----------------------------------------------------------------------------------------------------
-
-
-def minimum(
-    problem: "Problem", head: np.ndarray, coefficients: np.ndarray, l2: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The head (D, r) and coefficients (U, D) that minimise the loss, not yet in canonical form; from a start whose
-    scale does not matter."""
-    scale = np.sqrt(np.linalg.norm(coefficients) / np.linalg.norm(head))
-    return search(problem.loss_and_slopes, head * scale, coefficients / scale, l2)
-
-
-class Problem(NamedTuple):
-    """What the search works on: embeddings of unit scale, and annotations in the order of users.
-
-    Attributes:
-        X: (P, r) differences of embeddings with a mean square length of 1. Those that are not sparse have orthogonal
-            columns: a penalised head never leaves the span of the embeddings, and where H is above P or there are few
-            items, the search inside that span is much faster. A sparse X keeps its columns.
-        basis: (r, H), turns a head for X into one for the embeddings.
-        user, pair, preference: (N,), as in the annotations. starts: (U + 1,) where the annotations of each user
-            begin, and the end.
-    """
-
-    X: Any
-    basis: Any
-    user: np.ndarray
-    pair: np.ndarray
-    preference: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, X, annotations: Annotations) -> "Problem":
-        X, scale = scaled(X, annotations)
-        if issparse(X):
-            return cls(X, identity(X.shape[1]) / scale, *by_user(annotations))
-        if not isinstance(X, Differences):
-            X = Differences(X, identity(X.shape[0], format="csr"))
-        values, axes = np.linalg.eigh(X.products())
-        axes = axes[:, values > 1e-10 * values[-1]]
-        return cls(X.times(axes), axes.T / scale, *by_user(annotations))
-
-    def of_others(self, annotations: Annotations) -> "Problem":
-        """The same embeddings with other annotations."""
-        return Problem(self.X, self.basis, *by_user(annotations))
-
-    def loss_and_slopes(self, head: np.ndarray, coefficients: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The sum of cross-entropies, and its slopes by head (D, r) and by coefficients (U, D)."""
-        features = self.X @ head.T
-        z = logits(features, coefficients, self.pair, self.user)
-        shape = len(self.starts) - 1, self.X.shape[0]
-        residual = csr_matrix((expit(z) - self.preference, self.pair, self.starts), shape=shape)
-        return (
-            cross_entropy(z, self.preference),
-            (self.X.T @ (residual.T @ coefficients)).T,
-            residual @ features,
-        )
-
-
-def search(
-    loss_and_slopes: Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]],
-    head: np.ndarray,
-    table: np.ndarray,
-    l2: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Searches from this head and table for those that minimise a loss plus l2/2 (|head|^2 + |table|^2).
-
-    Raises:
-        ValueError: l2 is not a finite number above 0.
-        RuntimeError: no convergence.
-    """
-    check_l2(l2)
-    size = head.size
-
-    def parts(numbers):
-        return numbers[:size].reshape(head.shape), numbers[size:].reshape(table.shape)
-
-    def penalised(numbers):
-        loss, *slopes = loss_and_slopes(*parts(numbers))
-        return loss + l2 / 2 * (numbers @ numbers), np.concatenate([*map(np.ravel, slopes)]) + l2 * numbers
-
-    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-11}
-    first = np.concatenate([head.ravel(), table.ravel()])
-    found = minimize(penalised, first, jac=True, method="L-BFGS-B", options=options)
-    if found.status == 1:
-        raise RuntimeError(f"the fit needs to converge in {ITERATIONS} iterations, got no end: raise l2, now {l2:g}")
-    return parts(found.x)
+# --- the start -------------------------------------------------------------------------------------------------------
 
 
 def start(problem: Problem, annotations: Annotations, factors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +126,7 @@ def start(problem: Problem, annotations: Annotations, factors: int) -> tuple[np.
     if issparse(X):
         coefficients, features = impute(annotations, X.shape[0], factors)
         return np.stack([lsmr(X, column)[0] for column in features.T]), coefficients
-    lengths = np.sqrt(X.squares())
+    lengths = np.sqrt(problem.squares)
     coefficients, inside = impute(annotations, pairs, factors, X.over(lengths))
     return inside.T / lengths, coefficients
 
@@ -313,53 +181,6 @@ def _leading_triplets(matrix: LinearOperator, count: int) -> tuple[np.ndarray, n
     return left[:, order], strengths[order], right[order]
 
 
-def logits(features: np.ndarray, coefficients: np.ndarray, pair: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """The logit (N,) of each annotation, from pair features (P, D) and coefficients (U, D)."""
-    return np.einsum("nd,nd->n", features[pair], coefficients[user])
-
-
-def cross_entropy(z: np.ndarray, preference: np.ndarray) -> float:
-    """Sum of the cross-entropies of logits z (N,)."""
-    return np.logaddexp(0, z).sum() - preference @ z
-
-
-def by_user(annotations: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """user, pair and preference (N,) in the order of users, and where those of each user start (U + 1,)."""
-    order = np.lexsort((annotations.pair, annotations.user))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(annotations.user, minlength=len(annotations.users)))])
-    return annotations.user[order], annotations.pair[order], annotations.preference[order], starts
-
-
-def scaled(X, annotations: Annotations) -> tuple[Any, float]:
-    """X in float64 with rows of mean square length 1, and the factor it was divided by.
-
-    Raises:
-        ValueError: X is no matrix with a row for each pair, has numbers that are not finite, or only zeros.
-    """
-    if X.ndim != 2:
-        raise ValueError(f"differences of embeddings need shape (pairs, dimensions), got {X.shape}")
-    _check_pairs(annotations, X.shape[0])
-    of_texts = isinstance(X, Differences)
-    numbers = X.data if issparse(X) else X.embeddings if of_texts else X
-    if not np.isfinite(numbers).all():
-        where = "" if issparse(X) else f" of {'text' if of_texts else 'pair'} {np.argmin(np.isfinite(numbers).all(1))}"
-        wrong = numbers[~np.isfinite(numbers)][0]
-        raise ValueError(f"embeddings need finite numbers, got {wrong}{where}: embed it again")
-    squares = X.squares() if of_texts else np.square(numbers, dtype=np.float64)
-    scale = np.sqrt(squares.sum() / X.shape[0])
-    if scale == 0:
-        raise ValueError("differences of embeddings need numbers that are not 0, got only zeros")
-    if of_texts:
-        return X.over(scale), scale
-    return (X.astype(np.float64) / scale).tocsr() if issparse(X) else np.divide(X, scale, dtype=np.float64), scale
-
-
-def check_l2(l2: float) -> None:
-    """Raises ValueError unless this is a penalty."""
-    if not 0 < l2 < np.inf:
-        raise ValueError(f"l2 needs a finite number above 0, got {l2}: without it the factors have no definite scale")
-
-
 def check_factors(factors: int, sizes: dict[str, int]) -> None:
     """Raises ValueError if there cannot be so many base rewards, because one of the sizes, by name, is lower."""
     if factors < 1:
@@ -369,17 +190,12 @@ def check_factors(factors: int, sizes: dict[str, int]) -> None:
             raise ValueError(f"{factors} base rewards need as many {name}, got {size}: lower factors")
 
 
-def _check_pairs(annotations: Annotations, pairs: int) -> None:
-    if annotations.pair.max() >= pairs:
-        raise ValueError(f"annotations need one of {pairs} pairs, got row {annotations.pair.max()}")
-
-
 def check_overlap(X, annotations: Annotations) -> None:
     """Raises ValueError if X is sparse and users fall into sets that share no item.
 
     Item numbers relate two users only through items that both know, directly or through other users.
     """
-    _check_pairs(annotations, X.shape[0])
+    check_pairs(annotations, X.shape[0])
     if not issparse(X):
         return
     users = len(annotations.users)

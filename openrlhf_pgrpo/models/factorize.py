@@ -13,8 +13,10 @@ import numpy as np
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
-from openrlhf_pgrpo.core.factorization import Differences, Factorization, NotCarried, check_factors, check_l2, fit
+from openrlhf_pgrpo.core.differences import Differences
+from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, fit
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed
+from openrlhf_pgrpo.core.optimum import check_l2
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
 from openrlhf_pgrpo.models.folder import write

@@ -8,9 +8,10 @@ import pytest
 from scipy.sparse import csr_matrix, identity
 from worlds import gradient, names, one_hot, sigmoid, square, world, world_of_texts
 
-from openrlhf_pgrpo.core import factorization
+from openrlhf_pgrpo.core import factorization, optimum
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.factorization import Differences, NotCarried, canonical, fit, impute
+from openrlhf_pgrpo.core.differences import Differences
+from openrlhf_pgrpo.core.factorization import NotCarried, canonical, fit, impute
 
 pytestmark = pytest.mark.core
 
@@ -293,5 +294,5 @@ def test_more_base_rewards_than_the_data_carry_are_refused():
 
 def test_a_search_without_an_end_is_an_error(monkeypatch):
     X, known, _ = world()
-    monkeypatch.setattr(factorization, "ITERATIONS", 2)
+    monkeypatch.setattr(optimum, "ITERATIONS", 2)
     refused("the fit needs to converge in 2 iterations, got no end: raise l2, now 3", X, known, 2, error=RuntimeError)
