@@ -22,6 +22,7 @@ import wrapt
 
 from openrlhf_pgrpo.files import write_whole
 from openrlhf_pgrpo.host import device, resume, saved_models
+from openrlhf_pgrpo.host.flags import in_our_runs
 
 UNFINISHED = ".openrlhf_pgrpo-unfinished"
 
@@ -34,7 +35,7 @@ def install(module) -> None:
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.__init__", announce)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_ckpt", save_whole)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load_whole)
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", saved_models.save)
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", in_our_runs(saved_models.save))
 
 
 def announce(init, strategy, args, kwargs) -> None:

@@ -14,10 +14,11 @@ import wrapt
 from torch.utils.data import Sampler
 
 from openrlhf_pgrpo.host import plan
+from openrlhf_pgrpo.host.flags import in_our_runs
 
 
 def install(module) -> None:
-    """Replaces `prepare_datasets`, and makes `SamplesGenerator.generate_samples` hand on whole updates only."""
+    """Replaces `prepare_datasets`. `module` is the host's ppo_trainer."""
     host_prepare_datasets = module.prepare_datasets
 
     @functools.wraps(host_prepare_datasets)  # Ray finds it in the host's module, and there finds ours
@@ -27,7 +28,12 @@ def install(module) -> None:
         return PromptLoader(strategy, loader.dataset, planned.drawn), evaluation, planned.schedule
 
     module.prepare_datasets = prepare_datasets
-    wrapt.wrap_function_wrapper(module, "SamplesGenerator.generate_samples", whole_updates)
+
+
+def install_whole_updates(module) -> None:
+    """Makes `SamplesGenerator.generate_samples` hand on whole updates only. `module` is the host's
+    samples_generator."""
+    wrapt.wrap_function_wrapper(module, "SamplesGenerator.generate_samples", in_our_runs(whole_updates))
 
 
 def whole_updates(generate, generator, args, kwargs):

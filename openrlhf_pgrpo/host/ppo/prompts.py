@@ -47,7 +47,7 @@ def install_check(module) -> None:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         dataset, files = wrapped(*args, **kwargs), call["datasets"]
         host_args = getattr(call.get("strategy"), "args", None)
-        if hasattr(host_args, "pgrpo"):
+        if flags.are_ours(host_args):
             check(dataset, host_args, repr(files), training=files == host_args.data.prompt_dataset)
         return dataset
 
@@ -62,7 +62,7 @@ def install_tags(module) -> None:
         wrapped(*args, **kwargs)
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         dataset, host_args = call["dataset"], getattr(call.get("strategy"), "args", None)
-        if not hasattr(host_args, "pgrpo"):
+        if not flags.are_ours(host_args):
             return
         data = host_args.data
         pref_groups, users = (

@@ -8,6 +8,7 @@ process, or in async training the sampler's, in training and in evaluation alike
 Remove it once the host passes on exceptions of reward functions and checks what they return.
 """
 
+import inspect
 import math
 import traceback
 from collections.abc import Mapping
@@ -41,13 +42,9 @@ def install_executors(module) -> None:
 
 
 def install_samples(module) -> None:
-    """Checks each response before it becomes a sample, and says what a long rollout waits for. `module` is the host's
-    samples_generator."""
-    from openrlhf_pgrpo.host.ppo import waiting
-
+    """Checks each response before it becomes a sample. `module` is the host's samples_generator."""
     wrapt.wrap_function_wrapper(module, "SamplesGenerator._process_response_into_experience", to_sample)
     wrapt.wrap_function_wrapper(module, "SamplesGenerator.generate_eval_samples", need_rewards)
-    waiting.install(module)
 
 
 # ---- what is a reward ----
@@ -191,8 +188,15 @@ def with_reward_file(init, executor, args, kwargs) -> None:
 
 
 async def fetch(wrapped, executor, args, kwargs):
-    """The rewards of one sample, checked; or, instead of an exception that the host would hide, a sentence."""
-    (prompt,), (label,) = args[1], args[2]
+    """The rewards of one sample, checked; or, instead of an exception that the host would hide, a sentence.
+
+    `execute` of the host asks for one sample at a time, and hides what goes wrong. A caller with another number of
+    them hears of it, and the sentence would not say which sample it is about; so the host alone answers.
+    """
+    call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+    if len(call["queries_list"]) != 1:
+        return await wrapped(*args, **kwargs)
+    (prompt,), (label,) = call["prompts_list"], call["labels_list"]
     source = ", ".join(executor.reward_endpoints)
     kind = "the reward function" if executor.reward_func else "the reward server"
     try:
@@ -202,9 +206,11 @@ async def fetch(wrapped, executor, args, kwargs):
         sentence = f"{kind} {source} raised {raised(error, executor.reward_endpoints[0])}{hint}"
         return [{"rewards": None, "extra_logs": {DEFECT: f"{sentence}, for {whose(prompt, label)}"}}]
     try:
-        return [of_returned(returned)]
+        found = of_returned(returned)
     except ValueError as error:
         return [{"rewards": None, "extra_logs": {DEFECT: f"{kind} {source} {error}, for {whose(prompt, label)}"}}]
+    # Objects of a function may not reach another process. A server's JSON may, and stays a list for each sample.
+    return [found if executor.reward_func else returned]
 
 
 def with_checked_agents(init, executor, args, kwargs) -> None:

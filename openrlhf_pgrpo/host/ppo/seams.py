@@ -23,9 +23,10 @@ SEAMS = {
         {
             "SamplesGenerator._process_response_into_experience": ("self", "response", "generate_kwargs"),
             "SamplesGenerator._dispatch_prompts_to_vllm": ("self", "prompts", "labels", "images", "generate_kwargs"),
+            "SamplesGenerator.generate_samples": ("self", "generate_kwargs"),
             "SamplesGenerator.generate_eval_samples": ("self", "generate_kwargs"),
         },
-        "openrlhf_pgrpo.host.ppo.rewards:install_samples",
+        "openrlhf_pgrpo.host.ppo.samples:install",
     ),
     "openrlhf.trainer.ppo_utils.experience_maker": Seam(
         {
@@ -51,7 +52,6 @@ SEAMS = {
             "BasePPOTrainer.save_logs_and_checkpoints": ("self", "global_step", "logs_dict", "client_states"),
             "BasePPOTrainer.init_checkpoint_states": ("self",),
             "prepare_datasets": ("strategy", "tokenizer"),
-            "SamplesGenerator.generate_samples": ("self", "generate_kwargs"),
         },
         "openrlhf_pgrpo.host.ppo.trainer:install",
     ),

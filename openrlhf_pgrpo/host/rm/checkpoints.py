@@ -14,6 +14,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from peft.tuners.lora import LoraLayer
 
 from openrlhf_pgrpo.host import resume, whole_checkpoints
+from openrlhf_pgrpo.host.flags import in_our_runs
 from openrlhf_pgrpo.host.rm import flags
 from openrlhf_pgrpo.host.rm.model import own_parameters, trained_parameters, without_adapters
 from openrlhf_pgrpo.models import folder
@@ -41,9 +42,9 @@ def install(module) -> None:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         return _save(strategy, call["model"], call["tokenizer"], call["output_dir"])
 
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy._get_model_parameters", parameters)
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load)
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", save)
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy._get_model_parameters", in_our_runs(parameters))
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", in_our_runs(load))
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", in_our_runs(save))
     whole_checkpoints.install(module)
 
 

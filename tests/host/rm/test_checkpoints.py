@@ -20,7 +20,8 @@ class Host:
 
         def __init__(self):
             reward = SimpleNamespace(factors=None)
-            self.args = SimpleNamespace(ckpt=SimpleNamespace(load_enable=False, output_dir="out"), reward=reward)
+            ckpt, device = SimpleNamespace(load_enable=False, output_dir="out"), SimpleNamespace(device="cpu")
+            self.args = SimpleNamespace(ckpt=ckpt, reward=reward, pgrpo=device)
             self.printed = []
 
         def print(self, line):
