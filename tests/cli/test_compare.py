@@ -136,17 +136,14 @@ def server(yes_man, started, tmp_path):
 
 
 @pytest.mark.e2e
-def test_vllm_answers_and_vllms_server_judges(server, yes_man, tiny, factorized, jsonl, tmp_path):
+def test_vllm_answers_and_vllms_server_judges(run, server, yes_man, tiny, factorized, jsonl, tmp_path):
     process, url = server
     rows = [{"prompt": f"{number}>", "user": "ana", "pref_group": "ab"[number % 2]} for number in range(4)]
     data, out = jsonl("prompts.jsonl", rows), tmp_path / "out"
 
-    def run(*judge):
-        words = ("compare", "--policies", tiny / "model", yes_man, "--data", data, "--output", out, *judge)
-        command = [sys.executable, "-m", "openrlhf_pgrpo.cli.main", *words, "--max_tokens", "8"]
-        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500, cwd=tmp_path)
-
-    done = run("--judge", url)
+    words = ("compare", "--policies", tiny / "model", yes_man, "--data", data, "--output", out, "--max_tokens", 8)
+    command = [sys.executable, "-m", "openrlhf_pgrpo.cli.main", *words, "--judge", url]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = (sorted(lines_of(out / f"answers-{side}.jsonl"), key=lambda row: row["number"]) for side in "AB")
     assert [row["answer"] for row in b] == ["A"] * 4 and not any(row["cut"] for row in b)
@@ -161,13 +158,13 @@ def test_vllm_answers_and_vllms_server_judges(server, yes_man, tiny, factorized,
     made = [(out / f"answers-{side}.jsonl").stat().st_mtime_ns for side in "AB"]
     (out / "verdicts.jsonl").unlink()
     (tmp_path / "long.txt").write_text("{prompt}{a}{b}" + "long " * 1000)
-    done = run("--judge", url, "--judge_prompt", tmp_path / "long.txt")
-    assert done.returncode == 1 and "got none for 4 rows" in done.stderr and "no answer: BadRequest" in done.stderr
+    said, _ = run(*words, "--judge", url, "--judge_prompt", tmp_path / "long.txt")
+    assert "got none for 4 rows" in said and "no answer: BadRequest" in said
     (out / "verdicts.jsonl").unlink()
     process.kill()
-    done = run("--judge", url)
-    assert done.returncode == 1 and "the judge needs to answer at" in done.stderr, done.stderr[-3000:]
-    done = run("--model", factorized)
-    assert done.returncode == 0 and "mean margin" in done.stdout, done.stderr[-3000:]
+    said, _ = run(*words, "--judge", url)
+    assert "the judge needs to answer at" in said
+    code, shown = run(*words, "--model", factorized)
+    assert code == 0 and "mean margin" in shown
     assert all(verdict["verdict"] in ("A", "B") for verdict in lines_of(out / "verdicts.jsonl"))
     assert made == [(out / f"answers-{side}.jsonl").stat().st_mtime_ns for side in "AB"]

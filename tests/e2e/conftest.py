@@ -88,22 +88,17 @@ def start(started, tiny, tmp_path):
 
 
 class Training:
-    """One run of a trainer without Ray; `folder` holds everything it writes."""
+    """One run of a trainer without Ray; `folder` holds everything it writes. Runs in turn share log and process."""
 
-    def __init__(self, folder: Path, command: list[str], environment: dict):
-        self.folder, self.log = folder, folder / "log.txt"
-        folder.mkdir(exist_ok=True)
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+    def __init__(self, folder: Path, log: Path, process: subprocess.Popen):
+        self.folder, self.log, self.process = folder, log, process
 
     def finish(self) -> "Training":
         assert self.process.wait(600) == 0, self.log.read_text(errors="replace")[-4000:]
         return self
 
     def kill(self) -> None:
-        """Ends this run, all its ranks and loaders: they are in a session of their own."""
+        """Ends its process, all its ranks and loaders: they are in a session of their own."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -122,23 +117,32 @@ class Training:
 
 
 @pytest.fixture
-def start_training(tmp_path):
-    """Starts runs, each in the folder of its name, and ends what is left of them."""
-    runs = []
+def start_in_turn(tmp_path):
+    """Starts a process that makes runs one after the other, each in the folder of its name, and ends what is left of
+    it. `runs` are names and flags; `argv` is for all of them. A single run starts as a user starts it."""
+    started = []
 
-    def start_training(name, argv, flags, ranks=1, program=(), launcher=None, **environment) -> Training:
-        folder = tmp_path / name
-        argv = {**argv, "--ckpt.path": folder / "ckpt", "--ckpt.output_dir": folder / "out"}
-        words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
+    def start_in_turn(script, argv, runs, ranks=1, launcher=None, **environment) -> list[Training]:
+        folders, words = [tmp_path / name for name, _ in runs], []
+        for folder, (_, flags) in zip(folders, runs):
+            folder.mkdir(exist_ok=True)
+            own = {**argv, "--ckpt.path": folder / "ckpt", "--ckpt.output_dir": folder / "out"}
+            words += ["then"] * bool(words) + [word for pair in own.items() for word in pair] + [*flags]
         if launcher is None:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            launcher = torchrun if ranks > 1 else []
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+            program = Path(__file__).parent / "in_turn.py" if len(runs) > 1 else "-m"
+            launcher = [*(torchrun if ranks > 1 else []), program]
         # One thread per process, because threads would wait for each other on a busy machine.
         ours = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launcher, *program, *words]
-        runs.append(Training(folder, command, {**os.environ, **ours, **environment}))
-        return runs[-1]
+        command = [str(word) for word in (sys.executable, *launcher, script, *words)]
+        log, environment = folders[0] / "log.txt", {**os.environ, **ours, **environment}
+        with open(log, "a") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        started.append([Training(folder, log, process) for folder in folders])
+        return started[-1]
 
-    yield start_training
-    for run in runs:
-        run.kill()
+    yield start_in_turn
+    for first, *_ in started:
+        first.kill()

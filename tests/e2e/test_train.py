@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -88,16 +89,35 @@ def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags):
     return resumed
 
 
-def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, new_recording, tiny, tmp_path):
+def test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoint(
+    start, host_copy, new_recording, tiny, tmp_path
+):
+    original = host_copy.files()
+    assert host_copy.command("patch").returncode == 0
     evaluation = ("--eval.dataset", tiny / "eval.jsonl", "--eval.steps", 2, "--eval.n_samples_per_prompt", 2)
     run = check_kill_and_resume(
-        start, new_recording, tmp_path, "recorded_pgrpo", kill_driver, "--reward.remote_url", tiny / "reward.py",
+        partial(start, module="openrlhf.cli.train_ppo_ray", **host_copy.environment),
+        new_recording, tmp_path, "recorded_pgrpo", kill_driver, "--reward.remote_url", tiny / "reward.py",
         *evaluation,
         "--algo.kl.init_coef", 1e-4, "--algo.kl.estimator", "k2", "--train.num_episodes", 2,
         "--logger.tensorboard_dir", tmp_path / "tb",
         "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo",
     )  # fmt: skip
     assert "advantages: recorded_pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
+    first, second, *_ = run.steps
+    assert first["run"]["settings"]["algo.advantage.estimator"] == "recorded_pgrpo"
+    assert first["run"]["total_prompts"] == 48
+    assert sum(group["history_count"] for group in second["pref_groups"].values()) <= 16
+
+    # The line in the terminal, and an answer of each preference group, as the policy gave it.
+    assert "[pgrpo] step 1  8%  ETA " in run.output() and "[pgrpo] step 12  100%  ETA 0:00  reward: " in run.output()
+    scale = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}
+    for row in (first, second):
+        assert {sample["pref_group"] for sample in row["samples"]} == set(row["pref_groups"])
+        for sample in row["samples"]:
+            vowels = sum(letter in "aeiouAEIOU" for letter in sample["response"])
+            assert sample["reward"] == pytest.approx(scale[sample["pref_group"]] * vowels)
+            assert sample["prompt"].endswith(" says ")
 
     # vLLM's log-probs are the actor's, step after step, while the policy moves far away from where it began.
     assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
@@ -129,8 +149,11 @@ def test_sync_kill_resume_weights_logs_and_best_checkpoint(start, new_recording,
     from transformers import AutoModelForCausalLM
 
     trained = AutoModelForCausalLM.from_pretrained(run.folder / "out").state_dict()
-    original = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()
-    assert not torch.equal(trained["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
+    untrained = AutoModelForCausalLM.from_pretrained(tiny / "model").state_dict()
+    assert not torch.equal(trained["model.embed_tokens.weight"], untrained["model.embed_tokens.weight"])
+
+    assert host_copy.command("patch", "--revert").returncode == 0
+    assert host_copy.files() == original
 
 
 @pytest.fixture
@@ -226,29 +249,3 @@ def reward_func(queries, prompts, labels):
     saved = int(tag.removeprefix("global_step"))
     assert saved >= len(run.steps) - 1  # the sampler ends the run, perhaps between a row and its checkpoint
     assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * saved
-
-
-def test_the_hosts_own_module_trains_when_patched_and_is_restored(start, tiny, host_copy):
-    original = host_copy.files()
-    assert host_copy.command("patch").returncode == 0
-    run = start(
-        "--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tiny / "reward.py",
-        "--data.max_samples", 8, module="openrlhf.cli.train_ppo_ray", **host_copy.environment,
-    ).succeed()  # fmt: skip
-    assert "advantages: pgrpo (openrlhf_pgrpo 0.1.0) replaces RemoteExperienceMaker" in run.output()
-    first, second = run.steps
-    assert first["run"]["settings"]["algo.advantage.estimator"] == "pgrpo" and first["run"]["total_prompts"] == 8
-    assert sum(group["history_count"] for group in second["pref_groups"].values()) <= 16
-
-    # The line in the terminal, and an answer of each preference group, as the policy gave it.
-    assert "[pgrpo] step 1  50%  ETA " in run.output() and "[pgrpo] step 2  100%  ETA 0:00  reward: " in run.output()
-    scale = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}
-    for row in run.steps:
-        assert {sample["pref_group"] for sample in row["samples"]} == set(row["pref_groups"])
-        for sample in row["samples"]:
-            vowels = sum(letter in "aeiouAEIOU" for letter in sample["response"])
-            assert sample["reward"] == pytest.approx(scale[sample["pref_group"]] * vowels)
-            assert sample["prompt"].endswith(" says ")
-
-    assert host_copy.command("patch", "--revert").returncode == 0
-    assert host_copy.files() == original

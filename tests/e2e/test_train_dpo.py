@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.e2e
 
-OURS = ("-m", "openrlhf_pgrpo.cli.train_dpo")
-FLOAT32 = (str(Path(__file__).parent / "float32.py"),)
+OURS = "openrlhf_pgrpo.cli.train_dpo"
+FLOAT32 = Path(__file__).parent / "float32.py"
 ROBUST = ("--data.pref_group_key", "who", "--robust.eta", "1")
 
 
@@ -32,10 +32,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(tiny, pairs, start_training):
-    """Starts a run in the folder of its name."""
+def train(tiny, pairs, start_in_turn):
+    """Starts runs in turn, each given as its name and its flags."""
 
-    def train(name, *flags, program=OURS, **how):
+    def train(*runs, script=OURS, **how):
         argv = {
             "--model.model_name_or_path": tiny / "model",
             "--data.dataset": pairs / "train.jsonl",
@@ -48,7 +48,7 @@ def train(tiny, pairs, start_training):
             "--train.max_epochs": 2,
             "--adam.lr": 1e-3,
         }
-        return start_training(name, argv, flags, program=program, **how)
+        return start_in_turn(script, argv, [(name, flags) for name, *flags in runs], **how)
 
     return train
 
@@ -78,17 +78,26 @@ def close(one, other) -> bool:
 
 
 def test_neither_micro_batches_nor_ranks_matter(train):
-    def run(name, micro_batch, *flags, ranks=1):
-        return train(
-            name, *ROBUST, "--train.micro_batch_size", micro_batch, *flags, ranks=ranks, program=FLOAT32
-        ).finish()
+    def run(name, micro_batch, *flags):
+        return name, *ROBUST, "--train.micro_batch_size", micro_batch, *flags
 
-    exact = run("exact", 8)
+    exact, micro_batches, previous = train(
+        run("exact", 8),
+        run("four-micro-batches", 2),
+        run("previous", 8, "--robust.weights", "previous"),
+        script=FLOAT32,
+    )
+    exact.finish()
+    previous_two_ranks, zero_3 = train(
+        run("previous-two-ranks", 2, "--robust.weights", "previous"),
+        run("two-ranks-zero-3", 1, "--ds.zero_stage", 3),
+        **dict(script=FLOAT32, ranks=2),
+    )
+    zero_3.finish()
     assert [row["step"] for row in exact.steps] == [*range(1, 13)]
-    assert close(exact, run("four-micro-batches", 2))
-    assert close(exact, run("two-ranks-zero-3", 1, "--ds.zero_stage", 3, ranks=2))
-    previous = run("previous", 8, "--robust.weights", "previous")
-    assert close(previous, run("previous-two-ranks", 2, "--robust.weights", "previous", ranks=2))
+    assert close(exact, micro_batches)
+    assert close(exact, zero_3)
+    assert close(previous, previous_two_ranks)
     assert not close(exact, previous)
 
     # The weight of a loss is N alpha_g / N_g, with the alpha of this step (exact) or of the step before (previous).
@@ -107,17 +116,18 @@ def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
         *("--ds.lora.rank", 4, "--adam.lr", 1e-2, "--ckpt.save_steps", 5, "--train.max_epochs", 4),
         *("--robust.patience", 2, "--robust.plateau", "reduce_lr", "--robust.save_best"),
     )
-    whole = train("whole", *flags).finish()
-    assert "learning rate x 0.1, eta x 0.5" in whole.log.read_text()
-
-    cut = train("cut", *flags)
-    latest, deadline = cut.folder / "ckpt" / "latest", time.monotonic() + 200
+    whole, cut = train(("whole", *flags), ("cut", *flags))
+    latest, deadline = cut.folder / "ckpt" / "latest", time.monotonic() + 600
     while not (latest.exists() and latest.read_text() == "global_step5"):
         assert cut.process.poll() is None and time.monotonic() < deadline, cut.log.read_text()[-4000:]
         time.sleep(0.01)
     cut.kill()
+    assert "learning rate x 0.1, eta x 0.5" in whole.log.read_text()
     assert len(cut.steps) < len(whole.steps) == 24
-    resumed = train("cut", *flags, "--ckpt.load_enable").finish()
+    load = (*flags, "--ckpt.load_enable")
+    resumed, refused = train(("cut", *load), ("cut", *load, "--robust.eta", 0.02))
+    assert refused.process.wait(600) != 0
+    assert "--robust.eta 0.01 in the checkpoint, 0.02 now" in refused.log.read_text()
     assert [row["step"] for row in resumed.steps] == [*range(1, 25)]
     assert torch.equal(numbers(resumed.steps), numbers(whole.steps))
     assert [row["train"]["lr"] for row in resumed.steps] == [row["train"]["lr"] for row in whole.steps]
@@ -128,19 +138,16 @@ def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
     (best,) = (whole.folder / "ckpt").glob("best_global_step*")
     assert best.name == f"best_global_step{min(losses, key=losses.get)}"
 
-    refused = train("cut", *flags, "--ckpt.load_enable", "--robust.eta", 0.02)
-    assert refused.process.wait(200) != 0
-    assert "--robust.eta 0.01 in the checkpoint, 0.02 now" in refused.log.read_text()
-
 
 def test_a_loss_that_is_not_finite_ends_all_ranks(train):
     """IS-IPO by the launcher of DeepSpeed, at a learning rate that a float32 cannot hold."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
-    launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", port)
+    deepspeed = Path(sys.executable).with_name("deepspeed")
+    launcher = (deepspeed, "--num_accelerators", "2", "--master_port", port, "--module")
     flags = ("--model.ipo_enable", "--robust.chi", 0, "--adam.lr", 1e39, "--train.micro_batch_size", 2)
-    run = train("broken", *ROBUST, *flags, launcher=launcher, program=("--module", OURS[1]))
+    (run,) = train(("broken", *ROBUST, *flags), launcher=launcher)
     assert run.process.wait(600) != 0
     log = run.log.read_text(errors="replace")
     for rank in (0, 1):
@@ -152,16 +159,18 @@ def test_a_loss_that_is_not_finite_ends_all_ranks(train):
 def test_a_patched_host_trains_as_usual_and_robust_weights_help_the_worst(train, host_copy):
     """Fixed weights equal to the data's shares weigh every pair by 1, so training equals the host's to the bit."""
     assert host_copy.command("patch").returncode == 0
-    patched = ("-m", "openrlhf.cli.train_dpo")
     flags = ("--data.max_samples", 48, "--train.micro_batch_size", 2, "--train.max_epochs", 4)
-    plain = train("plain", *flags, program=patched, **host_copy.environment).finish()
-    assert not (plain.folder / "out" / "metrics.jsonl").exists()
     share = ("--data.pref_group_key", "who", "--robust.chi", "0", "--robust.mu", "share")
-    same = train("same", *flags, *share, program=patched, **host_copy.environment).finish()
+    plain, same, robust = train(
+        ("plain", *flags),
+        ("same", *flags, *share),
+        ("robust", *flags, *ROBUST),
+        **dict(script="openrlhf.cli.train_dpo", **host_copy.environment),
+    )
+    plain.finish()
+    assert not (plain.folder / "out" / "metrics.jsonl").exists()
     policy = learned(plain)
     assert all(torch.equal(value, policy[name]) for name, value in learned(same).items())
-
-    robust = train("robust", *flags, *ROBUST).finish()
     before, after = same.steps[-1]["evaluation"], robust.steps[-1]["evaluation"]
     assert before["worst_group"] == "few"
     assert after["worst_group_loss"] < before["worst_group_loss"] and after["loss_gap"] < before["loss_gap"]

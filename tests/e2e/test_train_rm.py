@@ -31,10 +31,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(tiny, pairs, start_training):
-    """Starts a run in the folder of its name."""
+def train(tiny, pairs, start_in_turn):
+    """Starts runs in turn, each given as its name and its flags."""
 
-    def train(name, *flags, ranks=1):
+    def train(*runs, **how):
         argv = {
             "--model.model_name_or_path": tiny / "model",
             "--data.dataset": pairs / "train.jsonl",
@@ -47,7 +47,7 @@ def train(tiny, pairs, start_training):
             "--train.max_epochs": 2,
             "--adam.lr": 1e-3,
         }
-        return start_training(name, argv, flags, ranks=ranks, program=("-m", "openrlhf_pgrpo.cli.train_rm"))
+        return start_in_turn("openrlhf_pgrpo.cli.train_rm", argv, [(name, flags) for name, *flags in runs], **how)
 
     return train
 
@@ -68,7 +68,12 @@ def user_losses(folder: Path, pairs: Path) -> dict[str, float]:
 def test_kill_and_resume_is_exact_with_adapters(train, pairs, tmp_path):
     flags = (*FACTORS, "--ds.lora.rank", 4, "--adam.lr", 1e-2, "--ckpt.save_steps", 6, "--data.dataset")
     data = pairs / "train.jsonl"
-    whole = train("whole", *flags, data).finish()
+    whole, cut = train(("whole", *flags, data), ("cut", *flags, data))
+    latest, deadline = cut.folder / "ckpt" / "latest", time.monotonic() + 600
+    while not (latest.exists() and latest.read_text() == "global_step6"):
+        assert cut.process.poll() is None and time.monotonic() < deadline, cut.log.read_text()[-4000:]
+        time.sleep(0.01)
+    cut.kill()
     assert [row["step"] for row in whole.steps] == [*range(1, 31)]
     assert evaluations(whole)[-1]["worst_user_accuracy"] == 1.0 and evaluations(whole)[-1]["users"] == 6
     folder = whole.folder / "out"
@@ -78,14 +83,18 @@ def test_kill_and_resume_is_exact_with_adapters(train, pairs, tmp_path):
     assert np.mean([*losses.values()]) == pytest.approx(expected["mean_user_loss"], abs=5e-3)
     assert max(losses, key=losses.get) == expected["worst_user"]
 
-    cut = train("cut", *flags, data)
-    latest, deadline = cut.folder / "ckpt" / "latest", time.monotonic() + 200
-    while not (latest.exists() and latest.read_text() == "global_step6"):
-        assert cut.process.poll() is None and time.monotonic() < deadline, cut.log.read_text()[-4000:]
-        time.sleep(0.01)
-    cut.kill()
     assert len(cut.steps) < 30
-    resumed = train("cut", *flags, data, "--ckpt.load_enable").finish()
+
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text().replace('"u5"', '"eve"'))
+    resumed, refused = train(
+        ("cut", *flags, data, "--ckpt.load_enable"),
+        ("cut", *flags, other, "--eval.dataset", other, "--ckpt.load_enable", "--reward.l2", 0.1),
+    )
+    assert refused.process.wait(600) != 0
+    log = refused.log.read_text()
+    assert "--reward.l2 0.02 in the checkpoint, 0.1 now" in log
+    assert "6 users in the checkpoint, 6 now, 'u5' only there" in log
     assert [row["step"] for row in resumed.steps] == [*range(1, 31)]
     assert evaluations(resumed) == evaluations(whole)
     assert [row["train"] for row in resumed.steps] == [row["train"] for row in whole.steps]
@@ -93,18 +102,10 @@ def test_kill_and_resume_is_exact_with_adapters(train, pairs, tmp_path):
     again = load_file(resumed.folder / "out" / "model.safetensors")
     assert saved.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in saved.items())
 
-    other = tmp_path / "other.jsonl"
-    other.write_text(data.read_text().replace('"u5"', '"eve"'))
-    refused = train("cut", *flags, other, "--eval.dataset", other, "--ckpt.load_enable", "--reward.l2", 0.1)
-    assert refused.process.wait(200) != 0
-    log = refused.log.read_text()
-    assert "--reward.l2 0.02 in the checkpoint, 0.1 now" in log
-    assert "6 users in the checkpoint, 6 now, 'u5' only there" in log
-
 
 def test_trained_on_two_ranks_with_zero_3_and_used_in_ppo(train, pairs, start):
-    trained = train("rm", *FACTORS, "--ds.zero_stage", 3, "--train.micro_batch_size", 2, ranks=2).finish()
-    folder, expected = trained.folder / "out", evaluations(trained)[-1]
+    (trained,) = train(("rm", *FACTORS, "--ds.zero_stage", 3, "--train.micro_batch_size", 2), ranks=2)
+    folder, expected = trained.folder / "out", evaluations(trained.finish())[-1]
     assert expected["worst_user_accuracy"] == 1.0
     assert np.mean([*user_losses(folder, pairs).values()]) == pytest.approx(expected["mean_user_loss"], abs=5e-3)
 
