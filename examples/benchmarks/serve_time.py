@@ -3,7 +3,7 @@
     python examples/benchmarks/serve_time.py [FOLDER] [--seconds 2] [--rounds 40] [--policy MODEL_FOLDER]
 
 Both servers have the same backbone and answer the same requests, in the host's protocol, one after another from one
-client: single texts, as in the host's rollout, and batches. Both servers run all the time. They are asked in short
+client: single texts, as in the host's rollout, and 16 at once; texts of one length and of 10 to 1,000 tokens. Both servers run all the time. They are asked in short
 turns, in alternating order, so that other work on the machine affects both. A ratio is the geometric mean over rounds
 of ours to the host's, with a 95 % interval: once by the wall clock and once in processor time of the servers, which
 other work changes less. The backbone is a two-layer Llama made on the spot unless --policy names another. The smaller
@@ -30,8 +30,9 @@ from openrlhf_pgrpo.models.scalar_reward import export_user
 from tiny_run import tiny_policy
 
 FACTORS, USERS = 8, 1000
-WORDS = "and every word of it counts, " * 8
-BATCHES = (1, 16)
+WORDS = "and every word of it counts, "
+TEXTS = 16
+LENGTHS = {"equal": np.full(TEXTS, 240), "mixed": np.geomspace(10, 1000, TEXTS).astype(int)}  # in tokens
 NAMES = ("host", "ours")
 
 
@@ -56,10 +57,15 @@ def main() -> None:
         servers = {name: Server(models[name], folder / f"{name}.log") for name in NAMES}
         for server in servers.values():
             server.wait()
-        end = AutoTokenizer.from_pretrained(backbone).eos_token  # as at the end of a rollout's texts
-        for batch in BATCHES:
-            texts = [f"{number:04} " + WORDS + end for number in range(batch)]
-            compare(servers, texts, args.rounds, args.seconds)
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        words = tokenizer(WORDS * LENGTHS["mixed"].max(), add_special_tokens=False).input_ids
+        for kind, lengths in LENGTHS.items():
+            starts = [tokenizer.decode(words[: length - 6]) for length in lengths]
+            # with an end, as a rollout's texts
+            texts = [f"{number:04} {start}{tokenizer.eos_token}" for number, start in enumerate(starts)]
+            for requests in ([[text] for text in texts], [texts]):
+                print(f"{len(requests[0])} texts a request, {kind} lengths: ", end="")
+                compare(servers, requests, args.rounds, args.seconds)
     finally:
         for server in servers.values():
             server.stop()
@@ -121,13 +127,11 @@ class Server:
         self.process.wait()
 
 
-def compare(servers: dict[str, Server], texts: list[str], rounds: int, seconds: float) -> None:
-    labels = [f"user {number % USERS}" for number in range(len(texts))]
+def compare(servers: dict[str, Server], requests: list[list[str]], rounds: int, seconds: float) -> None:
     rates = {name: [] for name in NAMES}
     for turn in range(rounds):
         for name in NAMES if turn % 2 == 0 else NAMES[::-1]:
-            rates[name].append(measure(servers[name], texts, labels, seconds))
-    print(f"{len(texts)} texts a request: ", end="")
+            rates[name].append(measure(servers[name], requests, seconds))
     for name in NAMES:
         print(f"{name} {np.median(rates[name], 0)[0]:.1f} texts a second; ", end="")
     for clock, of_host, of_ours in zip(("wall", "processor"), *(np.array(rates[name]).T for name in NAMES)):
@@ -138,12 +142,12 @@ def compare(servers: dict[str, Server], texts: list[str], rounds: int, seconds: 
     print(flush=True)
 
 
-def measure(server: Server, texts: list[str], labels: list[str], seconds: float) -> tuple[float, float]:
-    """Texts a second of the wall clock, and of the server's processor time."""
-    server.ask(texts, labels)
+def measure(server: Server, requests: list[list[str]], seconds: float) -> tuple[float, float]:
+    """Texts a second of the wall clock, and of the server's processor time; whole rounds of the requests."""
     began, used, count = time.perf_counter(), server.processor_seconds(), 0
     while time.perf_counter() < began + seconds:
-        count += len(server.ask(texts, labels))
+        for texts in requests:
+            count += len(server.ask(texts, [f"user {number % USERS}" for number in range(len(texts))]))
     return count / (time.perf_counter() - began), count / (server.processor_seconds() - used)
 
 

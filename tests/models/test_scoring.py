@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -107,11 +108,39 @@ def test_e3_a_batch_has_few_tokens_however_many_texts_there_are(monkeypatch):
     """One text of 2,500 words padded two hundred short ones to its length: 20.9 GB."""
     monkeypatch.setattr(scoring, "MOST_TOKENS", 100)
     ids = [[7] * length for length in [300, *[2] * 200, 30, 31]]
-    found = list(scoring.batches(ids, 64))
-    assert found[:2] == [[0], [202, 201, 1]] and sorted(sum(found, [])) == list(range(len(ids)))
-    assert max(len(batch) for batch in found) == 50  # of 2 tokens each
-    assert list(map(len, scoring.batches(ids[1:201], 7))) == [7] * 28 + [4]
-    assert list(scoring.batches([], 7)) == []
+    for forward in (40, 10**6):
+        found = scoring.batches(ids, 64, forward)
+        assert found[:2] == [[0], [202, 201]] and sorted(sum(found, [])) == list(range(len(ids)))
+        assert max(len(batch) for batch in found) == 50  # of 2 tokens each
+        sizes = [len(batch) for batch in scoring.batches(ids[1:201], 7, forward)]
+        assert sum(sizes) == 200 and len(sizes) == 29 and max(sizes) == 7
+    assert scoring.batches([], 7, 40) == []
+
+
+def test_no_other_batches_cost_less():
+    """Of texts in the order of their lengths, all ways to cut; the cheapest is found."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = [[7] * length for length in rng.integers(1, 60, rng.integers(1, 9))]
+        lengths = sorted(map(len, ids), reverse=True)
+
+        def cost(cuts, lengths=lengths):
+            parts = np.split(lengths, cuts)
+            return sum(20 + part[0] * len(part) for part in parts) if max(map(len, parts)) <= 4 else np.inf
+
+        places = range(1, len(ids))
+        cuts = [some for count in range(len(ids)) for some in combinations(places, count)]
+        found = scoring.batches(ids, 4, 20)
+        assert cost(np.cumsum([len(batch) for batch in found])[:-1]) == min(map(cost, cuts))
+        assert [len(ids[number]) for number in sum(found, [])] == lengths
+
+
+def test_short_texts_are_not_padded_to_a_long_one(made):
+    model = load(made[0])
+    read, forward = [], model.model.forward
+    model.model.forward = lambda **batch: read.append(batch["input_ids"].shape) or forward(**batch)
+    model.base_rewards([""] * 9, [*"abcdefgh", "a long one " * 20], batch_size=16)
+    assert [texts for texts, _ in read] == [1, 8] and read[0][1] > 100 and read[1][1] < 5
 
 
 def test_equal_texts_have_equal_rewards_and_are_read_once(made):
