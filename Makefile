@@ -4,6 +4,7 @@
 # make lint    ruff and mypy: seconds, after a first time of two minutes
 # make test    all tests but the next
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
+# make bench   all benchmarks, about an hour on quiet cores, into BENCH; says what changed since the last time
 # make gpu-kit    wheels for a GPU machine without a package index, in gpu-kit/; GPU_PYTHON names its Python
 # make flags   docs/flags.md again, after a change of flags or help texts
 # make install-gpu    the GPU stack, into the Python that PYTHON names
@@ -13,6 +14,7 @@ PYTHON ?= python3
 TORCH_PIP ?=
 DEMO ?= demo-run
 ROAD ?= road-run
+BENCH ?= bench.json
 GPU_PYTHON ?= 3.12
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ BIN := $(VENV)/bin
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo road lint test test-slurm gpu-kit flags flash-attn install-gpu
+.PHONY: venv requirements demo road lint test test-slurm bench gpu-kit flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
@@ -61,6 +63,9 @@ test-slurm: venv
 	        echo "no Slurm could be installed"; \
 	fi
 	$(BIN)/python -m pytest tests/slurm
+
+bench: venv
+	$(BIN)/python examples/benchmarks/bench.py $(BENCH)
 
 gpu-kit: venv
 	$(BIN)/python tests/gpu/kit.py gpu-kit --python $(GPU_PYTHON)

@@ -3,11 +3,11 @@
     python examples/benchmarks/serve_time.py [FOLDER] [--seconds 2] [--rounds 40] [--policy MODEL_FOLDER]
 
 Both servers have the same backbone and answer the same requests, in the host's protocol, one after another from one
-client: single texts, as in the host's rollout, and 16 at once; texts of one length and of 10 to 1,000 tokens. Both servers run all the time. They are asked in short
-turns, in alternating order, so that other work on the machine affects both. A ratio is the geometric mean over rounds
-of ours to the host's, with a 95 % interval: once by the wall clock and once in processor time of the servers, which
-other work changes less. The backbone is a two-layer Llama made on the spot unless --policy names another. The smaller
-it is, the larger the share of added work.
+client: single texts, as in the host's rollout, and 16 at once; texts of one length and of 10 to 1,000 tokens. Both
+servers run all the time. They are asked in short turns, in alternating order, so that other work on the machine
+affects both. A ratio is the geometric mean over rounds of ours to the host's, with a 95 % interval: once by the wall
+clock and once in processor time of the servers, which other work changes less. The backbone is a two-layer Llama made
+on the spot unless --policy names another. The smaller it is, the larger the share of added work.
 
 FOLDER (default serve-time-run) gets models and logs.
 """

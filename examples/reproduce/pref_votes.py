@@ -31,6 +31,7 @@ from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
 VOTES = HERE.parents[2] / "shared" / "data" / "polis" / "san_juan"
 HELD_OUT, PAIRS, PAIRS_JUDGED = 0.25, 10, 20  # share of the statements; of each person
 LEARNING_RATE = 2e-5
+L2 = 3  # Seed 0 chooses it. Seed 1 would choose 10, which leaves one base reward.
 MODELS, MEASURES = ("frozen", "trained"), ("accuracy", "log_loss")
 COMMAND = [str(Path(sys.executable).with_name("openrlhf-pgrpo"))]
 
@@ -59,7 +60,7 @@ def run(folder: Path, policy: Path, seed: int, epochs: int, factors: int) -> Non
         ])  # fmt: skip
     once(folder, "frozen", [
         *COMMAND, "factorize", "--data", "train-seen.jsonl", "--backbone", policy, "--chat_template", policy,
-        "--factors", factors, "--output", "frozen",
+        "--factors", factors, "--l2", L2, "--output", "frozen",
     ])  # fmt: skip
     once(folder, "trained", [
         sys.executable, "-m", "openrlhf_pgrpo.cli.train_rm", "--model.model_name_or_path", "frozen",

@@ -1,0 +1,103 @@
+"""Runs the benchmarks, keeps what they print in one JSON file, and says which numbers changed since the last time.
+
+    python examples/benchmarks/bench.py [bench.json] [--only factorization_time serve_time ...] [--noticed 1.25]
+
+Each benchmark runs alone, in a folder of its own. The file is written after each of them; those that were not run keep
+what they printed last. A number is named if it is above or below the last one by more than the factor --noticed: other
+work on the machine changes times by as much, so run a benchmark again before you believe it.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import zip_longest
+from pathlib import Path
+
+from openrlhf_pgrpo.files import write_whole
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = (
+    "factorization_time",
+    "elicitation_time",
+    "group_weights",
+    "history_file",
+    "estimator_time",
+    "controller_limit",
+    "dpo_step_time",
+    "serve_time",
+    "step_time",
+    "transport",
+)
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?(?![\w.])")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, default=Path("bench.json"))
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, metavar="BENCHMARK")
+    parser.add_argument("--noticed", type=float, default=1.25, help="factor by which a number has to differ")
+    args = parser.parse_args()
+    results = read(args.file) if args.file.exists() else {}
+    for name in args.only:
+        print(f"{name} ...", flush=True)
+        lines = run(name)
+        print("".join(f"    {line}\n" for line in lines), end="")
+        for line in changes(results.get(name, {}).get("lines"), lines, args.noticed):
+            print(f"  ! {line}")
+        results[name] = {"at": time.strftime("%Y-%m-%d %H:%M"), "cores": os.cpu_count(), "lines": lines}
+        write_whole(args.file, json.dumps(results, indent=1))
+
+
+def read(file: Path) -> dict[str, dict]:
+    """What was kept last time.
+
+    Raises:
+        SystemExit: the file is none of this script, which would replace it.
+    """
+    try:
+        results = json.loads(file.read_text())
+        if results.keys() <= {*BENCHMARKS} and all(isinstance(result["lines"], list) for result in results.values()):
+            return results
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        pass
+    raise SystemExit(f"this needs a file that it wrote before, or a new one, got {file}: name another")
+
+
+def run(name: str) -> list[str]:
+    """What a benchmark prints.
+
+    Raises:
+        SystemExit: it fails; with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, HERE / f"{name}.py"], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.splitlines()
+
+
+def changes(last: list[str] | None, lines: list[str], noticed: float) -> list[str]:
+    """The lines in which a number is another one than last time, with both."""
+    found = []
+    for before, line in zip_longest(last or lines, lines, fillvalue=""):
+        if NUMBER.sub("#", before).split() != NUMBER.sub("#", line).split():
+            found.append(f"another line than last time: {before!r}, now {line!r}")
+            continue
+        pairs = [(float(old), float(new)) for old, new in zip(NUMBER.findall(before), NUMBER.findall(line))]
+        far = [f"{old:g} -> {new:g}" for old, new in pairs if old != new and not close(old, new, noticed)]
+        if far:
+            found.append(f"{' '.join(line.split())}: {', '.join(far)}")
+    return found
+
+
+def close(old: float, new: float, noticed: float) -> bool:
+    return old * new > 0 and 1 / noticed <= new / old <= noticed
+
+
+if __name__ == "__main__":
+    main()

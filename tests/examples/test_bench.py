@@ -1,0 +1,77 @@
+"""The runner of all benchmarks: what it keeps, what it calls a change, and what it refuses."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.core
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """bench.py, whose benchmarks are two small scripts."""
+    spec = importlib.util.spec_from_file_location("bench", FOLDER / "bench.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "BENCHMARKS", ("one", "two"))
+    (tmp_path / "one.py").write_text("print('users   1e3  2.00 s'); open('left-behind', 'w')")
+    (tmp_path / "two.py").write_text("print('ratio .5')")
+    return module
+
+
+def run(bench, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, words)])
+    bench.main()
+
+
+def test_it_runs_them_all_keeps_what_they_print_and_says_what_changed(bench, monkeypatch, tmp_path, capsys):
+    file = tmp_path / "kept.json"
+    run(bench, monkeypatch, file)
+    kept = json.loads(file.read_text())
+    assert [kept[name]["lines"] for name in ("one", "two")] == [["users   1e3  2.00 s"], ["ratio .5"]]
+    assert "!" not in capsys.readouterr().out and not (tmp_path / "left-behind").exists()
+    (tmp_path / "one.py").write_text("print('users   1e3  3.1 s')")
+    run(bench, monkeypatch, file, "--only", "one")
+    assert "  ! users 1e3 3.1 s: 2 -> 3.1\n" in capsys.readouterr().out
+    assert json.loads(file.read_text())["two"] == kept["two"]
+    run(bench, monkeypatch, file, "--only", "one", "--noticed", "1.1")
+    assert "!" not in capsys.readouterr().out
+
+
+def test_what_is_a_change(bench):
+    last = ["a 1.0, .50 to 2e-3", "step-1 of 12"]
+    assert bench.changes(None, last, 1.1) == []
+    assert bench.changes(last, ["a 1.05, .50 to 2e-3", "step-1 of  12"], 1.1) == []
+    assert bench.changes(last, ["a -1.0, .5 to 4e-3", "step-1 of 12"], 1.1) == [
+        "a -1.0, .5 to 4e-3: 1 -> -1, 0.002 -> 0.004"
+    ]
+    assert bench.changes(last, ["b 1.0", "step-1 of 12", "more"], 1.1) == [
+        "another line than last time: 'a 1.0, .50 to 2e-3', now 'b 1.0'",
+        "another line than last time: '', now 'more'",
+    ]
+
+
+def test_all_benchmarks_are_run(bench):
+    spec = importlib.util.spec_from_file_location("bench_of_the_tree", FOLDER / "bench.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parts = {"bench", "probe", "tiny_run", "transport_probe", "two_nodes"}  # what the others are made of
+    assert {path.stem for path in FOLDER.glob("*.py")} - parts == {*module.BENCHMARKS}
+
+
+def test_what_is_refused(bench, monkeypatch, tmp_path):
+    (tmp_path / "two.py").write_text("raise SystemExit('no cores')")
+    with pytest.raises(SystemExit, match="two failed:\nno cores"):
+        run(bench, monkeypatch, tmp_path / "kept.json")
+    assert json.loads((tmp_path / "kept.json").read_text()).keys() == {"one"}
+    for content in ("{", "[]", '{"three": {"lines": []}}', '{"one": {}}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(SystemExit, match="needs a file that it wrote before, or a new one, got .*other.json"):
+            run(bench, monkeypatch, tmp_path / "other.json")
+        assert (tmp_path / "other.json").read_text() == content
