@@ -97,11 +97,20 @@ def embed(
     return score(pooled, model, texts, tokens, batch_size)
 
 
-@torch.no_grad()
 def score(
     forward: Callable[..., torch.Tensor], model: Any, texts: Texts, tokens: Tokens, batch_size: int
 ) -> np.ndarray:
     """`forward` of each text (N, ...) float64, in the given order. Equal texts are read once.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    check(model, texts, tokens)
+    return read(forward, model, texts, tokens.ids, batch_size)
+
+
+def check(model: Any, texts: Texts, tokens: Tokens) -> None:
+    """Looks at texts that are to be read.
 
     Raises:
         TooLong: a response does not fit; with its number.
@@ -113,9 +122,6 @@ def score(
             f"a response needs to fit into the {texts.max_length} tokens that the model reads, got "
             f"{tokens.answers[number]} with its end in text {number}: shorten it, or leave it out"
         )
-    rows: dict[tuple[int, ...], int] = {}
-    row_of = [rows.setdefault(tuple(ids), len(rows)) for ids in tokens.ids]
-    distinct = list(rows)
     known = model.get_input_embeddings().num_embeddings
     for number, ids in enumerate(tokens.ids):
         if max(ids) >= known:
@@ -123,6 +129,16 @@ def score(
                 f"every token needs to be one of the {known} that the model knows, got {max(ids)} in text {number}: "
                 "tokenizer and weights are of different models"
             )
+
+
+@torch.no_grad()
+def read(
+    forward: Callable[..., torch.Tensor], model: Any, texts: Texts, ids: Sequence[Sequence[int]], batch_size: int
+) -> np.ndarray:
+    """As `score`, of the token ids of texts that were looked at."""
+    rows: dict[tuple[int, ...], int] = {}
+    row_of = [rows.setdefault(tuple(one), len(rows)) for one in ids]
+    distinct = list(rows)
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     with progress("reading texts", len(distinct), "texts") as count:

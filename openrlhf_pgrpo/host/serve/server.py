@@ -4,8 +4,8 @@ The host's script ignores the label of a query. Here the label says whose reward
 object that holds the user under `--data.user_key`. In PPO the label is the column of `--data.label_key`.
 
 Every other text of a request is somebody else's, so a request may be anything. It has limits of its size, it is scored
-in batches that do not grow with it, one request at a time, and the server listens on this machine alone unless --host
-says otherwise.
+in batches that do not grow with it, and the server listens on this machine alone unless --host says otherwise. A
+rollout sends single texts, many at a time: what has come while texts were scored is scored together next.
 """
 
 import asyncio
@@ -16,6 +16,9 @@ import re
 import signal
 import socket
 import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +36,22 @@ from openrlhf_pgrpo.host.serve.patience import Patience
 from openrlhf_pgrpo.host.user_rewards import UserRewards
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import Writer
-from openrlhf_pgrpo.models.scoring import MOST_TEXTS, score
-from openrlhf_pgrpo.models.texts import Texts, TooLong, end_of_text
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS, check, read
+from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong, end_of_text
 
 SLOWEST = 60.0  # seconds that a client may take to send a request
+LONGEST_LINE = 16  # The requests that wait may have so many times the bytes of the largest one.
 # How policies close an answer; a reward model with another tokenizer would read it as words.
 OTHER_END = re.compile(r"(<\|[^<>|\s]+\|>|</s>|<eos>|<end_of_turn>)\n*\Z")
 logger = logging.getLogger("uvicorn.error")
+
+
+class Asked(NamedTuple):
+    """What a request asks for: the rewards of texts (B,) for their users. `cut` (B,) says which were cut."""
+
+    tokens: Tokens
+    users: list[str | None]
+    cut: np.ndarray
 
 
 class Limits(NamedTuple):
@@ -111,17 +123,31 @@ class UserRewardProxy(RewardModelProxy):
         self.ends = (end_of_text(self.tokenizer), *ends)
         self.texts = Texts(self.tokenizer, folder.max_length, ends)
 
-    def get_reward(self, queries, labels=None, prompts=None) -> tuple[list[float], np.ndarray]:
-        """Rewards (B,) and base rewards (B, D) of whole texts, prompt and response.
+    def get_rewards(self, requests: Sequence[dict]) -> list[tuple[list[float], np.ndarray] | ValueError]:
+        """For each request rewards (B,) and base rewards (B, D), or why it has none. All texts are read together."""
+        found = [_error_of(self._ask, request) for request in requests]
+        asked = [one for one in found if isinstance(one, Asked)]
+        ids = [ids for one in asked for ids in one.tokens.ids]
+        if ids:
+            model = self.reward_model
+            base_rewards = iter(read(model, model, self.texts, ids, self.batch_size or MOST_TEXTS))
+        return [
+            _error_of(self._rewards, one, np.array([*islice(base_rewards, len(one.users))]))
+            if isinstance(one, Asked)
+            else one
+            for one in found
+        ]
 
-        Args:
-            prompts: where each query has its prompt, if that is known. Such a prompt is cut, its response never. If it
-                is a list of messages, the query is the response alone.
+    def _ask(self, request: dict) -> Asked:
+        """The texts and users of a request: `query` has whole texts, prompt and response, `labels` their users, and
+        `prompts`, if it is there, the prompt in each query. Such a prompt is cut, its response never. If it is a list
+        of messages, the query is the response alone.
 
         Raises:
             TooLong: more texts, a longer text or a longer response than fits.
-            ValueError: the request does not say whose rewards it asks for, or has no finite ones.
+            ValueError: the request does not say whose rewards it asks for, or has a text of another form.
         """
+        queries, labels, prompts = (request.get(name) for name in ("query", "labels", "prompts"))
         queries = _list_of_texts("query", queries, self.limits)
         chats = [isinstance(prompt, list) for prompt in prompts] if isinstance(prompts, list) else []
         if any(chats):
@@ -144,16 +170,26 @@ class UserRewardProxy(RewardModelProxy):
         tokens = self.texts.tokens(before, [query[len(prompt) :] for query, prompt in zip(queries, before)])
         # A text whose prompt is not known is cut as if all of it were prompt.
         cut, tokens = tokens.cut | tokens.too_long, tokens._replace(too_long=tokens.too_long & known)
-        base_rewards = score(self.reward_model, self.reward_model, self.texts, tokens, self.batch_size or MOST_TEXTS)
-        if cut.any():
-            logger.warning(f"{cut.sum()} of {len(cut)} texts were cut from the left to {self.texts.max_length} tokens")
+        check(self.reward_model, self.texts, tokens)
+        return Asked(tokens, users, cut)
+
+    def _rewards(self, asked: Asked, base_rewards: np.ndarray) -> tuple[list[float], np.ndarray]:
+        """Rewards (B,) and base rewards (B, D).
+
+        Raises:
+            ValueError: a user is unknown, or a number is not finite.
+        """
+        if asked.cut.any():
+            logger.warning(
+                f"{asked.cut.sum()} of {len(asked.cut)} texts were cut from the left to {self.texts.max_length} tokens"
+            )
         if not np.isfinite(base_rewards).all():
             number = int(np.isfinite(base_rewards).all(1).argmin())
             raise ValueError(
                 f"every reward needs to be finite, got nan or inf for text {number}: look for other numbers with "
                 "another --ds.param_dtype, or train the model again"
             )
-        return self.users(base_rewards, users).tolist(), base_rewards
+        return self.users(base_rewards, asked.users).tolist(), base_rewards
 
     def _check_form(self, queries: list[str]) -> None:
         """Raises ValueError for a text that is certainly not written as those of the model."""
@@ -181,9 +217,18 @@ class UserRewardProxy(RewardModelProxy):
             raise ValueError(f"every label needs to name a user, got {error} in label {number}") from error
 
 
+class Waiting(NamedTuple):
+    """A request in line: its body, and its reply to come."""
+
+    request: Request
+    body: bytes
+    reply: asyncio.Future[Response]
+
+
 def application(proxy: UserRewardProxy, limits: Limits) -> FastAPI:
-    """The one request of the host's protocol. While one is scored, others wait in line and are still heard."""
-    app, one_at_a_time = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), asyncio.Lock()
+    """The one request of the host's protocol. While texts are scored, others wait in line and are still heard. Then
+    the first in line has everything scored that fits into one request."""
+    app, line, one_at_a_time = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), deque(), asyncio.Lock()
 
     @app.post("/get_reward")
     async def get_reward(request: Request) -> Response:
@@ -196,12 +241,38 @@ def application(proxy: UserRewardProxy, limits: Limits) -> FastAPI:
             return Response(status_code=400)  # nobody reads it
         except TooLong as error:
             return _refusal(413, error)
+        if sum(len(other.body) for other in line) > LONGEST_LINE * limits.body:
+            return _refusal(503, "the line needs to be short, got too many requests at once: try again, or send fewer")
+        waiting = Waiting(request, body, asyncio.get_running_loop().create_future())
+        line.append(waiting)
         async with one_at_a_time:
-            if await request.is_disconnected():
-                return Response(status_code=400)  # nobody reads it
-            return await run_in_threadpool(_reply, proxy, body)
+            if not waiting.reply.done():
+                await _serve_first(line, proxy, limits.body)
+        return await waiting.reply
 
     return app
+
+
+async def _serve_first(line: deque[Waiting], proxy: UserRewardProxy, most: int) -> None:
+    """Replies to the first requests in line, as many as have `most` bytes together."""
+    some, size = [], 0
+    while line and (not some or size + len(line[0].body) <= most):
+        some.append(line.popleft())
+        size += len(some[-1].body)
+    read_by = []
+    for waiting in some:
+        if await waiting.request.is_disconnected():
+            waiting.reply.set_result(Response(status_code=400))  # nobody reads it
+        else:
+            read_by.append(waiting)
+    try:
+        replies = await run_in_threadpool(_replies, proxy, [waiting.body for waiting in read_by])
+    except BaseException as error:
+        for waiting in read_by:
+            waiting.reply.set_exception(error)
+        raise
+    for waiting, reply in zip(read_by, replies):
+        waiting.reply.set_result(reply)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -214,22 +285,39 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _reply(proxy: UserRewardProxy, body: bytes) -> JSONResponse:
+def _replies(proxy: UserRewardProxy, bodies: Sequence[bytes]) -> list[Response]:
+    requests = [_error_of(_request, body) for body in bodies]
+    found = iter(proxy.get_rewards([request for request in requests if isinstance(request, dict)]))
+    return [_reply(next(found) if isinstance(request, dict) else request) for request in requests]
+
+
+def _request(body: bytes) -> dict:
+    """Raises ValueError unless the body is an object of JSON."""
     try:
-        try:
-            data = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"a request needs to be JSON, got what is none: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
-        rewards, base_rewards = proxy.get_reward(data.get("query"), data.get("labels"), data.get("prompts"))
-    except TooLong as error:
-        return _refusal(413, error)
-    except ValueError as error:
-        return _refusal(422, error)
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a request needs to be JSON, got what is none: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
+    return data
+
+
+def _reply(found: tuple[list[float], np.ndarray] | ValueError) -> Response:
+    if isinstance(found, ValueError):
+        return _refusal(413 if isinstance(found, TooLong) else 422, found)
+    rewards, base_rewards = found
     # One number of each kind for a text: lists among the logs of a sample crash the host's actor.
     logs = {f"base_reward_{number}": column.tolist() for number, column in enumerate(base_rewards.T)}
     return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": logs})
+
+
+def _error_of(function: Callable, *args) -> Any:
+    """What the function returns, or the ValueError that it raises: of requests that are scored together, one may be
+    refused."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        return error
 
 
 def _refusal(status: int, reason: object) -> JSONResponse:

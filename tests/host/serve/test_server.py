@@ -317,7 +317,7 @@ def test_rewards_that_are_not_finite_are_no_server_error(serve, monkeypatch):
     """JSON has no nan, so the reply failed with status 500."""
     from openrlhf_pgrpo.host.serve import server
 
-    monkeypatch.setattr(server, "score", lambda *args: np.array([[1.0, 1.0, 1.0], [np.nan, 1.0, 1.0]]))
+    monkeypatch.setattr(server, "read", lambda *args: np.array([[1.0, 1.0, 1.0], [np.nan, 1.0, 1.0]]))
     message = refusal(ask(serve(), ["p", "q"], ["ana"] * 2))
     assert "every reward needs to be finite, got nan or inf for text 1" in message
 
@@ -443,14 +443,14 @@ def post(address, body=b"{}"):
         return json.load(reply)
 
 
-def one_reward(*request):
-    return [1.0], np.ones((1, 1))
+def one_reward(requests):
+    return [([1.0], np.ones((1, 1)))] * len(requests)
 
 
 def test_e3_idle_and_slow_clients_are_sent_away(monkeypatch):
     """uvicorn waits for ever for the first request of a connection, for the rest of a header, and for a body."""
     head = b"POST /get_reward HTTP/1.1\r\nHost: a\r\n"
-    with running(SimpleNamespace(get_reward=one_reward), monkeypatch, slowest=1.0) as address:
+    with running(SimpleNamespace(get_rewards=one_reward), monkeypatch, slowest=1.0) as address:
         idle = [socket.create_connection(address, timeout=20) for _ in range(50)]
         slow, late, between = (socket.create_connection(address, timeout=20) for _ in range(3))
         slow.sendall(head)
@@ -466,31 +466,78 @@ def test_e3_idle_and_slow_clients_are_sent_away(monkeypatch):
             connection.close()
 
 
-def test_e3_requests_are_scored_one_at_a_time_while_others_are_heard(monkeypatch):
+def test_e3_what_comes_while_texts_are_scored_is_heard_and_scored_together_next(monkeypatch):
     """A forward pass stopped the whole server: nobody else had an answer, not even a refusal."""
     begun, go_on, at_once, calls = threading.Event(), threading.Event(), [], []
 
-    def get_reward(*request):
+    def get_rewards(requests):
         at_once.append(1)
-        calls.append(1)
+        calls.append(len(requests))
         begun.set()
         assert go_on.wait(20) and len(at_once) == 1
         at_once.pop()
-        return one_reward()
+        return one_reward(requests)
 
-    with running(SimpleNamespace(get_reward=get_reward), monkeypatch) as address:
+    with running(SimpleNamespace(get_rewards=get_rewards), monkeypatch) as address:
         replies = []
-        clients = [threading.Thread(target=lambda: replies.append(post(address))) for _ in range(5)]
-        for client in clients:
-            client.start()
+
+        def ask(body=b"{}"):
+            try:
+                replies.append(post(address, body)["rewards"])
+            except urllib.error.HTTPError as error:
+                replies.append(error.code)
+
+        def start(*bodies):
+            clients = [threading.Thread(target=ask, args=[body]) for body in bodies]
+            for client in clients:
+                client.start()
+            return clients
+
+        clients = start(b"{}")
         assert begun.wait(20)
+        clients += start(*[b"{}"] * 4, b"no JSON", b"{" + b" " * 9990 + b"}", b"{" + b" " * 9000 + b"}")
+        time.sleep(0.5)
         with pytest.raises(urllib.error.HTTPError, match="413"):  # heard while a text is scored
             post(address, b" " * 10_000)
+        monkeypatch.setattr("openrlhf_pgrpo.host.serve.server.LONGEST_LINE", 1)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            post(address)
+        monkeypatch.undo()
         gone = socket.create_connection(address, timeout=20)
         gone.sendall(b"POST /get_reward HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}")
-        time.sleep(0.2)
+        time.sleep(0.5)
         gone.close()  # nobody waits for its reward, so it is not computed
         go_on.set()
         for client in clients:
             client.join(20)
-        assert [reply["rewards"] for reply in replies] == [[1.0]] * 5 and len(calls) == 5
+        assert sorted(map(str, replies)) == ["422", *["[1.0]"] * 7]
+        # The two long ones do not fit into one request together, so they are not scored together either.
+        assert calls[0] == 1 and sum(calls) == 7 and 3 <= len(calls) <= 4
+
+
+def test_what_is_scored_together_is_as_if_alone(serve, monkeypatch):
+    """Of requests that are read in one forward pass each has its own rewards, or its own refusal."""
+    from openrlhf_pgrpo.host.serve import server
+
+    proxies = []
+    real = server.application
+    monkeypatch.setattr(server, "application", lambda proxy, limits: proxies.append(proxy) or real(proxy, limits))
+    client = serve()
+    (proxy,) = proxies
+    requests = [
+        dict(query=QUERIES, labels=["ana", "bob", "cleo"]),
+        dict(query=QUERIES, labels=["ana"]),
+        dict(query=["p no"], labels=["dora"]),
+        dict(query=["p " + "x" * 300], labels=["bob"], prompts=["p "]),
+        dict(query=["p no"], labels=["bob"]),
+    ]
+    together = proxy.get_rewards(requests)
+    for request, found in zip(requests, together):
+        (alone,) = proxy.get_rewards([request])
+        if isinstance(found, ValueError):
+            assert str(found) == str(alone) == refusal(ask(client, **request), 413 if "fit" in str(found) else 422)
+        else:
+            np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
+            np.testing.assert_allclose(found[1], alone[1], rtol=1e-5, atol=1e-6)
+    assert [isinstance(found, ValueError) for found in together] == [False, True, True, True, False]
+    assert proxy.get_rewards([]) == []
