@@ -9,7 +9,7 @@ of the rest, each person gives ten pairs. Two factorized reward models with as m
     trained    train_rm, which goes on from there with the whole backbone
 
 Both judge pairs of the statements that neither has seen, by the people whom both know. A command that is done is not
-done again, so the same call goes on where one was interrupted. An epoch takes about 20 minutes of two cores.
+done again, so the same call goes on where one was interrupted. An epoch takes about 20 minutes of two quiet cores.
 """
 
 import argparse
