@@ -72,7 +72,8 @@ def test_refit_gives_what_the_new_model_would_have_learned_by_asking(factorized,
     # and back again: nothing was lost
     refit(str(factorized), [after / "eve.json", after / "dan.json"], tmp_path / "back")
     back = read(tmp_path / "back" / "eve.json", factorized)
-    assert np.abs(back.coefficients - read(folder / "eve.json", factorized).coefficients).max() < 1e-9
+    # Texts are read in other batches than when they were asked about: equal to the precision of float32.
+    assert np.abs(back.coefficients - read(folder / "eve.json", factorized).coefficients).max() < 1e-5
 
 
 def test_what_was_skipped_is_skipped_under_the_new_model_too(factorized, new, tmp_path):
