@@ -18,7 +18,16 @@ GPU_HOST = [
 # The page reads arrays in the compact form that Plotly writes since version 6.
 REPORT = ["plotly>=6", "jinja2>=3"]
 # A factorized reward model and the people it serves. The host needs most of these too.
-PREF = ["fastapi", "jinja2>=3", "matplotlib", "safetensors", "scikit-learn", "transformers", "uvicorn"]
+PREF = [
+    "fastapi",
+    "jinja2>=3",
+    "matplotlib",
+    "safetensors",
+    "scikit-learn",
+    "threadpoolctl",
+    "transformers",
+    "uvicorn",
+]
 
 setup(
     name="openrlhf-pgrpo",

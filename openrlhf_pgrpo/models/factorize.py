@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
@@ -218,19 +219,20 @@ def factorize(
     scale = np.sqrt(X.squares() / len(pairs))
     scale[scale == 0] = 1.0
     X = X.over(scale)
-    if factors is not None and l2 is not None:
-        with progress("fitting"):
-            choice, found = None, fit(X, annotations, factors, l2)
-    else:
-        most = min(MOST_FACTORS, *sizes.values())
-        tried = range(1, most + 1) if factors is None else (factors,)
-        prompts = [prompt for prompt, *_ in pairs]
-        distinct = Names(sorted(set(prompts)))
-        together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
-        l2s = L2S if l2 is None else (l2,)
-        bar = partial(along, what="cross-validation", unit="fits")
-        choice = choose_factors(X, annotations, tried, l2s, together=together, along=bar)
-        found = _fit_chosen(X, annotations, choice, factors is None, say)
+    with threadpool_limits(1, "blas"):  # on matrices of this size a second thread waits more than it works
+        if factors is not None and l2 is not None:
+            with progress("fitting"):
+                choice, found = None, fit(X, annotations, factors, l2)
+        else:
+            most = min(MOST_FACTORS, *sizes.values())
+            tried = range(1, most + 1) if factors is None else (factors,)
+            prompts = [prompt for prompt, *_ in pairs]
+            distinct = Names(sorted(set(prompts)))
+            together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
+            l2s = L2S if l2 is None else (l2,)
+            bar = partial(along, what="cross-validation", unit="fits")
+            choice = choose_factors(X, annotations, tried, l2s, together=together, along=bar)
+            found = _fit_chosen(X, annotations, choice, factors is None, say)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling, form)
     return choice
 
