@@ -13,8 +13,8 @@ from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.factorization import check_overlap, start
 from openrlhf_pgrpo.core.optimum import Problem, cross_entropy, logits, minimum, strongest
 
-Fit = tuple[int, int, int]  # numbers of a number of base rewards, a penalty and a fold
-NOTHING = 1e-6  # difference of log losses
+Fit = tuple[int, int, int]  # which number of base rewards, which penalty, which fold
+NOTHING = 1e-6  # A smaller difference of log losses is none.
 
 
 class Choice(NamedTuple):

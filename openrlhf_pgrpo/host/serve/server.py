@@ -259,19 +259,15 @@ async def _serve_first(line: deque[Waiting], proxy: UserRewardProxy, most: int) 
     while line and (not some or size + len(line[0].body) <= most):
         some.append(line.popleft())
         size += len(some[-1].body)
-    read_by = []
-    for waiting in some:
-        if await waiting.request.is_disconnected():
-            waiting.reply.set_result(Response(status_code=400))  # nobody reads it
-        else:
-            read_by.append(waiting)
     try:
-        replies = await run_in_threadpool(_replies, proxy, [waiting.body for waiting in read_by])
-    except BaseException as error:
-        for waiting in read_by:
+        gone = [waiting for waiting in some if await waiting.request.is_disconnected()]  # nobody reads their replies
+        here = [waiting for waiting in some if waiting not in gone]
+        replies = await run_in_threadpool(_replies, proxy, [waiting.body for waiting in here])
+    except BaseException as error:  # whatever it is, nobody is left to wait for ever
+        for waiting in some:
             waiting.reply.set_exception(error)
         raise
-    for waiting, reply in zip(read_by, replies):
+    for waiting, reply in zip([*gone, *here], [Response(status_code=400)] * len(gone) + replies):
         waiting.reply.set_result(reply)
 
 
