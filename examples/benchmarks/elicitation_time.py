@@ -3,8 +3,8 @@
     python examples/benchmarks/elicitation_time.py [--pool 10000] [--users 100000] [--rewards 8] [--repeats 30]
 
 Median processor time of all threads. First one user, after 1 to 20 answers: "fit" is the posterior, "next" the next
-question by expected information over the whole pool, "stop" the predictive entropy of the pool, and "all" the three
-together. Then all users in one call.
+question by expected information over the whole pool with the predictive entropy of the pool, by which a session stops,
+and "all" the two together. Then all users in one call.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior, posteriors
-from openrlhf_pgrpo.core.questions import next_questions, predictive_entropy
+from openrlhf_pgrpo.core.questions import next_question
 
 ANSWERS = (1, 5, 10, 20)
 
@@ -29,11 +29,11 @@ def main() -> None:
     prior = Prior.of(rng.normal(0.5, 1, (1000, args.rewards)))
 
     print(f"one user, a pool of {args.pool} pairs, {args.rewards} base rewards: milliseconds")
-    print(f"{'answers':>8}" + "".join(f"{part:>9}" for part in ("fit", "next", "stop", "all")))
+    print(f"{'answers':>8}" + "".join(f"{part:>9}" for part in ("fit", "next", "all")))
     pool = rng.normal(0, 1, (args.pool, args.rewards))
     for answers in ANSWERS:
-        fit, ask, stop = np.median([one_answer(pool, answers, prior, rng) for _ in range(args.repeats)], 0)
-        print(f"{answers:8}" + "".join(f"{1e3 * seconds:9.3f}" for seconds in (fit, ask, stop, fit + ask + stop)))
+        fit, ask = np.median([one_answer(pool, answers, prior, rng) for _ in range(args.repeats)], 0)
+        print(f"{answers:8}" + "".join(f"{1e3 * seconds:9.3f}" for seconds in (fit, ask, fit + ask)))
 
     print(f"\n{args.users} users in one call: seconds")
     for answers in ANSWERS[2:]:
@@ -57,12 +57,11 @@ def people(users: int, answers: int, prior: Prior, rng: np.random.Generator) -> 
 
 
 def one_answer(pool: np.ndarray, answers: int, prior: Prior, rng: np.random.Generator) -> list[float]:
-    """Seconds for fit, next question and predictive entropy."""
+    """Seconds for fit and next question."""
     features, said = people(1, answers, prior, rng)
     fit, belief = clock(posterior, features[0], said[0], prior)
-    ask, _ = clock(next_questions, pool, belief, range(answers))
-    stop, _ = clock(predictive_entropy, pool, belief)
-    return [fit, ask, stop]
+    ask, _ = clock(next_question, pool, belief, range(answers))
+    return [fit, ask]
 
 
 if __name__ == "__main__":

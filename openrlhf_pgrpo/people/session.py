@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.posterior import Prior, mean_and_root, posterior
-from openrlhf_pgrpo.core.questions import enough, next_questions, predict, predictive_entropy
+from openrlhf_pgrpo.core.questions import enough, next_question, predict, predictive_entropy
 from openrlhf_pgrpo.files import locked
 from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, Skipped
 from openrlhf_pgrpo.people.pool import Pair, shown
@@ -132,10 +132,9 @@ class Session:
         if questions is not None:
             elsewhere = sum(said.pair not in self.rows for said in profile.answers)
             questions = min(questions, elsewhere + len(self.pairs) - len(skipped))
-        entropy = predictive_entropy(self.features, profile.posterior)
-        question, asked = None, sorted(answered | skipped)
-        if len(asked) < len(self.pairs) and not enough(len(profile.answers), entropy, questions, self.level):
-            question = self._shown(*next_questions(self.features, profile.posterior, asked))
+        row, entropy = next_question(self.features, profile.posterior, sorted(answered | skipped))
+        over = row is None or enough(len(profile.answers), entropy, questions, self.level)
+        question = None if over else self._shown(row)
         self.profile, self.entropy, self.question, self.questions = profile, entropy, question, questions
 
     def _swapped(self, name: str) -> bool:

@@ -5,8 +5,16 @@ import pytest
 from scipy import integrate
 from scipy.special import expit
 
+from openrlhf_pgrpo.core import questions
 from openrlhf_pgrpo.core.posterior import Posterior, Prior, posterior
-from openrlhf_pgrpo.core.questions import enough, information, next_questions, predict, predictive_entropy
+from openrlhf_pgrpo.core.questions import (
+    enough,
+    information,
+    next_question,
+    next_questions,
+    predict,
+    predictive_entropy,
+)
 
 pytestmark = pytest.mark.core
 
@@ -55,6 +63,26 @@ def test_information_is_what_the_posterior_gains():
 def determinant(mean, variance):
     """A rule of a user's own: orders pairs as the determinant of the precision after the answer does."""
     return expit(mean) * expit(-mean) * variance
+
+
+@pytest.mark.parametrize("scale", [0, 1e-6, 0.3, 2, 30, 1e4])
+def test_the_bound_spares_work_and_never_the_best_pair(scale, monkeypatch):
+    rng = np.random.default_rng(11)
+    rows = []
+    monkeypatch.setattr(questions, "information", lambda *of: rows.append(len(of[0])) or information(*of))
+    for _ in range(40):
+        pool = np.repeat(scale * rng.standard_t(3, (300, 3)), 2, axis=0)  # each twice: the first is asked
+        belief, asked = Posterior(*some_prior(rng, 3)), rng.choice(600, rng.integers(600), replace=False)
+        free = np.isin(np.arange(600), asked, invert=True)
+        logits, variance = pool @ belief.mean, np.einsum("pd,de,pe->p", pool, belief.covariance, pool)
+        exact = np.where(free, information(logits, variance), -np.inf)
+        row, entropy = next_question(pool, belief, asked)
+        assert exact[row] == pytest.approx(exact.max(), abs=1e-12)
+        assert [row] == list(next_questions(pool, belief, asked))
+        assert entropy == predictive_entropy(pool, belief)
+    if 0.3 <= scale <= 2:
+        assert np.mean(rows) < 30  # of 300 on average, the one that sets the bar included
+    assert next_question(pool, belief, range(600)) == (None, entropy)
 
 
 def test_rules_by_hand():
