@@ -26,6 +26,7 @@ BENCHMARKS = (
     "elicitation_time",
     "group_weights",
     "history_file",
+    "long_run",
     "estimator_time",
     "controller_limit",
     "dpo_step_time",

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class JSONLines:
     def __init__(self, path: str):
         self.path = Path(path)
         self._begun = False
-        self._read()
+        for _ in self._rows():
+            pass
 
     def append(self, row: dict) -> None:
         if not self._begun:
@@ -45,35 +47,33 @@ class JSONLines:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self) -> list[tuple[int, bytes]]:
-        """Step and line of each row of the older file; blank lines and half a line at the end are left out."""
+    def _rows(self) -> Iterator[tuple[int, bytes]]:
+        """Step and line of each row of the older file; blank lines and half a line at the end are left out. One after
+        the other: the file of a long run is larger than memory should be."""
         above = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not above.is_dir() or (self.path.exists() and not self.path.is_file()):
             raise ValueError(f"metrics need a file, got {self.path}, which cannot be one: pass --{flags.METRICS_PATH}")
         if not self.path.exists():
-            return []
-        rows = []
+            return
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 step = _step(line)
                 if step is not None:
-                    rows.append((step, line))
+                    yield step, line
                 elif line.strip() and line.endswith(b"\n"):
                     raise ValueError(
                         f'metrics need a file of rows with a whole number "step", got {line[:60]!r} in line {number} '
                         f"of {self.path}: move that file away, or name another by --{flags.METRICS_PATH}"
                     )
-        return rows
 
     def _begin(self, first_step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._read()
-        earlier = [line for step, line in rows if step < first_step]
-        if rows and not earlier:
+        earlier = [step < first_step for step, _ in self._rows()]
+        if earlier and not any(earlier):
             kept = self._put_aside()
             print(f"[pgrpo] the metrics of an earlier run are kept in {kept}", flush=True)
         with whole_file(self.path) as file:
-            file.writelines(earlier)
+            file.writelines(line for step, line in self._rows() if step < first_step)
         self._begun = True
 
     def _put_aside(self) -> Path:

@@ -43,6 +43,12 @@ def test_estimator_time():
     assert [memory[2], memory[5]] == [pytest.approx(8 * count + name, abs=1) for count in columns.values()]
 
 
+def test_long_run():
+    printed = rows("long_run.py", "--steps", "300", "--pref-groups", "50", "--each", "4")
+    assert [row[0] for row in printed[-2:]] == ["resume", "report"]
+    assert all(float(row[1]) > 0 and float(row[2]) < 100 for row in printed[-2:])
+
+
 def test_history_file():
     printed = rows("history_file.py", "--pref-groups", "1000", "--repeats", "1")
     for name in ("pgrpo", "pgrpo_eb"):
