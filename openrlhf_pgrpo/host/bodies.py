@@ -1,11 +1,15 @@
 """Hashes of the host's functions that we replace, wrote anew, call or count on, by its version.
 
 They are of the source, so that a change of a body is seen where the signature stays. All functions of the contracts in
-`seams.py` are here, under the module that defines them, and some more whose steps or arithmetic ours follow.
-`tests/host/test_bodies.py` compares them with the installed host.
+`seams.py` are here, under the module that defines them, and some more whose steps or arithmetic ours follow. The
+newest version comes first and has all of them; each version after it has those that differ from the one before it in
+this list. `tests/host/test_bodies.py` compares them with the installed host.
 """
 
-BODIES: dict[str, dict[str, dict[str, str]]] = {
+Hashes = dict[str, dict[str, str]]  # module -> path of a function in it -> hash
+
+
+BODIES: dict[str, Hashes] = {
     "0.11.2": {
         "openrlhf.cli.train_dpo": {
             "train": "ba4810da5aef",
@@ -127,4 +131,60 @@ BODIES: dict[str, dict[str, dict[str, str]]] = {
             "get_train_ds_config": "2e79fbb11ad6",
         },
     },
+    "0.11.1": {
+        "openrlhf.cli.train_dpo": {
+            "train": "63087cbfc4b3",
+        },
+        "openrlhf.cli.train_ppo_ray": {
+            "train": "06e2bb6c06b9",
+        },
+        "openrlhf.cli.train_rm": {
+            "train": "28be4df0cdae",
+        },
+        "openrlhf.datasets.utils": {
+            "blending_datasets": "7de97178b24a",
+        },
+        "openrlhf.trainer.dpo_trainer": {
+            "DPOTrainer.evaluate": "36a1b59235bc",
+        },
+        "openrlhf.trainer.ppo_trainer": {
+            "BasePPOTrainer.save_logs_and_checkpoints": "bbe498c736aa",
+        },
+        "openrlhf.trainer.ppo_utils.experience_maker": {
+            "RemoteExperienceMaker.compute_advantages_and_returns": "af35fd140544",
+        },
+        "openrlhf.trainer.ppo_utils.samples_generator": {
+            "SamplesGenerator._dispatch_prompts_to_vllm": "0a272f8a2e58",
+        },
+        "openrlhf.trainer.rm_trainer": {
+            "RewardModelTrainer.evaluate": "3bedbf1c9451",
+        },
+        "openrlhf.utils.agent": {
+            "SingleTurnAgentExecutor.__init__": "c2dde70c4d28",
+            "SingleTurnAgentExecutor._fetch_rewards_via_http": "2aa6df7bfb6f",
+        },
+    },
+    "0.11.0": {
+        "openrlhf.trainer.ppo_utils.samples_generator": {
+            "SamplesGenerator._generate_vllm": "dd0b98c6694e",
+            "SamplesGenerator.generate_samples": "04e51ad9c6f5",
+        },
+        "openrlhf.utils.agent": {
+            "MultiTurnAgentExecutor.execute": "37157f6ed1dc",
+            "SingleTurnAgentExecutor._fetch_rewards_via_http": "5fdf44528646",
+        },
+        "openrlhf.utils.deepspeed.deepspeed": {
+            "DeepspeedStrategy.save_model": "cac91fe1ecd4",
+        },
+    },
 }
+
+
+def of(version: str) -> Hashes:
+    """All hashes of a version; of the newest, if it is none of ours."""
+    found = {}
+    for known, differing in BODIES.items():
+        found = {module: found.get(module, {}) | differing.get(module, {}) for module in found | differing}
+        if known == version or version not in BODIES:
+            break
+    return found

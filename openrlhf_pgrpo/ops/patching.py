@@ -1,21 +1,23 @@
 """Puts the patches of `patches/` on the installed host, all or none, and reverts them to the byte.
 
-A patch made by `git diff --full-index` names the git blob of each file before and after it. So the state of a file is
-known exactly: as released, patched, or something else. A file in another state is left alone.
+The hash of each file as it was released is in the wheel's RECORD, which pip keeps, and a patch finds its place by the
+lines around it. So one patch serves every version of the host, and the state of a file is known exactly: as released,
+patched (without the patch it is as released), or something else. A file in another state is left alone.
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
-import re
 import shutil
+from base64 import urlsafe_b64encode
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from unidiff import PatchSet
 
-from openrlhf_pgrpo.host.versions import HOST_VERSIONS, check_version
+from openrlhf_pgrpo.host.versions import check_version, installed
 
 RELEASED, PATCHED, HALF_PATCHED, EDITED, MISSING = "as released", "patched", "half patched", "edited", "missing"
 
@@ -41,49 +43,46 @@ def targets() -> list[Target]:
     """
     check_version()
     root = Path(importlib.util.find_spec("openrlhf").origin).parents[1]
+    record = {str(file): file.hash.value for file in importlib.metadata.files("openrlhf") or [] if file.hash}
+    return [_target(root / file.path, file, record.get(file.path)) for patch in _patches() for file in PatchSet(patch)]
+
+
+def _patches() -> list[str]:
     folder = resources.files("openrlhf_pgrpo.patches")
-    return [_target(root / file.path, file) for patch in _patches(folder) for file in PatchSet(patch)]
-
-
-def _patches(folder) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".patch"))
     return [(folder / name).read_text(encoding="utf-8") for name in names]
 
 
-def _target(path: Path, file) -> Target:
+def _target(path: Path, file, released: str | None) -> Target:
     if not path.is_file():
         return Target(path, file.path, MISSING, {})
-    released, patched = re.search(r"^index (\w{40})\.\.(\w{40})", str(file.patch_info), re.MULTILINE).groups()
     content = path.read_bytes()
-    if _blob(content) == released:
-        other = _known(_replace(content, file), patched)
-        return Target(path, file.path, RELEASED, {RELEASED: content, PATCHED: other})
-    if _blob(content) == patched:
-        other = _known(_replace(content, file, reverse=True), released)
-        return Target(path, file.path, PATCHED, {RELEASED: other, PATCHED: content})
+    if _hash(content) == released and (patched := _replace(content, file)):
+        return Target(path, file.path, RELEASED, {RELEASED: content, PATCHED: patched})
+    if (original := _replace(content, file, reverse=True)) and _hash(original) == released:
+        return Target(path, file.path, PATCHED, {RELEASED: original, PATCHED: content})
     ours = {line.value.encode() for hunk in file for line in hunk if line.is_added and line.value.strip()}
     half = ours & set(content.splitlines(keepends=True))
     return Target(path, file.path, HALF_PATCHED if half else EDITED, {})
 
 
-def _replace(content: bytes, file, reverse: bool = False) -> bytes:
-    lines = content.splitlines(keepends=True)
-    for hunk in reversed(file):  # from the end, so that line numbers stay valid
-        start, old, new = hunk.source_start, hunk.source_lines(), hunk.target_lines()
+def _replace(content: bytes, file, reverse: bool = False) -> bytes | None:
+    """None if the lines of a hunk are not there, or in several places."""
+    for hunk in file:
+        old, new = (
+            "".join(line.value for line in lines).encode() for lines in (hunk.source_lines(), hunk.target_lines())
+        )
         if reverse:
-            start, old, new = hunk.target_start, new, old
-        lines[start - 1 : start - 1 + len(list(old))] = [line.value.encode() for line in new]
-    return b"".join(lines)
-
-
-def _known(content: bytes, blob: str) -> bytes:
-    if _blob(content) != blob:
-        raise PatchError(f"a patch needs to make the file {blob}, got {_blob(content)}: reinstall openrlhf-pgrpo")
+            old, new = new, old
+        if content.count(old) != 1:
+            return None
+        content = content.replace(old, new)
     return content
 
 
-def _blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _hash(content: bytes) -> str:
+    """As RECORD has it."""
+    return urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
 def set_state(state: str) -> list[Target]:
@@ -96,7 +95,7 @@ def set_state(state: str) -> list[Target]:
     for target in found:
         if not target.contents:
             raise PatchError(
-                f"patching needs {target.name} as openrlhf {HOST_VERSIONS[0]} has it, got a file that is "
+                f"patching needs {target.name} as openrlhf {installed('openrlhf')} has it, got a file that is "
                 f"{target.state}: {remedy(target)}"
             )
     changing = [target for target in found if target.state != state]
@@ -123,7 +122,7 @@ def set_state(state: str) -> list[Target]:
 
 def remedy(target: Target) -> str:
     """What to do about a file that is in neither of the two known states."""
-    reinstall = f"restore it by pip install --force-reinstall --no-deps openrlhf=={HOST_VERSIONS[0]}"
+    reinstall = f"restore it by pip install --force-reinstall --no-deps openrlhf=={installed('openrlhf')}"
     if target.state != EDITED:
         return reinstall
     return f"{reinstall}, or keep it and use python -m openrlhf_pgrpo.cli.{target.path.stem}, which needs no patch"

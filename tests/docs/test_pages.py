@@ -76,7 +76,8 @@ def test_every_command_is_one_that_works(page, command, host_parser, tiny, plugi
     if words[0] == "make":
         subprocess.run([*words, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
     elif words[:2] == ["pip", "install"]:
-        (what,) = words[2:]
+        *constraints, what = words[2:]
+        assert not constraints or constraints[0] == "-c" and (ROOT / constraints[1]).is_file()
         extras = what.removeprefix(".").strip("[]")
         assert not extras or f'"{extras}": ' in (ROOT / "setup.py").read_text()
     elif words[0] == "openrlhf-pgrpo":

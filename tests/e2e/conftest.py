@@ -5,10 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+
+# Since 0.11.2 the host has levels of it.
+CORRECTION = ("--algo.advantage.is_correction_level", "token")
+if metadata.version("openrlhf") in ("0.11.0", "0.11.1"):
+    CORRECTION = ("--algo.advantage.is_correction_enable",)
 
 
 class Run:
@@ -32,11 +38,10 @@ class Run:
             "--data.max_len": 64,
             "--actor.adam.lr": 1e-2,
             "--algo.kl.init_coef": 0,
-            "--algo.advantage.is_correction_level": "token",
             "--ckpt.path": folder / "ckpt",
             "--ckpt.output_dir": folder / "out",
         }
-        words = [str(word) for pair in argv.items() for word in pair] + [str(flag) for flag in flags]
+        words = [str(word) for pair in argv.items() for word in pair] + [*CORRECTION, *map(str, flags)]
         command = [sys.executable, "-m", module, *words]
         self.started = started(command, folder / "log.txt", {**os.environ, **environment})
         self.process = self.started.process

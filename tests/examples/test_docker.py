@@ -92,10 +92,11 @@ def test_what_is_installed_is_a_target_of_the_makefile(name, context):
 
 
 def test_the_readme_installs_what_the_makefile_does():
-    assert 'pip install ".[gpu]"' in (ROOT / "README.md").read_text()
+    install = 'pip install -c requirements-gpu.txt ".[gpu]"'
+    assert install in (ROOT / "README.md").read_text()
     command = ["make", "--no-print-directory", "--dry-run", "install-gpu", "PYTHON=python3.11"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert done[-1] == 'python3.11 -m pip install ".[gpu]"'
+    assert done[-1] == f"python3.11 -m {install}"
     (flash_attn,) = [word for word in done[-2].split() if word.startswith("flash-attn==")]
     asked = map(Requirement, importlib.metadata.requires("openrlhf"))
     assert Requirement(flash_attn) in asked
@@ -103,9 +104,9 @@ def test_the_readme_installs_what_the_makefile_does():
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_copied_is_there_and_requirements_come_first(name, context):
-    copies = following(name, "COPY")
-    assert copies == ["--chown=10001 Makefile requirements-cpu.txt ./", "--chown=10001 . ."]
-    assert all((context / file).is_file() for file in ("Makefile", "requirements-cpu.txt"))
+    copies, requirements = following(name, "COPY"), f"requirements-{name.removeprefix('Dockerfile.')}.txt"
+    assert copies == [f"--chown=10001 Makefile {requirements} ./", "--chown=10001 . ."]
+    assert all((context / file).is_file() for file in ("Makefile", requirements))
     order = [word for word, rest in instructions(name) if word == "COPY" or rest.startswith("make ")]
     assert order == ["COPY", "RUN", "COPY", "RUN"]
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace as Space
 
 import pytest
+from torch.utils.data import DataLoader
 
 pytestmark = pytest.mark.host
 
@@ -73,3 +74,20 @@ def test_d7_a_resume_with_other_pairs_names_both_numbers(new_trainer, monkeypatc
     monkeypatch.setattr(Loader, "sampler", Space(dataset=range(20)))
     with pytest.raises(ValueError, match="needs the pairs of the checkpoint, got 34 there and 20 now .*: give it the"):
         new_trainer(trainer.saved[0]).fit(ARGS, 8, 2)
+
+
+def test_an_evaluation_has_all_pairs_where_the_host_drops_the_last_batch():
+    """As the scripts do before 0.11.2."""
+    from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
+
+    from openrlhf_pgrpo.host.pairs import with_last_batch
+
+    strategy = Space(
+        setup_dataloader=lambda *args, **kwargs: DeepspeedStrategy.setup_dataloader(None, *args, **kwargs)
+    )
+    pairs = range(11)
+    dropped = strategy.setup_dataloader(pairs, 4, False, False, list, num_workers=0)
+    assert sum(map(len, dropped)) == 8
+    assert [*with_last_batch(strategy, dropped)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    whole = DataLoader(pairs, 4)
+    assert with_last_batch(strategy, whole) is whole

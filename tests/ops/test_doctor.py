@@ -30,11 +30,10 @@ def levels(findings):
 
 
 def test_another_host_version_is_named_and_nothing_is_tried(host_copy):
-    metadata = host_copy.folder / "openrlhf-0.11.2.dist-info" / "METADATA"
-    metadata.write_text(metadata.read_text().replace("Version: 0.11.2", "Version: 0.11.0"))
+    host_copy.pretend("0.10.2")
     done = host_copy.command("doctor")
     assert done.returncode == 1
-    assert "FAULT  openrlhf      openrlhf_pgrpo needs openrlhf 0.11.2, found 0.11.0" in done.stdout
+    assert "FAULT  openrlhf      openrlhf_pgrpo needs openrlhf 0.11.2 or 0.11.1 or 0.11.0, found 0.10.2" in done.stdout
     assert "do: pip install openrlhf==0.11.2" in done.stdout and "trials        not made" in done.stdout
     assert done.stdout.endswith("faults: 1; no training run can start\n")
 

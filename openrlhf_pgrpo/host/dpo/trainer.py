@@ -30,7 +30,7 @@ from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.host.dpo import flags
 from openrlhf_pgrpo.host.dpo.checkpoints import saved_state
 from openrlhf_pgrpo.host.flags import metrics_path
-from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeEpochs, log_evaluation
+from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeEpochs, log_evaluation, with_last_batch
 from openrlhf_pgrpo.host.resume import KEY, SCHEMA
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
@@ -77,6 +77,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
         self.weights = GroupWeights(flags.robust_options(self.args), dict(sorted(training.items())))
         self.plateau = Plateau()
         if self.eval_dataloader is not None:
+            self.eval_dataloader = with_last_batch(self.strategy, self.eval_dataloader)
             self._check_evaluation()
         self._restore()
 

@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.host import resume
 from openrlhf_pgrpo.host.flags import metrics_path
-from openrlhf_pgrpo.host.pairs import Evaluation, WholeEpochs, log_evaluation
+from openrlhf_pgrpo.host.pairs import Evaluation, WholeEpochs, log_evaluation, with_last_batch
 from openrlhf_pgrpo.host.rm import checkpoints
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
@@ -69,7 +69,8 @@ class FactorizedRewardTrainer(WholeEpochs, RewardModelTrainer):
         ranks = self.strategy.ds_device_mesh["dp"].get_group()
         self.evaluation = Evaluation(len(self.users), self.device, ranks)
         self.train_dataloader = EachBatch(self.train_dataloader, self._read_margins)
-        self.eval_dataloader = EachBatch(self.eval_dataloader, self._read_margins)
+        whole = with_last_batch(self.strategy, self.eval_dataloader)
+        self.eval_dataloader = EachBatch(whole, self._read_margins)
         self.loss_fn = self._loss
         self.file, self.description = JSONLines(metrics_path(self.args)), description(self.args)
         self.strategy.print(

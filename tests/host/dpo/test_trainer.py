@@ -475,6 +475,7 @@ def loader(names, size, replicas=1, drop_last=False):
     seen = pairs + pairs[: -len(pairs) % replicas]  # as the host's sampler fills the last round
 
     class Sampled(list):
+        drop_last = False
         sampler = SimpleNamespace(
             rank=0, num_replicas=replicas,
             dataset=type("Pairs", (list,), {"pref_groups": {name: names.count(name) for name in names}})(pairs),

@@ -1,6 +1,7 @@
 """Preference-group metrics reach every logger of the host, through its own trainer class."""
 
 import json
+from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_jsonl_tensorboard_and_wandb_get_the_same_numbers(
     }
     assert {sample["pref_group"] for sample in row["samples"]} == {"a", "b/c"}
     run = row["run"]
-    assert run["versions"]["openrlhf"] == "0.11.2" and run["device"] == "cpu"
+    assert run["versions"]["openrlhf"] == metadata.version("openrlhf") and run["device"] == "cpu"
     assert run["settings"]["algo.advantage.estimator"] == "pgrpo" and run["settings"]["logger.wandb.key"] == "(hidden)"
     assert run["total_prompts"] == 12 * 128 // 4  # optimizer steps x samples of each / samples per prompt
     assert "run" not in second  # once for each process
