@@ -14,7 +14,7 @@ from typing import NoReturn
 import wrapt
 
 from openrlhf_pgrpo.core.estimator import load_plugin
-from openrlhf_pgrpo.host import device, flags, hooks
+from openrlhf_pgrpo.host import device, flags, hooks, one_run
 from openrlhf_pgrpo.host.cpu import launch
 from openrlhf_pgrpo.host.script import host_parser, is_patched
 from openrlhf_pgrpo.host.versions import check_version
@@ -25,8 +25,8 @@ from openrlhf_pgrpo.models import remote_code
 class Door:
     """One script of the host, with what we replace there and what we add.
 
-    Its verbs, in the order in which a script needs them: `activate`, `parse_args`, `prepare`. `run` does all of it for
-    a script that is left as it is.
+    Its verbs, in the order in which a script needs them: `activate`, `parse_args`, `prepare`. `open` does all of it
+    for a script that is left as it is, and `run` also runs that script.
 
     Attributes:
         script: the host's module.
@@ -37,6 +37,7 @@ class Door:
         look: looks at files and rows, from nested arguments; returns sentences, or raises ValueError or OSError. With
             `tokens` also at what a run sees once it has a tokenizer.
         start: runs after parsing and before the script's own work, on nested arguments.
+        trains: whether the script writes checkpoints and a model, into folders of its own.
     """
 
     script: str
@@ -46,6 +47,7 @@ class Door:
     check: Callable[[argparse.Namespace], None]
     look: Callable[..., list[str]]
     start: Callable[[SimpleNamespace], None]
+    trains: bool = True
 
     def activate(self) -> None:
         """Prepares this process before it imports the host.
@@ -125,12 +127,16 @@ class Door:
         return self._look(self.parse_args(host_parser(self.script), argv), tokens=True)
 
     def run(self) -> None:
-        """Runs the host's script, untouched, as `python -m` would.
+        """Runs the host's script, untouched, as `python -m` would."""
+        self.open()
+        runpy.run_module(self.script, run_name="__main__")
 
-        Looks at flags and files before the script's own imports, which take most of a minute.
+    def open(self) -> None:
+        """Makes all calls for a script that is left as it is and begins after this.
+
+        Looks at flags and files now, before the script's own imports, which take most of a minute.
         """
         if is_patched(self.script):  # it makes the three calls itself
-            runpy.run_module(self.script, run_name="__main__")
             return
         self.activate()
         parsed = self.parse_args(host_parser(self.script))
@@ -143,13 +149,9 @@ class Door:
             return parsed
 
         wrapt.wrap_function_wrapper(argparse, "ArgumentParser.parse_args", begin)
-        runpy.run_module(self.script, run_name="__main__")
 
     def _look(self, args: argparse.Namespace, tokens: bool = False) -> list[str]:
-        try:
-            return self.look(flags.nest(args), tokens=tokens)
-        except (ValueError, OSError) as refusal:
-            self._refuse(refusal)
+        return self._or_refuse(self.look, flags.nest(args), tokens=tokens)
 
     def _say(self, sentences: list[str]) -> None:
         if os.environ.get("RANK", "0") == "0":  # of a launcher's processes one speaks
@@ -157,10 +159,16 @@ class Door:
                 print(f"[pgrpo] {sentence}", flush=True)
 
     def _begin(self, args: argparse.Namespace) -> None:
+        nested = flags.nest(args)
+        if self.trains:
+            self._or_refuse(one_run.hold_folders, nested)
         for module in self.seams:
             importlib.import_module(module)  # a seam that does not fit is refused now, not after Ray and vLLM started
+        self._or_refuse(self.start, nested)
+
+    def _or_refuse(self, step: Callable, *args, **kwargs):
         try:
-            self.start(flags.nest(args))
+            return step(*args, **kwargs)
         except (ValueError, OSError) as refusal:
             self._refuse(refusal)
 

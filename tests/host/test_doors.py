@@ -41,7 +41,9 @@ def started(monkeypatch):
 
 
 @pytest.fixture
-def opened(host_parser, words):
+def opened(host_parser, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with the folders of the run
+
     def opened():
         args = doors.PPO.parse_args(host_parser(), words)
         doors.PPO.prepare(args)

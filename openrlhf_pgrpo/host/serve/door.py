@@ -40,4 +40,5 @@ SERVE = Door(
     check=lambda args: None,
     look=look.serve,
     start=start,
+    trains=False,
 )

@@ -180,9 +180,10 @@ def test_a2_the_folder_knows_how_the_texts_of_its_training_are_written(parse, bu
     ],
 )
 def test_a_model_that_does_not_fit_is_a_usage_message(
-    host, host_parser, factorized, annotations, monkeypatch, capsys, words, message
+    host, host_parser, factorized, annotations, tmp_path, monkeypatch, capsys, words, message
 ):
     monkeypatch.setenv("RANK", "0")  # otherwise start would set the variables of a single process
+    monkeypatch.chdir(tmp_path)  # with the folders of the run
     data = ("--data.dataset", annotations, "--data.prompt_key", "prompt")
     words = [str(word) for word in ("--model.model_name_or_path", factorized, *data, *words)]
     args = doors.RM.parse_args(host_parser(doors.RM.script), words)

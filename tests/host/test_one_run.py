@@ -1,0 +1,85 @@
+"""Two runs do not train into one folder."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_pgrpo.host import one_run
+
+pytestmark = pytest.mark.host
+
+HOLD = """
+import sys
+from types import SimpleNamespace
+from openrlhf_pgrpo.host import one_run
+one_run.hold_folders(SimpleNamespace(ckpt=SimpleNamespace(path=sys.argv[1], output_dir=sys.argv[2])))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def args(tmp_path, monkeypatch):
+    monkeypatch.setattr(one_run, "_held", {})
+    monkeypatch.delenv("RANK", raising=False)
+    return SimpleNamespace(ckpt=SimpleNamespace(path=str(tmp_path / "out" / "ckpt"), output_dir=str(tmp_path / "out")))
+
+
+@pytest.fixture
+def holds():
+    """Starts a process that holds two folders, and ends it."""
+    processes = []
+
+    def start(path, output_dir):
+        command = [sys.executable, "-c", HOLD, str(path), str(output_dir)]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("shared", ["path", "output_dir"])
+def test_a_second_run_is_refused_by_name_until_the_first_has_ended(args, holds, tmp_path, shared):
+    folders = {"path": tmp_path / "other" / "ckpt", "output_dir": tmp_path / "other"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    folders[shared] = tmp_path / "link" / ("ckpt" if shared == "path" else "")
+    first = holds(**folders)
+    with pytest.raises(ValueError, match=f"--ckpt.{shared} needs .* got .*, which process {first.pid} trains into"):
+        one_run.hold_folders(args)
+    first.kill()
+    first.wait()
+    one_run.hold_folders(args)
+
+
+def test_one_process_may_train_into_its_folder_again_and_other_ranks_do_not_ask(args, holds, monkeypatch):
+    one_run.hold_folders(args)
+    one_run.hold_folders(args)
+    assert len(one_run._held) == 2
+    one_run._held.clear()
+    monkeypatch.setenv("RANK", "1")
+    one_run.hold_folders(args)
+    assert not one_run._held
+
+
+def test_a_folder_that_cannot_be_locked_is_said(args, monkeypatch, capsys):
+    def flock(descriptor, operation):
+        raise OSError(9, os.strerror(9))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    one_run.hold_folders(args)
+    assert "ckpt cannot be locked (Bad file descriptor): nothing stops a second run there" in capsys.readouterr().out
+
+
+def test_the_lock_leaves_nothing_on_the_disk_and_is_not_inherited(args, tmp_path):
+    one_run.hold_folders(args)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["ckpt", "out"]
+    assert not any(os.get_inheritable(descriptor) for descriptor in one_run._held.values())
