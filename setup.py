@@ -46,7 +46,10 @@ setup(
         "openrlhf_pgrpo.report": ["templates/*"],
         "openrlhf_pgrpo.people": ["templates/*"],
     },
-    entry_points={"console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["openrlhf-pgrpo = openrlhf_pgrpo.cli.main:main"],
+        "openrlhf.plugins": ["pgrpo = openrlhf_pgrpo.host.plugin:activate"],
+    },
     install_requires=["numpy", "packaging", "scipy", "torch", "unidiff>=0.7", "wrapt>=2.0"],
     extras_require={
         "gpu": GPU_HOST,

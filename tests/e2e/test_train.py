@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
 import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
 
+OFFER = Path(__file__).resolve().parents[2] / "docs" / "upstream" / "plugins.md"
 GROUPS = ("--data.pref_group_key", "persona", "--data.user_key", "who", "--pgrpo.min_count", "4")
 BOUND = 120  # seconds until all of a run has ended after a part of it died, on a busy machine
 
@@ -183,12 +187,16 @@ def http_reward_model():
     server.server_close()
 
 
-def test_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(
-    start, new_recording, tmp_path, http_reward_model
+def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(
+    start, host_copy, new_recording, tmp_path, http_reward_model
 ):
+    (change,) = re.findall(r"```diff\n(.*?)```", OFFER.read_text(), re.DOTALL)
+    subprocess.run(["git", "apply"], cwd=host_copy.folder, input=change, text=True, check=True)
     url, labels = http_reward_model
+    environment = {**host_copy.environment, "OPENRLHF_PLUGINS": "pgrpo"}
     run = check_kill_and_resume(
-        start, new_recording, tmp_path, "recorded_pgrpo_eb", kill_engine, "--reward.remote_url", url,
+        partial(start, module="openrlhf.cli.train_ppo_ray", **environment),
+        new_recording, tmp_path, "recorded_pgrpo_eb", kill_engine, "--reward.remote_url", url,
         "--data.label_key", "struct",
         "--train.async_enable", "--train.partial_rollout_enable", "--algo.dynamic_filtering_enable",
         "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 4,
