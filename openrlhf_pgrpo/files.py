@@ -2,6 +2,7 @@
 files of rows, checked line by line.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -32,22 +33,37 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     _check_kind(path)
     # A name that nobody can foresee, made here and now: no two writers share it, no link that waits there is followed.
     temporary = path.with_name(f".new-{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            _keep_mode(path, file.fileno())
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
+        descriptor, named = _new_file(temporary)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                _keep_mode(path, descriptor)
+                os.fsync(descriptor)
+                if not named:
+                    os.link(f"/proc/self/fd/{descriptor}", temporary.name, dst_dir_fd=folder)
+                    named = True
+            os.replace(temporary, path)
+        except BaseException:
+            if named:
+                temporary.unlink(missing_ok=True)
+            raise
         os.fsync(folder)  # so that the new name is on the disk too
     finally:
         os.close(folder)
+
+
+def _new_file(temporary: Path) -> tuple[int, bool]:
+    """A new file, and whether it has its name already. Where the file system can, it has none until it is whole, so a
+    writer that is killed leaves nothing."""
+    try:
+        return os.open(temporary.parent, os.O_WRONLY | os.O_TMPFILE, 0o666), False
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), True
 
 
 def _check_kind(path: Path, name: str = "a file that is to be written") -> None:

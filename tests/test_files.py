@@ -46,6 +46,34 @@ def test_a_full_disk_or_an_interrupt_changes_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_e2_a_writer_that_is_killed_leaves_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    write_whole(path, "old")
+    code = (
+        "import os, sys; from pathlib import Path; from openrlhf_pgrpo.files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as file: file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, path]).returncode == -9
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_e2_a_file_system_without_files_that_have_no_name(tmp_path, monkeypatch, number):
+    real = os.open
+
+    def without(path, flags, *mode, **how):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, *mode, **how)
+
+    monkeypatch.setattr(os, "open", without)
+    write_whole(tmp_path / "a.txt", "new")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "a.txt").read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
 def test_content_and_name_are_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
     calls, fsync, replace = [], os.fsync, os.replace
     kind = {True: "folder", False: "file"}

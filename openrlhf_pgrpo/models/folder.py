@@ -13,7 +13,6 @@ Axes: U users, D base rewards, H embedding dimensions.
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -34,7 +33,7 @@ from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
-from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS
+from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, USERS, WEIGHTS, new_files
 from openrlhf_pgrpo.models.texts import Texts, Tokens
 from openrlhf_pgrpo.progress import progress
 
@@ -332,8 +331,7 @@ def write_files(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with progress(f"writing {folder}"), tempfile.TemporaryDirectory(dir=folder, prefix=NEW) as made:
-        new = Path(made)
+    with progress(f"writing {folder}"), new_files(folder) as new:
         tokenizer.save_pretrained(new)
         save_file(_apart(weights), new / WEIGHTS, {"format": "pt"})
         for name, text in texts.items():

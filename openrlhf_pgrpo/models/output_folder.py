@@ -1,8 +1,12 @@
 """May a model be written to this folder? What is not ours is never replaced. It is asked before the long work."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from openrlhf_pgrpo.core.names import listed
@@ -46,7 +50,7 @@ def check_output(folder: str | Path, flag: str, inputs: Iterable[str | Path | No
 
 
 def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None] = (), refit: bool = False) -> None:
-    """Raises ValueError unless `folder` is new or empty.
+    """Raises ValueError unless `folder` is new or empty, or holds what a writer of ours left that was killed.
 
     Args:
         flag, inputs: as `check_output`.
@@ -57,12 +61,39 @@ def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None]
     check_output(folder, flag, inputs, again=True)
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in held if not any(Path(name).match(pattern) for pattern in OUR_FILES)]
+    if not foreign and CONFIG not in held and any(name.startswith(NEW) for name in held):
+        return
     if held and not (refit and not foreign and _is_fitted(folder)):
         kept = " that factorize has written, alone" if refit else ""
         raise ValueError(
             f"{flag} needs a new or empty folder{', or one with a model' if refit else ''}{kept}, got {folder} with "
             f"{listed(foreign or held, 3)}: name another"
         )
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, which is gone after the block. Those of writers that were killed go before."""
+    for left in folder.glob(f"{NEW}*"):
+        if left.is_dir() and not left.is_symlink():
+            with _held(left) as ours:
+                if ours:
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=NEW) as made, _held(Path(made)):
+        yield Path(made)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a temporary folder; whether it could. The lock ends with its process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
 
 
 def _is_fitted(folder: Path) -> bool:

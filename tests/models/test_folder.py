@@ -193,6 +193,29 @@ def test_b1_a_fitted_model_may_be_fitted_again_and_nothing_else_is_replaced(made
         output_folder.check_new(fitted, "--output")
 
 
+@pytest.mark.parametrize("refit", [True, False])
+def test_e2_what_a_killed_writer_left_is_written_again_and_goes(made, tmp_path, refit):
+    """It was killed before or between the files; the config is the last one."""
+    folder = copied(made[0], tmp_path / "half")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="--output needs a new or empty folder"):  # not by a writer that was killed
+        output_folder.check_new(folder, "--output", refit=refit)
+    killed, alive = folder / f"{output_folder.NEW}killed", folder / f"{output_folder.NEW}alive"
+    for left in (killed, alive):
+        left.mkdir()
+        (left / "config.json").touch()
+    output_folder.check_new(folder, "--output", refit=refit)
+    model = load(made[0])
+    with output_folder._held(alive) as held:
+        assert held
+        folders.save(folder, model.config, model.model.state_dict(), model.users, model.texts.tokenizer)
+    assert Folder(folder).users == model.users and not killed.exists() and alive.exists()
+    (folder / "config.json").unlink()
+    (folder / "notes.txt").touch()
+    with pytest.raises(ValueError, match="--output needs a new or empty folder, .*with 'notes.txt'"):
+        output_folder.check_new(folder, "--output", refit=refit)
+
+
 def test_b1_training_takes_the_mark_of_a_fitted_model_away(made, tmp_path):
     model = load(made[0])
     folders.save(tmp_path / "trained", model.config, model.model.state_dict(), model.users, model.texts.tokenizer)
