@@ -152,8 +152,7 @@ CELLS = {
         *(Cell(f"groups-{n}-noise-{noise:g}", n, noise) for n in (2, 4) for noise in (0.3, 3.0)),
         Cell("groups-difficult", 2, 0.3, difficulty=2.0),
         Cell("groups-alike", 2, 0.3, alike=True),
-        Cell("users-40", users=40),
-        Cell("users-400", users=400),
+        *(Cell(f"users-{users}", users=users) for users in (40, 100, 400)),
     )
 }
 TUNED = "groups-2-noise-0.3"  # here are all contenders, and each also at its own best learning rate
@@ -347,7 +346,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> No
                 ax.errorbar(samples, scores.mean(0), errors, color=colour, label=text, linewidth=1.2)
         column[0].set_title(cell, fontsize=10)
         column[1].set_xlabel("samples")
-    axes[0, 0].set_ylabel("mean over preference groups")
+    axes[0, 0].set_ylabel("mean over likings")
     axes[1, 0].set_ylabel("worst liking")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
     fig.tight_layout(rect=(0, 0.1, 1, 1))
