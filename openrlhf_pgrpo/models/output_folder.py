@@ -88,10 +88,12 @@ def _held(folder: Path) -> Iterator[bool]:
     """Holds the lock of a temporary folder; whether it could. The lock ends with its process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:  # another writer has it, or the file system has no locks: then nothing is taken away
+            held = False
+        yield held
     finally:
         os.close(descriptor)
 

@@ -2,7 +2,8 @@
 
 The hash of each file as it was released is in the wheel's RECORD, which pip keeps, and a patch finds its place by the
 lines around it. So one patch serves every version of the host, and the state of a file is known exactly: as released,
-patched (without the patch it is as released), or something else. A file in another state is left alone.
+patched (without the patch it is as released), or something else. A file in another state is left alone. Where nothing
+was recorded, as for a source checkout, the lines alone decide.
 """
 
 import hashlib
@@ -57,9 +58,10 @@ def _target(path: Path, file, released: str | None) -> Target:
     if not path.is_file():
         return Target(path, file.path, MISSING, {})
     content = path.read_bytes()
-    if _hash(content) == released and (patched := _replace(content, file)):
+    patched, original = _replace(content, file), _replace(content, file, reverse=True)
+    if patched and released in (None, _hash(content)):
         return Target(path, file.path, RELEASED, {RELEASED: content, PATCHED: patched})
-    if (original := _replace(content, file, reverse=True)) and _hash(original) == released:
+    if original and released in (None, _hash(original)):
         return Target(path, file.path, PATCHED, {RELEASED: original, PATCHED: content})
     ours = {line.value.encode() for hunk in file for line in hunk if line.is_added and line.value.strip()}
     half = ours & set(content.splitlines(keepends=True))

@@ -74,6 +74,15 @@ def test_git_apply_does_the_same_to_a_source_checkout(host_copy):
     assert host_copy.script.read_bytes() == by_git
 
 
+def test_of_a_source_checkout_the_lines_decide(host_copy):
+    (host_copy.metadata / "RECORD").unlink()
+    edited = host_copy.script.read_bytes() + b"# mine\n"
+    host_copy.script.write_bytes(edited)
+    assert host_copy.command("patch").returncode == 0 and host_copy.command("patch", "--check").returncode == 0
+    assert host_copy.script.read_bytes().endswith(b"# mine\n") and host_copy.script.read_bytes() != edited
+    assert host_copy.command("patch", "--revert").returncode == 0 and host_copy.script.read_bytes() == edited
+
+
 @pytest.mark.parametrize("words", [("patch",), ("patch", "--revert")])
 def test_an_edited_file_is_refused(host_copy, words):
     host_copy.script.write_text(host_copy.script.read_text() + "# mine\n")
