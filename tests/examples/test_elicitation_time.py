@@ -17,11 +17,11 @@ def test_elicitation_time():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     one, all_users = lines[: lines.index([])], lines[lines.index([]) + 1 :]
-    assert one[1] == ["answers", "fit", "next", "stop", "all"]
+    assert one[1] == ["answers", "fit", "next", "all"]
     for answers, row in zip((1, 5, 10, 20), one[2:6]):
-        fit, ask, stop, whole = map(float, row[1:])
-        assert row[0] == str(answers) and min(fit, ask, stop) >= 0
-        assert whole == pytest.approx(fit + ask + stop, abs=0.002)
+        fit, ask, whole = map(float, row[1:])
+        assert row[0] == str(answers) and min(fit, ask) >= 0
+        assert whole == pytest.approx(fit + ask, abs=0.002)
     assert one[6:] == []
     assert all_users[0][:2] == ["20", "users"] and [row[0] for row in all_users[1:]] == ["10", "20"]
     assert all(float(row[1]) >= 0 for row in all_users[1:])
