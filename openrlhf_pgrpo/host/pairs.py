@@ -160,12 +160,20 @@ class WholeEpochs:
                 f"resuming needs the pairs of the checkpoint, got {there} there and {here} now (--data.dataset, "
                 "--data.max_samples): give it the same data, or start anew without --ckpt.load_enable"
             )
-        if consumed_samples >= self.epochs * num_update_steps_per_epoch * args.train.batch_size:
+        steps = self.epochs * num_update_steps_per_epoch
+        complete = consumed_samples >= steps * args.train.batch_size
+        if complete:
             self.strategy.print(
                 f"[pgrpo] the run is complete: its checkpoint is the end of epoch {self.epochs}, and "
                 f"--train.max_epochs is {self.epochs}. Raise it to go on"
             )
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
+        if complete:
+            self.finish_again(steps)
+
+    def finish_again(self, step: int) -> None:
+        """What the last step leaves in the model besides its weights. It is called instead of that step in a run whose
+        last checkpoint is there: an earlier process ended before it saved the model."""
 
     def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
         client_states[PAIRS] = self._pairs()

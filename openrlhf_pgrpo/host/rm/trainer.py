@@ -39,6 +39,11 @@ def install(module) -> None:
 class PlainTrainer(WholeEpochs, RewardModelTrainer):
     """The host's own method."""
 
+    def finish_again(self, step):
+        """Sets mean and deviation of the rewards, which are in the config of the model."""
+        if len(self.eval_dataloader):
+            self.evaluate(self.eval_dataloader, step)
+
 
 class EachBatch:
     """A loader that calls `before(batch)` before the host has the batch."""
@@ -133,6 +138,13 @@ class FactorizedRewardTrainer(WholeEpochs, RewardModelTrainer):
     def _write_row(self) -> None:
         if self.strategy.is_rank_0():
             self.file.append(self.row)
+
+    def finish_again(self, step):
+        """Sets mean and deviation of the rewards, which are in the config of the model; the metrics have their row."""
+        if len(self.eval_dataloader):
+            with self.evaluation.over(self.eval_dataloader):
+                super().evaluate(self.eval_dataloader, step)
+            self.evaluation.sum_and_reset()
 
     def evaluate(self, eval_dataloader, steps=0):
         """Runs the host's, then logs loss and accuracy: mean over users, and the worst user. A tie is half right.

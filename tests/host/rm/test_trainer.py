@@ -188,6 +188,27 @@ def test_evaluation_per_user(make):
     assert trainer.model.config.std == pytest.approx(float(rewards.std()))
 
 
+def test_a_complete_run_that_was_killed_before_it_saved_its_model_gets_mean_and_deviation(make):
+    """They come of the last step's evaluation, and the checkpoint does not hold them."""
+    trainer = make()
+    trainer.fit(trainer.args, 0, 1)
+    found, rows = vars(trainer.model.config).copy(), trainer.path.read_text()
+    assert {"mean", "std"} <= found.keys()
+    del trainer.model.config.mean, trainer.model.config.std
+    trainer.fit(trainer.args, len(ROWS), 1)
+    assert vars(trainer.model.config) == found and trainer.path.read_text() == rows
+
+
+def test_a_complete_plain_run_evaluates_again():
+    from openrlhf_pgrpo.host.rm.trainer import PlainTrainer
+
+    seen = []
+    for pairs in ([1, 2], []):
+        trainer = SimpleNamespace(eval_dataloader=pairs, evaluate=lambda *given: seen.append(given))
+        PlainTrainer.finish_again(trainer, 7)
+    assert seen == [([1, 2], 7)]
+
+
 def test_a_pair_that_fills_the_last_round_of_ranks_does_not_count(make):
     """Five pairs for four ranks: the last rank has its own pair 3, then a repeated one."""
     trainer = make(evaluation=range(5), replicas=4)
