@@ -7,6 +7,7 @@
 # make test-newest    the same with the newest host, vLLM, transformers, Ray and DeepSpeed that there are; says which
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
 # make bench   all benchmarks, about an hour on quiet cores, into BENCH; says what changed since the last time
+# make kills   parts of runs are killed at random moments, three hours on quiet cores; outcomes are kept in KILLS
 # make gpu-kit    wheels for a GPU machine without a package index, in gpu-kit/; GPU_PYTHON names its Python
 # make flags   docs/flags.md again, after a change of flags or help texts
 # make install-gpu    the GPU stack, into the Python that PYTHON names
@@ -17,6 +18,7 @@ TORCH_PIP ?=
 DEMO ?= demo-run
 ROAD ?= road-run
 BENCH ?= bench.json
+KILLS ?= kills-run
 GPU_PYTHON ?= 3.12
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ TOUCHES_HOST := $(addprefix tests/, e2e/test_train_dpo.py::test_neither_micro_ba
 # The version that the host asks for.
 FLASH_ATTN := flash-attn==2.8.3
 
-.PHONY: venv requirements demo road lint test test-older-host test-newest test-slurm bench gpu-kit flags flash-attn install-gpu
+.PHONY: venv requirements demo road lint test test-older-host test-newest test-slurm bench kills gpu-kit flags flash-attn install-gpu
 
 venv: $(VENV)/.complete
 
@@ -88,6 +90,9 @@ test-slurm: venv
 
 bench: venv
 	$(BIN)/python examples/benchmarks/bench.py $(BENCH)
+
+kills: venv
+	$(BIN)/python examples/benchmarks/kills.py $(KILLS)
 
 gpu-kit: venv
 	$(BIN)/python tests/gpu/kit.py gpu-kit --python $(GPU_PYTHON)
