@@ -676,10 +676,15 @@ class Surroundings:
         for name in [*self.own]:
             self.stop(name)
         shared = sorted({*os.listdir("/dev/shm")} - self.shared) if PRIVATE in os.environ else []
-        # What other libraries leave when their process is killed: semaphores of joblib, vLLM's sockets, Ray's logs.
+        # What other libraries leave when their process is killed: semaphores of joblib, sockets of vLLM, logs of Ray
+        # and of torch's launcher.
         shared = [name for name in shared if not name.startswith("sem.loky-")]
         files = [path for path in self.temporary.iterdir() if path.name not in ("ray", *NODES)]
-        files = [path for path in files if not path.is_socket() and not path.name.startswith("vllm_dist_")]
+        files = [
+            path
+            for path in files
+            if not path.is_socket() and not path.name.startswith(("vllm_dist_", "torchelastic_"))
+        ]
         files += self.run.folder.rglob(".*")
         need(not shared and not files, f"nothing is left, got shared memory {shared}, files {[*map(str, files)]}")
 
