@@ -58,11 +58,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def _new_file(temporary: Path) -> tuple[int, bool]:
     """A new file, and whether it has its name already. Where the file system can, it has none until it is whole, so a
     writer that is killed leaves nothing."""
-    try:
-        return os.open(temporary.parent, os.O_WRONLY | os.O_TMPFILE, 0o666), False
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
+    if hasattr(os, "O_TMPFILE"):  # on Linux
+        try:
+            return os.open(temporary.parent, os.O_WRONLY | os.O_TMPFILE, 0o666), False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), True
 
 

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+PLUGINS = Path(__file__).resolve().parents[1] / "docs" / "upstream" / "plugins.md"
 MARK = "OPENRLHF_PGRPO_TEST_RUN"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -98,6 +99,11 @@ class HostCopy:
         self.metadata = Path(shutil.copytree(metadata, folder / metadata.name))
         self.script = folder / "openrlhf" / "cli" / "train_ppo_ray.py"
         self.environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def load_plugins(self) -> None:
+        """Makes the change that docs/upstream/plugins.md offers."""
+        (change,) = re.findall(r"```diff\n(.*?)```", PLUGINS.read_text(), re.DOTALL)
+        subprocess.run(["git", "apply"], cwd=self.folder, input=change, text=True, check=True)
 
     def pretend(self, version: str) -> None:
         """Says that it is of another version."""

@@ -17,7 +17,7 @@ from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, slope
 # Nodes and weights for expectations under N(0, 1). On sigmoids the trapezoidal rule is far better than Gauss-Hermite.
 NODES = np.linspace(-4.5, 4.5, 32)
 WEIGHTS = np.exp(-np.square(NODES) / 2) / np.exp(-np.square(NODES) / 2).sum()
-ROWS = 1024
+ROWS = 1024  # of a pool at a time, so that their nodes stay in the cache
 
 
 class Answers(NamedTuple):
@@ -74,8 +74,7 @@ def next_questions(
             the belief or are not finite.
     """
     pool, mean, variance = _pool(pool, belief)
-    free = np.ones(len(pool), bool)
-    free[list(asked)] = False
+    free = _free(len(pool), asked)
     if not 1 <= count <= free.sum():
         raise ValueError(f"the pool of {len(pool)} pairs needs {count} that were not asked yet, got {free.sum()}")
     if rule == "random":
@@ -104,8 +103,7 @@ def next_questions(
 def next_question(pool: np.ndarray, belief: Prior | Posterior, asked: Sequence[int] = ()) -> tuple[int | None, float]:
     """The row that `next_questions` gives, None if all were asked, and `predictive_entropy`, at the cost of one."""
     pool, mean, variance = _pool(pool, belief)
-    free = np.ones(len(pool), bool)
-    free[list(asked)] = False
+    free = _free(len(pool), asked)
     answers = _answers(mean, variance)
     return _most_informative(mean, variance, free, answers) if free.any() else None, _bits(answers)
 
@@ -151,13 +149,20 @@ def _answers(mean: np.ndarray, variance: np.ndarray) -> Answers:
 
 
 def _nodes(mean: np.ndarray, variance: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, the nodes of N(mean, variance) for these rows, (32, rows)): few rows at a time, to stay in the cache."""
+    """(rows, the nodes of N(mean, variance) for these rows, (32, rows)), ROWS at a time."""
     deviation = np.sqrt(variance)
     for start in range(0, len(mean), ROWS):
         rows = slice(start, start + ROWS)
         nodes = np.multiply.outer(NODES, deviation[rows])
         nodes += mean[rows]
         yield rows, nodes
+
+
+def _free(pairs: int, asked: Sequence[int]) -> np.ndarray:
+    """Which rows of the pool were not asked yet, (P,)."""
+    free = np.ones(pairs, bool)
+    free[list(asked)] = False
+    return free
 
 
 def _bits(answers: Answers) -> float:

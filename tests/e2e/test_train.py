@@ -2,14 +2,11 @@
 
 import json
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +21,6 @@ from openrlhf_pgrpo.report import write_report
 
 pytestmark = pytest.mark.e2e
 
-OFFER = Path(__file__).resolve().parents[2] / "docs" / "upstream" / "plugins.md"
 GROUPS = ("--data.pref_group_key", "persona", "--data.user_key", "who", "--pgrpo.min_count", "4")
 BOUND = 120  # seconds until all of a run has ended after a part of it died, on a busy machine
 
@@ -190,8 +186,7 @@ def http_reward_model():
 def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(
     start, host_copy, new_recording, tmp_path, http_reward_model
 ):
-    (change,) = re.findall(r"```diff\n(.*?)```", OFFER.read_text(), re.DOTALL)
-    subprocess.run(["git", "apply"], cwd=host_copy.folder, input=change, text=True, check=True)
+    host_copy.load_plugins()
     url, labels = http_reward_model
     environment = {**host_copy.environment, "OPENRLHF_PLUGINS": "pgrpo"}
     run = check_kill_and_resume(

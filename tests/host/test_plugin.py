@@ -1,10 +1,8 @@
 """A host that loads plug-ins (docs/upstream/plugins.md) takes our flags without a patch."""
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,6 @@ from openrlhf_pgrpo.host import plugin
 
 pytestmark = pytest.mark.host
 
-OFFER = Path(__file__).resolve().parents[2] / "docs" / "upstream" / "plugins.md"
 FLAGS = {
     "serve_rm": "--reward.unknown_user",
     "train_dpo": "--data.pref_group_key",
@@ -24,8 +21,7 @@ FLAGS = {
 @pytest.fixture
 def python(host_copy):
     """Runs Python where the host loads the plug-ins that are named."""
-    (change,) = re.findall(r"```diff\n(.*?)```", OFFER.read_text(), re.DOTALL)
-    subprocess.run(["git", "apply"], cwd=host_copy.folder, input=change, text=True, check=True)
+    host_copy.load_plugins()
 
     def run(*words, plugins="pgrpo"):
         environment = {**os.environ, **host_copy.environment, "OPENRLHF_PLUGINS": plugins}
