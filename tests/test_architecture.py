@@ -34,7 +34,7 @@ LIGHT = [
     "host.serve.seams",
     "host.cpu.launch",
     "host.cpu.patches",
-    "host.cpu.vllm_worker",
+    "host.cpu.bfloat16",
     "ops.node_checks",
 ]
 

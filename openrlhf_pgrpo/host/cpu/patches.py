@@ -13,6 +13,8 @@ import types
 
 import wrapt
 
+from openrlhf_pgrpo.host.cpu.bfloat16 import speed_up_bfloat16
+
 VLLM_EXTENSION = "openrlhf_pgrpo.host.cpu.vllm_worker.WeightsFromFile"
 
 
@@ -25,6 +27,7 @@ def patch_host(host) -> None:
     """The first import of the host in this process: what all its modules share."""
     stand_in_for_cuda()
     stand_in_for_flash_attn()
+    speed_up_bfloat16()
 
 
 def stand_in_for_cuda() -> None:

@@ -9,6 +9,10 @@ import os
 
 from safetensors import safe_open
 
+from openrlhf_pgrpo.host.cpu.bfloat16 import speed_up_bfloat16
+
+speed_up_bfloat16()  # vLLM imports this file before it loads the model, and nothing else of ours
+
 
 class WeightsFromFile:
     """Replaces openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap."""
