@@ -1,5 +1,6 @@
 """Starts Ray for us: its workers run our hook, and without a GPU it counts logical ones. This runs in the driver."""
 
+import os
 from pathlib import Path
 
 import wrapt
@@ -9,6 +10,10 @@ from openrlhf_pgrpo.host.cpu import launch
 from openrlhf_pgrpo.host.ppo import last_words, worker
 from openrlhf_pgrpo.host.versions import SeamError
 from openrlhf_pgrpo.models import remote_code
+
+# Ray then ends what a worker has started, when the worker ends in whatever way. vLLM computes in a process of its own,
+# which would outlive a killed rollout engine and keep its memory. The nodes of a cluster read it at `ray start`.
+CLEANUP = "RAY_process_group_cleanup_enabled"
 
 
 def worker_environment() -> dict:
@@ -53,6 +58,7 @@ def prepare(args) -> None:
         if own := own_ray():
             resources = {"num_gpus": launch.logical_gpus(args), "num_cpus": launch.logical_cpus(args)}
             kwargs = {**own, **resources, **kwargs}
+        os.environ.setdefault(CLEANUP, "1")
         context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
         last_words.install(Path(args.ckpt.path))
         return context

@@ -1,0 +1,63 @@
+"""The Ray that we start, for real."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+KILLED_ENGINE = """
+import os, signal, subprocess, types
+import ray
+from openrlhf_pgrpo.host import device
+from openrlhf_pgrpo.host.ppo import ray_start
+
+os.environ[device.DEVICE] = "cpu"
+role = types.SimpleNamespace(num_nodes=1, num_gpus_per_node=1)
+section = types.SimpleNamespace
+ray_start.prepare(section(
+    actor=role, algo=section(kl=section(init_coef=0), advantage=section(estimator="pgrpo")), train=section(
+    async_enable=False, agent_func_path=None), reward=section(remote_url="r.py"),
+    vllm=section(num_engines=1, tensor_parallel_size=1), ckpt=section(path=".")))
+ray.init()
+
+
+@ray.remote
+class Engine:
+    def start(self):
+        self.computes = subprocess.Popen(["sleep", "300"])
+        return os.getpid(), self.computes.pid
+
+
+engine = Engine.remote()
+pid, child = ray.get(engine.start.remote())
+print(child, flush=True)
+os.kill(pid, signal.SIGKILL)
+input()
+"""
+
+
+def test_what_a_killed_actor_has_started_ends_with_it(tmp_path):
+    """vLLM computes in a process that a rollout engine starts."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", KILLED_ENGINE]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as driver:
+        child = int(driver.stdout.readline())
+        try:
+            for _ in range(60):
+                time.sleep(0.5)
+                if not os.path.exists(f"/proc/{child}"):
+                    break
+            else:
+                pytest.fail(f"process {child} lives 30 seconds after the actor that started it was killed")
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, 9)
+            driver.communicate("\n", timeout=60)
+    assert driver.returncode == 0
