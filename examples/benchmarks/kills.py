@@ -414,7 +414,8 @@ def end_a_part(trial: Trial, run: Run, facts: dict, rng: random.Random, around, 
             time.sleep(rng.random() * pause)
             kill(trial, process, around, rng)
         began = time.monotonic()
-        code = wait(process, LONGEST_RUN if trial.victim in ("clock", "disk full") else BOUND)
+        # Without its reward server a run ends when it first asks for a reward, which may be after all of its start.
+        code = wait(process, LONGEST_RUN if trial.victim in ("clock", "disk full") else BOUND + facts["start"])
         around.wait_for_the_end()
     outcome["ended"] = round(time.monotonic() - began, 1)
     if trial.victim == "clock":

@@ -2,15 +2,19 @@
 
 import os
 
+ENGINE_THREADS = "OPENRLHF_PGRPO_ENGINE_THREADS"  # environment variable, read where engines are started
+
 
 def environment() -> dict[str, str]:
     """Environment variables that the driver and every Ray worker need. Those that the user has set stay."""
+    cores = len(os.sched_getaffinity(0))
     defaults = {
         # DeepSpeed guesses its accelerator from what is installed, so we name it.
         "DS_ACCELERATOR": "cpu",
         # Two trainer ranks of one thread beat one rank of two threads: 23 against 30 s a step for SmolLM2-135M on two
         # cores, where one rank of one thread takes 32 s. So threads are kept few and ranks use the cores.
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+        "OMP_NUM_THREADS": str(max(1, cores // 2)),
+        ENGINE_THREADS: os.environ.get("OMP_NUM_THREADS", str(cores)),
         # GiB; without it vLLM wants `gpu_memory_utilization` (host default 0.95) of the machine's memory.
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # vLLM would pin its threads to all cores but one.
@@ -25,6 +29,15 @@ def environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def engine_threads(args) -> int:
+    """The number of threads of each vLLM engine. Ranks sleep while engines sample, so these share all cores; in async
+    training both work, and they get as many as every process. A number that the user chose is everybody's."""
+    of_all = int(os.environ["OMP_NUM_THREADS"])
+    if args.train.async_enable:
+        return of_all
+    return max(of_all, int(os.environ[ENGINE_THREADS]) // (args.vllm.num_engines or 1))
 
 
 def logical_gpus(args) -> int:

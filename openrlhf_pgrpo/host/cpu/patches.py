@@ -14,6 +14,7 @@ import types
 import wrapt
 
 from openrlhf_pgrpo.host.cpu.bfloat16 import speed_up_bfloat16
+from openrlhf_pgrpo.host.cpu.launch import ENGINE_THREADS
 
 VLLM_EXTENSION = "openrlhf_pgrpo.host.cpu.vllm_worker.WeightsFromFile"
 
@@ -138,18 +139,20 @@ def patch_collectives(module) -> None:
 
 
 def patch_engine(module) -> None:
-    """Host: create_vllm_engines names the worker extension that receives weights through NCCL.
+    """Host: create_vllm_engines names the worker extension that receives weights through NCCL, and gives an engine the
+    environment of every process, in which threads are few.
 
-    Remove once users of the host can name the extension.
+    Remove once users of the host can name both.
     """
 
-    def with_our_extension(options, _, args, kwargs):
-        engine = options(*args, **kwargs)
+    def with_ours(options, _, args, kwargs):
+        threads = {"OMP_NUM_THREADS": os.environ[ENGINE_THREADS]}
+        engine = options(*args, runtime_env={"env_vars": threads}, **kwargs)
         start = engine.remote
         engine.remote = lambda **settings: start(**{**settings, "worker_extension_cls": VLLM_EXTENSION})
         return engine
 
-    wrapt.wrap_function_wrapper(module, "RolloutRayActor.options", with_our_extension)
+    wrapt.wrap_function_wrapper(module, "RolloutRayActor.options", with_ours)
 
 
 def patch_weight_sync(module) -> None:

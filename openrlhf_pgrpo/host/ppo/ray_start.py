@@ -44,6 +44,8 @@ def prepare(args) -> None:
 
     if ray.is_initialized():
         raise SeamError("openrlhf_pgrpo needs to start Ray, got a running one: call prepare before ray.init")
+    if device.is_cpu():
+        os.environ[launch.ENGINE_THREADS] = str(launch.engine_threads(args))
     ours = worker_environment()
     hook = ours["worker_process_setup_hook"]
 

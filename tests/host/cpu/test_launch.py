@@ -1,6 +1,7 @@
 """The stand-ins for a GPU: what is refused, what is adapted, what is replaced."""
 
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -60,6 +61,29 @@ def test_what_the_user_chose_stays(host_args, monkeypatch):
     assert args.ds.attn_implementation == "eager" and args.actor.num_gpus_per_node == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert launch.environment()["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(
+    "flags, chosen, threads",
+    [
+        ("", None, 4),  # ranks sleep
+        ("--vllm.num_engines 2", None, 2),
+        ("--vllm.num_engines 3", None, 2),  # no fewer than a rank
+        ("--train.async_enable", None, 2),  # ranks work
+        ("", "3", 3),
+        ("--vllm.num_engines 2", "3", 3),
+    ],
+)
+def test_engines_share_all_cores_while_ranks_sleep(host_args, monkeypatch, flags, chosen, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))
+    for name in ("OMP_NUM_THREADS", launch.ENGINE_THREADS):
+        monkeypatch.delenv(name, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    for name, value in launch.environment().items():
+        monkeypatch.setenv(name, value)
+    assert launch.environment()["OMP_NUM_THREADS"] == (chosen or "2")
+    assert launch.engine_threads(host_args(*flags.split())) == threads
 
 
 @pytest.mark.parametrize(

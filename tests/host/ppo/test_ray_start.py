@@ -13,10 +13,11 @@ pytestmark = pytest.mark.host
 KILLED_ENGINE = """
 import os, signal, subprocess, types
 import ray
-from openrlhf_pgrpo.host import device
+from openrlhf_pgrpo.host import device, hooks
 from openrlhf_pgrpo.host.ppo import ray_start
 
 os.environ[device.DEVICE] = "cpu"
+os.environ.update(device.environment())
 role = types.SimpleNamespace(num_nodes=1, num_gpus_per_node=1)
 section = types.SimpleNamespace
 ray_start.prepare(section(
@@ -30,19 +31,20 @@ ray.init()
 class Engine:
     def start(self):
         self.computes = subprocess.Popen(["sleep", "300"])
-        return os.getpid(), self.computes.pid
+        return os.getpid(), self.computes.pid, os.environ["OMP_NUM_THREADS"], bool(hooks.register.done)
 
 
-engine = Engine.remote()
-pid, child = ray.get(engine.start.remote())
+engine = Engine.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "42"}}).remote()  # as `patch_engine` does
+pid, child, *ready = ray.get(engine.start.remote())
+assert ready == ["42", True], ready
 print(child, flush=True)
 os.kill(pid, signal.SIGKILL)
 input()
 """
 
 
-def test_what_a_killed_actor_has_started_ends_with_it(tmp_path):
-    """vLLM computes in a process that a rollout engine starts."""
+def test_an_actor_gets_our_hook_and_what_it_started_ends_with_it(tmp_path):
+    """vLLM computes in a process that a rollout engine starts. An engine has an environment of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", KILLED_ENGINE]
     with subprocess.Popen(
