@@ -32,6 +32,7 @@ BENCHMARKS = (
     "controller_limit",
     "dpo_step_time",
     "serve_time",
+    "server_load",
     "step_time",
     "transport",
 )

@@ -88,7 +88,7 @@ def write_models(backbone: Path, folder: Path) -> dict[str, Path]:
 class Server:
     """serve_rm of `model`, through our door, because the host's own does not start on a CPU."""
 
-    def __init__(self, model: Path, log: Path):
+    def __init__(self, model: Path, log: Path, *flags: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -97,7 +97,7 @@ class Server:
         command = [sys.executable, "-m", "openrlhf_pgrpo.cli.serve_rm", "--reward.model_name_or_path", str(model)]
         with open(log, "w") as out:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen([*command, *address], stdout=out, stderr=out, env=environment)
+            self.process = subprocess.Popen([*command, *address, *flags], stdout=out, stderr=out, env=environment)
 
     def ask(self, texts: list[str], labels: list[str]) -> list[float]:
         body = json.dumps({"query": texts, "prompts": texts, "labels": labels}).encode()

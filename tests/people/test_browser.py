@@ -242,6 +242,22 @@ def test_two_windows_cannot_answer_the_same_question(visit, session_of):
         assert other.page.locator(".problem").text_content() == ""
 
 
+def test_twenty_tabs_answer_each_question_once(visit, session_of):
+    session = session_of(questions=5)
+    with serving(session) as address, visit(address) as seen:
+        tabs = [seen.page, *(seen.page.context.new_page() for _ in range(19))]
+        for tab in tabs[1:]:
+            tab.goto(address)
+        for answered in (1, 2, 3):
+            for tab in tabs:
+                tab.keyboard.press("1")  # returns at once: all of them still show the same question
+            for tab in tabs:
+                wait_for(tab, answered)
+            assert preferences(session) == [1] * answered
+        shown = [(sides(tab), status(tab)) for tab in tabs]
+        assert shown == [shown[0]] * 20 and status(tabs[0]).startswith("Question 4 of 5")
+
+
 def test_the_page_waits_until_the_answer_is_saved(visited, session_of, monkeypatch):
     session, go = session_of(questions=5), threading.Event()
     save = Profile.save
