@@ -16,7 +16,9 @@ pytestmark = pytest.mark.host
 @pytest.fixture
 def replace(monkeypatch):
     """Replaces the products as on a CPU that has the instructions or not, for this test."""
-    before, bfloat16.speed_up_bfloat16.replaced = bfloat16.speed_up_bfloat16.replaced, None
+    # Another test of this process may have replaced them. Nothing may hold them, or PyTorch's do not come back.
+    were_replaced = bfloat16.speed_up_bfloat16.replaced is not None
+    bfloat16.speed_up_bfloat16.replaced = None
 
     def replace(supported: bool) -> None:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
@@ -25,7 +27,7 @@ def replace(monkeypatch):
     yield replace
     bfloat16.speed_up_bfloat16.replaced = None
     monkeypatch.undo()
-    if before is not None:
+    if were_replaced:
         bfloat16.speed_up_bfloat16()
 
 
