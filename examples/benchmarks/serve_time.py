@@ -59,12 +59,8 @@ def main() -> None:
         servers = {name: Server(models[name], folder / f"{name}.log") for name in NAMES}
         for server in servers.values():
             server.wait()
-        tokenizer = AutoTokenizer.from_pretrained(backbone)
-        words = tokenizer(WORDS * LENGTHS["mixed"].max(), add_special_tokens=False).input_ids
         for kind, lengths in LENGTHS.items():
-            starts = [tokenizer.decode(words[: length - 6]) for length in lengths]
-            # with an end, as a rollout's texts
-            texts = [f"{number:04} {start}{tokenizer.eos_token}" for number, start in enumerate(starts)]
+            texts = texts_of(backbone, lengths)
             single = [[text] for text in texts]
             for requests, clients in ((single, 1), ([texts], 1), (3 * single, CLIENTS)):
                 print(f"{len(requests[0])} texts a request, {kind} lengths, {clients} clients: ", end="")
@@ -72,6 +68,14 @@ def main() -> None:
     finally:
         for server in servers.values():
             server.stop()
+
+
+def texts_of(backbone: Path, lengths: np.ndarray) -> list[str]:
+    """Different texts of so many tokens, with an end, as a rollout's."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    words = tokenizer(WORDS * max(lengths), add_special_tokens=False).input_ids
+    starts = [tokenizer.decode(words[: length - 6]) for length in lengths]
+    return [f"{number:04} {start}{tokenizer.eos_token}" for number, start in enumerate(starts)]
 
 
 def write_models(backbone: Path, folder: Path) -> dict[str, Path]:

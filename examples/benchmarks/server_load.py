@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from transformers import AutoTokenizer
 
-from serve_time import LENGTHS, USERS, WORDS, Server, write_models
+from serve_time import LENGTHS, USERS, Server, texts_of, write_models
 from tiny_run import new_folder, tiny_policy
 
 REPORTS = 5
@@ -40,7 +39,10 @@ def main() -> None:
         parser.error("needs at least one client and --seconds above 0")
     folder = new_folder(parser, args.folder)
     model = write_models(tiny_policy(folder / "policy"), folder)["ours"]
-    texts = texts_of(folder / "policy")
+    rng = random.Random(0)
+    texts = [
+        (text, f"user {rng.randrange(USERS)}") for text in texts_of(folder / "policy", np.tile(LENGTHS["mixed"], 4))
+    ]
     for name, flags, seconds in (
         ("all may wait", [], args.seconds),
         ("few may wait", ["--max_body", str(SHORT)], args.seconds / REPORTS),
@@ -52,18 +54,6 @@ def main() -> None:
             load(server, texts, args.clients, seconds)
         finally:
             server.stop()
-
-
-def texts_of(policy: Path) -> list[tuple[str, str]]:
-    """Texts of all lengths, each with a user."""
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    words = tokenizer(WORDS * LENGTHS["mixed"].max(), add_special_tokens=False).input_ids
-    starts = [tokenizer.decode(words[: length - 6]) for length in LENGTHS["mixed"]]
-    rng = random.Random(0)
-    return [
-        (f"{number:04} {start}{tokenizer.eos_token}", f"user {rng.randrange(USERS)}")
-        for number, start in enumerate(4 * starts)
-    ]
 
 
 class Counts:
