@@ -1,7 +1,9 @@
-"""Starts the host's trainers as Ray actors, in one of two ways, and prints what they really hold.
+"""Starts the host's trainers as Ray actors, in one of two ways, and writes what they really hold to a file.
 
-probe.py openrlhf_pgrpo.cli.train_ppo_ray ARGUMENTS...     our own module
-probe.py openrlhf.cli.train_ppo_ray ARGUMENTS...           the host's, patched
+probe.py FILE openrlhf_pgrpo.cli.train_ppo_ray ARGUMENTS...     our own module
+probe.py FILE openrlhf.cli.train_ppo_ray ARGUMENTS...           the host's, patched
+
+Not to the standard output: Ray writes what its workers say into the middle of our lines.
 """
 
 import importlib
@@ -9,6 +11,7 @@ import json
 import re
 import runpy
 import sys
+from pathlib import Path
 
 from openrlhf_pgrpo.host.door import Door
 
@@ -75,12 +78,12 @@ def parse_and_probe(door, parser, *args, **kwargs):
     parsed = parse_args(door, parser, *args, **kwargs)
     door.prepare(parsed)
     found = probe(hierarchize(parsed))
-    print("FOUND " + json.dumps({**found, "parser": described(parser)}, default=str))
+    FILE.write_text(json.dumps({**found, "parser": described(parser)}, default=str))
     sys.exit()
 
 
 if __name__ == "__main__":
-    module = sys.argv.pop(1)
+    FILE, module = Path(sys.argv.pop(1)), sys.argv.pop(1)
     parse_args, Door.parse_args = Door.parse_args, parse_and_probe
     importlib.import_module(module.rpartition(".")[0])  # as `python -m` does
     runpy.run_module(module, run_name="__main__")

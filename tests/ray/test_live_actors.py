@@ -14,7 +14,7 @@ OWN, HOSTS = "openrlhf_pgrpo.cli.train_ppo_ray", "openrlhf.cli.train_ppo_ray"
 
 
 @pytest.fixture
-def found_behind(tiny, host_copy):
+def found_behind(tiny, host_copy, tmp_path):
     """What a probe finds in the live actors of sync and async training, and in the parser."""
 
     def ask(door):
@@ -33,12 +33,12 @@ def found_behind(tiny, host_copy):
             "--rollout.batch_size": 4,
         }
         words = [str(word) for pair in argv.items() for word in pair] + ["--train.async_enable"]
-        command = [sys.executable, Path(__file__).parent / "probe.py", door, *words]
+        file = tmp_path / f"{door}.json"
+        command = [sys.executable, Path(__file__).parent / "probe.py", file, door, *words]
         environment = {**os.environ, **host_copy.environment}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-        assert len(lines) == 1, done.stdout + done.stderr
-        return json.loads(lines[0].removeprefix("FOUND "))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(file.read_text())
 
     return ask
 
