@@ -60,6 +60,19 @@ def test_information_is_what_the_posterior_gains():
     assert information(np.array([1.3 * 0.4]), np.array([1.3**2 * 1.7])) == pytest.approx(gain, rel=1e-5)
 
 
+@pytest.mark.parametrize("deviation", [0, 1e-8, 0.3, 4, 30, 150])
+def test_the_chance_is_the_sum_over_all_nodes(deviation):
+    """Which is taken in pairs of nodes, and stays a number for any mean."""
+    rng = np.random.default_rng(3)
+    mean = np.concatenate([rng.normal(0, 10, 3000), [0, -0.0, 40, -40, 800, -800, 1e6, -1e6]])
+    belief = Posterior(np.array([1.0, 0.0]), np.diag([1e-40, 1.0]))
+    chance = predict(np.stack([mean, np.full_like(mean, deviation)], 1), belief)
+    nodes = expit(mean[:, None] + deviation * questions.NODES)
+    np.testing.assert_allclose(chance, nodes @ questions.WEIGHTS, rtol=0, atol=1e-14)
+    wide = predict(np.array([[1e5, 1e5]]), belief)
+    assert wide == pytest.approx(0.8413, abs=0.05)  # the normal distribution's, at a standard deviation
+
+
 def determinant(mean, variance):
     """A rule of a user's own: orders pairs as the determinant of the precision after the answer does."""
     return expit(mean) * expit(-mean) * variance
