@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 
 OLDER_HOST := .hosts/0.11.0
 TOUCHES_HOST := $(addprefix tests/, e2e/test_train_dpo.py::test_neither_micro_batches_nor_ranks_matter \
-    e2e/test_train.py::test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoint \
+    e2e/test_train.py::test_the_patched_hosts_own_module_http_kill_resume_weights_logs_and_best_checkpoint \
     ops/test_patching.py host)
 
 # The version that the host asks for.

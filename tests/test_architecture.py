@@ -35,6 +35,7 @@ LIGHT = [
     "host.cpu.launch",
     "host.cpu.patches",
     "host.cpu.bfloat16",
+    "host.cpu.memory",
     "ops.node_checks",
 ]
 

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = (
     "factorization_time",
     "elicitation_time",
-    "bfloat16_time",
+    "cpu_time",
     "group_weights",
     "history_file",
     "long_run",

@@ -22,6 +22,8 @@ from openrlhf_pgrpo.report import write_report
 pytestmark = pytest.mark.e2e
 
 GROUPS = ("--data.pref_group_key", "persona", "--data.user_key", "who", "--pgrpo.min_count", "4")
+SCALES = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}
+VOWELS = "aeiouAEIOU"
 BOUND = 120  # seconds until all of a run has ended after a part of it died, on a busy machine
 
 
@@ -49,9 +51,9 @@ def kill_engine(run):
     assert f"[pgrpo] resume from {tag} in {run.folder}/ckpt: the same command, with --ckpt.load_enable" in run.output()
 
 
-def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags):
-    """Kills a part of a run after a checkpoint, and resumes it with histories that are equal to the bit. Returns the
-    resumed run."""
+def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags, end=lambda run: run.succeed()):
+    """Kills a part of a run after a checkpoint, and resumes it with histories that are equal to the bit, until `end`
+    returns. Returns the resumed run."""
     before, after = new_recording("before"), new_recording("after")
     equal = after.equal
     flags = (*before.flags, "--advantage_estimator", name, *GROUPS, "--ckpt.save_steps", 2, *flags)
@@ -66,7 +68,8 @@ def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags):
     report = write_report([run.folder], tmp_path / "killed.html").read_text()
     assert "the last line of the file is incomplete" in report and "cleo/3" in report
 
-    resumed = start(*flags, "--ckpt.load_enable", **after.environment).succeed()
+    resumed = start(*flags, "--ckpt.load_enable", **after.environment)
+    end(resumed)
     ((restored, batches),) = after.runs()
     assert equal(restored, saved["estimator"])
     assert restored["history"]["seen"].sum() == 8 * step_of(tag)
@@ -89,15 +92,44 @@ def check_kill_and_resume(start, new_recording, tmp_path, name, kill, *flags):
     return resumed
 
 
-def test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoint(
-    start, host_copy, new_recording, tiny, tmp_path
+@pytest.fixture
+def http_reward_model():
+    """A reward server as the host expects one: vowels, on the scale of each persona. It answers with lists, and keeps
+    the labels that it was sent."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.extend(body["labels"])
+            answer = body["query"][0][len(body["prompts"][0]) :]
+            vowels = SCALES[body["labels"][0]] * sum(letter in VOWELS for letter in answer)
+            payload = json.dumps({"rewards": [vowels], "scores": [vowels], "extra_logs": {"vowels": vowels}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/reward", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_patched_hosts_own_module_http_kill_resume_weights_logs_and_best_checkpoint(
+    start, host_copy, new_recording, tiny, tmp_path, http_reward_model
 ):
+    url, labels = http_reward_model
     original = host_copy.files()
     assert host_copy.command("patch").returncode == 0
     evaluation = ("--eval.dataset", tiny / "eval.jsonl", "--eval.steps", 2, "--eval.n_samples_per_prompt", 2)
     run = check_kill_and_resume(
         partial(start, module="openrlhf.cli.train_ppo_ray", **host_copy.environment),
-        new_recording, tmp_path, "recorded_pgrpo", kill_driver, "--reward.remote_url", tiny / "reward.py",
+        new_recording, tmp_path, "recorded_pgrpo", kill_driver, "--reward.remote_url", url,
         *evaluation,
         "--algo.kl.init_coef", 1e-4, "--algo.kl.estimator", "k2", "--train.num_episodes", 2,
         "--logger.tensorboard_dir", tmp_path / "tb",
@@ -111,17 +143,18 @@ def test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoi
 
     # The line in the terminal, and an answer of each preference group, as the policy gave it.
     assert "[pgrpo] step 1  8%  ETA " in run.output() and "[pgrpo] step 12  100%  ETA 0:00  reward: " in run.output()
-    scale = {"ann": 1.0, "bob": 5.0, "cleo/3": 0.2}
     for row in (first, second):
         assert {sample["pref_group"] for sample in row["samples"]} == set(row["pref_groups"])
         for sample in row["samples"]:
-            vowels = sum(letter in "aeiouAEIOU" for letter in sample["response"])
-            assert sample["reward"] == pytest.approx(scale[sample["pref_group"]] * vowels)
+            vowels = sum(letter in VOWELS for letter in sample["response"])
+            assert sample["reward"] == pytest.approx(SCALES[sample["pref_group"]] * vowels)
             assert sample["prompt"].endswith(" says ")
 
     # vLLM's log-probs are the actor's, step after step, while the policy moves far away from where it began.
     assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
     assert run.steps[-1]["train"]["kl"] > 0.1
+
+    assert set(labels) == set(SCALES) and set(run.batches[0].labels) <= set(SCALES)
 
     # The raw reward is logged, not the advantage; the same numbers are in JSONL and TensorBoard.
     last, batch = run.steps[-1], run.batches[-1]
@@ -157,98 +190,57 @@ def test_the_patched_hosts_own_module_kill_resume_weights_logs_and_best_checkpoi
 
 
 @pytest.fixture
-def http_reward_model():
-    """A reward server as the host expects one; it answers with lists, and keeps the labels that it was sent."""
-    seen = []
+def judge(tmp_path):
+    """A reward function that wants labels with all columns, and fails for a persona once its folder has `out`."""
+    path, out = tmp_path / "judge.py", tmp_path / "the judge is out"
+    path.write_text(f"""
+import os
+import torch
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.extend(body["labels"])
-            answer = body["query"][0][len(body["prompts"][0]) :]
-            vowels = float(sum(letter in "aeiouAEIOU" for letter in answer))
-            payload = json.dumps({"rewards": [vowels], "scores": [vowels]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/reward", seen
-    server.shutdown()
-    server.server_close()
+def reward_func(queries, prompts, labels):
+    assert set(labels[0]) == {{"persona", "who", "nested"}}, labels[0]
+    if labels[0]["persona"] == "bob" and os.path.exists({str(out)!r}):
+        raise OSError("no judge")
+    answer = queries[0][len(prompts[0]):]
+    vowels = torch.tensor([float(sum(letter in {VOWELS!r} for letter in answer))])
+    return {{"rewards": vowels, "scores": vowels, "extra_logs": {{}}}}
+""")
+    return path, out
 
 
-def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_http_and_struct_labels_kill_resume(
-    start, host_copy, new_recording, tmp_path, http_reward_model
+def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_struct_labels_kill_resume_no_reward(
+    start, host_copy, new_recording, tmp_path, judge
 ):
+    """And a reward function that fails ends the resumed run, whose last checkpoint stays."""
     host_copy.load_plugins()
-    url, labels = http_reward_model
+    path, out = judge
+
+    def lose_the_judge(run):
+        latest = run.folder / "ckpt" / "_actor" / "latest"
+        run.until(lambda: step_of(latest.read_text()) >= 10 and "Filtered out" in run.output())
+        out.touch()
+        assert run.wait() != 0
+        assert "every sample needs a reward: the reward function" in run.output()
+        assert "raised OSError: no judge" in run.output() and "preference group 'bob'" in run.output()
+        tag = latest.read_text()
+        assert step_of(tag) >= len(run.steps) - 2  # the sampler ends the run, perhaps between a row and its checkpoint
+        assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * step_of(tag)
+
     environment = {**host_copy.environment, "OPENRLHF_PLUGINS": "pgrpo"}
     run = check_kill_and_resume(
         partial(start, module="openrlhf.cli.train_ppo_ray", **environment),
-        new_recording, tmp_path, "recorded_pgrpo_eb", kill_engine, "--reward.remote_url", url,
+        new_recording, tmp_path, "recorded_pgrpo_eb", kill_engine, "--reward.remote_url", path,
         "--data.label_key", "struct",
         "--train.async_enable", "--train.partial_rollout_enable", "--algo.dynamic_filtering_enable",
-        "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 4,
-        "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo_eb",
+        "--algo.dynamic_filtering_range", 0.3, 1e6, "--train.num_episodes", 50,
+        "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo_eb", end=lose_the_judge,
     )  # fmt: skip
     assert "advantages: pgrpo_robust weights those of recorded_pgrpo_eb by preference group" in run.output()
     groups = run.steps[-1]["pref_groups"].values()
     assert sum(group["weight"] * group["share"] for group in groups) == pytest.approx(1)
     assert all(group["robust_alpha"] != 1 / 3 for group in groups) and run.steps[-1]["estimator"] == "pgrpo_robust"
     assert "prompts that it drops do not enter the reward history" in run.output()
-    filtered = run.output().count("Filtered out")
-    assert filtered > 0, "the range filtered nothing: choose another"
     for batch in run.batches:  # no prompt whose mean score is out of range has come through
         means = np.bincount(batch.prompt_groups, batch.rewards) / np.bincount(batch.prompt_groups)
         assert means.min() > 0.3
-    assert labels[0]["persona"] in ("ann", "bob", "cleo/3") and set(labels[0]) == {"persona", "who", "nested"}
-    assert run.batches[0].labels[0] in labels
-
-
-def test_zero_3_two_ranks_local_reward_model(start, tiny, tmp_path):
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    torch.manual_seed(1)
-    config = AutoConfig.from_pretrained(tiny / "model", num_labels=1)
-    reward_model = AutoModelForSequenceClassification.from_config(config)
-    reward_model.to(torch.bfloat16).save_pretrained(tmp_path / "reward_model")
-    AutoTokenizer.from_pretrained(tiny / "model").save_pretrained(tmp_path / "reward_model")
-    run = start(
-        "--advantage_estimator", "pgrpo", *GROUPS, "--ds.zero_stage", 3, "--actor.num_gpus_per_node", 2,
-        "--train.micro_batch_size", 2, "--reward.model_name_or_path", tmp_path / "reward_model",
-        "--ckpt.save_steps", 3,
-    ).succeed()  # fmt: skip
-    assert len(run.steps) == 6
-    assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
-    assert run.checkpoint("global_step6")["estimator"]["history"]["seen"].sum() == 6 * 8
-
-
-def test_a_failing_reward_function_stops_an_async_run_and_leaves_the_checkpoint(start, tiny, tmp_path):
-    out = tmp_path / "the judge is out"
-    (tmp_path / "reward.py").write_text(f"""
-import os
-{(tiny / "reward.py").read_text()}
-healthy = reward_func
-
-def reward_func(queries, prompts, labels):
-    if labels[0] == "bob" and os.path.exists({str(out)!r}):
-        raise OSError("no judge")
-    return healthy(queries, prompts, labels)
-""")
-    run = start("--advantage_estimator", "pgrpo", *GROUPS, "--reward.remote_url", tmp_path / "reward.py",
-                "--ckpt.save_steps", 1, "--train.num_episodes", 50, "--train.async_enable")  # fmt: skip
-    run.until(lambda: len(run.steps) >= 2)
-    out.touch()
-    assert run.wait() != 0
-    assert "every sample needs a reward: the reward function" in run.output()
-    assert "raised OSError: no judge" in run.output() and "preference group 'bob'" in run.output()
-    tag = (run.folder / "ckpt" / "_actor" / "latest").read_text()
-    saved = int(tag.removeprefix("global_step"))
-    assert saved >= len(run.steps) - 1  # the sampler ends the run, perhaps between a row and its checkpoint
-    assert run.checkpoint(tag)["estimator"]["history"]["seen"].sum() == 8 * saved
+        assert all(set(label) == {"persona", "who", "nested"} for label in batch.labels)

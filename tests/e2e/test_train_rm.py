@@ -103,7 +103,7 @@ def test_kill_and_resume_is_exact_with_adapters(train, pairs, tmp_path):
     assert saved.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in saved.items())
 
 
-def test_trained_on_two_ranks_with_zero_3_and_used_in_ppo(train, pairs, start):
+def test_trained_on_two_ranks_with_zero_3_and_used_in_ppo_so_too(train, pairs, start):
     (trained,) = train(("rm", *FACTORS, "--ds.zero_stage", 3, "--train.micro_batch_size", 2), ranks=2)
     folder, expected = trained.folder / "out", evaluations(trained.finish())[-1]
     assert expected["worst_user_accuracy"] == 1.0
@@ -115,7 +115,13 @@ def test_trained_on_two_ranks_with_zero_3_and_used_in_ppo(train, pairs, start):
     assert (yes_over_no[[0, 2, 4]] > 0).all() and (yes_over_no[[1, 3, 5]] < 0).all()
 
     keys = ("--data.pref_group_key", "persona", "--data.user_key", "who")
-    run = start("--advantage_estimator", "pgrpo", *keys, "--reward.model_name_or_path", folder).succeed()
+    run = start(
+        "--advantage_estimator", "pgrpo", *keys, "--reward.model_name_or_path", folder, "--ds.zero_stage", 3,
+        "--actor.num_gpus_per_node", 2, "--train.micro_batch_size", 2, "--ckpt.save_steps", 3,
+    ).succeed()  # fmt: skip
+    assert len(run.steps) == 6
+    assert max(abs(row["train"]["vllm_kl"]) for row in run.steps) < 0.01
+    assert run.checkpoint("global_step6")["estimator"]["history"]["seen"].sum() == 6 * 8
     assert "each sample's user, one of 6, weighs the base rewards of" in run.output()
     groups = [group for step in run.steps for group in step["pref_groups"].values()]
     assert {name for step in run.steps for name in step["pref_groups"]} == {"ann", "bob", "cleo/3"}

@@ -15,6 +15,7 @@ import wrapt
 
 from openrlhf_pgrpo.host.cpu.bfloat16 import speed_up_bfloat16
 from openrlhf_pgrpo.host.cpu.launch import ENGINE_THREADS
+from openrlhf_pgrpo.host.cpu.memory import keep_memory
 
 VLLM_EXTENSION = "openrlhf_pgrpo.host.cpu.vllm_worker.WeightsFromFile"
 
@@ -95,8 +96,9 @@ def patch_replay_buffer(module) -> None:
 def patch_strategy(module) -> None:
     """Host: utils/deepspeed/deepspeed.py asks for a mesh of "cuda" devices, and averages the EMA model on "cuda".
 
-    Remove once the host takes both from the accelerator.
+    Remove once the host takes both from the accelerator. Who imports it trains, and trains faster with memory kept.
     """
+    keep_memory()
 
     def on_cpu(init_device_mesh, _, args, kwargs):
         return init_device_mesh("cpu", *args[1:], **kwargs)
