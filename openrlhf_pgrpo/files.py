@@ -201,7 +201,7 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 place = f"line {number} of {path}"
-                rows.append((number, _row(line, place)))
+                rows.append((number, json_object(line, place)))
                 check_row(rows[-1][1], place, columns)
     if not rows:
         having = f" with {', '.join(columns)}" if columns else ""
@@ -209,14 +209,15 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
     return rows
 
 
-def _row(line: bytes, place: str) -> dict:
+def json_object(text: bytes, what: str) -> dict:
+    """The object that a text is. Raises ValueError, which begins with `what`, if it is none."""
     try:
-        row = json.loads(line)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} needs a JSON object, got {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} needs a JSON object, got {type(row).__name__}")
-    return row
+        raise ValueError(f"{what} needs a JSON object, got {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} needs a JSON object, got {type(found).__name__}")
+    return found
 
 
 def check_row(row: dict, place: str, columns: Mapping[str, type]) -> None:

@@ -10,7 +10,6 @@ rollout sends single texts, many at a time: what has come while texts were score
 
 import asyncio
 import ipaddress
-import json
 import logging
 import re
 import signal
@@ -31,6 +30,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from openrlhf_pgrpo.core.names import listed, name_of
+from openrlhf_pgrpo.files import json_object
 from openrlhf_pgrpo.host.serve.flags import HostDefault
 from openrlhf_pgrpo.host.serve.patience import Patience
 from openrlhf_pgrpo.host.user_rewards import UserRewards
@@ -282,20 +282,9 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 def _replies(proxy: UserRewardProxy, bodies: Sequence[bytes]) -> list[Response]:
-    requests = [_error_of(_request, body) for body in bodies]
+    requests = [_error_of(json_object, body, "a request") for body in bodies]
     found = iter(proxy.get_rewards([request for request in requests if isinstance(request, dict)]))
     return [_reply(next(found) if isinstance(request, dict) else request) for request in requests]
-
-
-def _request(body: bytes) -> dict:
-    """Raises ValueError unless the body is an object of JSON."""
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"a request needs to be JSON, got what is none: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"a request needs to be an object, got {_kind_of(data)}")
-    return data
 
 
 def _reply(found: tuple[list[float], np.ndarray] | ValueError) -> Response:

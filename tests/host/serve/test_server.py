@@ -230,7 +230,7 @@ def test_the_end_token_of_another_policy_is_no_part_of_an_answer(serve, factoriz
         ({"query": ["p"], "labels": [10**400]}, "needs one of the 3 users"),
         ({"query": ["p\ud800"], "labels": ["ana"]}, "got half of one, '\\ud800', in text 0"),
         ({"query": ["p"], "labels": ["ana\ud800"]}, "needs one of the 3 users"),
-        ([], "a request needs to be an object, got a list of 0"),
+        ([], "a request needs a JSON object, got list"),
     ],
 )
 def test_the_reply_to_a_bad_request_says_what_is_wrong(serve, body, message):
@@ -250,7 +250,7 @@ def test_the_reply_to_a_bad_request_says_what_is_wrong(serve, body, message):
     ids=["empty", "cut", "no text", "deep list", "deep object", "a huge number"],
 )
 def test_e3_what_is_not_json_is_refused(serve, body):
-    assert "a request needs to be JSON, got what is none" in refusal(serve().post("/get_reward", content=body))
+    assert "a request needs a JSON object, got " in refusal(serve().post("/get_reward", content=body))
 
 
 def test_e3_a_request_of_one_long_and_many_short_texts_stays_small(serve, monkeypatch):
