@@ -18,7 +18,7 @@ shorter statements. The people held out judge, on statements that training showe
     one reward for all  the one with the higher mean vote of the people trained on, who voted on all statements
     its group's mean    the same of those whom the policy is told to be alike
     best possible       the one that the person prefers
-    untrained           the policy before training; `likelier` always names what it finds likelier
+    untrained           the policy before training; `likelier` always names what it finds likelier in both orders
     gain                trained minus untrained, on the same slates
 
 A policy's chance of naming a statement is computed and not sampled. It is the mean over both orders, so that always
@@ -58,7 +58,8 @@ GROUPS = ("majority", "minority")
 SCALES = ((1.0, 0.0), (5.0, -10.0))  # of the votes of each preference group, with --scales
 FACTORS, PAIRS = 2, 40  # base rewards that tell the preference groups; pairs of each person that they are fitted on
 PEOPLE_HELD_OUT, STATEMENTS_HELD_OUT = 0.3, 1 / 3
-PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, LEARNING_RATE = 16, 2, 5e-5
+PROMPTS_PER_STEP, SAMPLES_PER_PROMPT = 16, 2
+LEARNING_RATE = 1e-5  # with 2e-5 and more, it soon names always the first, or always the second
 JUDGED = 60  # pairs of statements, of those that training showed and of the others
 
 # ---- people, statements and slates ----------------------------------------------------------------------------------
@@ -247,10 +248,11 @@ def run(folder: Path, policy: Path, world: World, estimator: str, seed: int, ste
 
 
 def share_of_first(chances: np.ndarray, likelier: bool = False) -> np.ndarray:
-    """How often (G, P) the first statement of a pair is named, if one is: the mean over both orders."""
+    """How often (G, P) the first statement of a pair is named, if one is: the mean over both orders. With `likelier`,
+    1 if that is more than half, and 0 if it is less."""
     share = chances / chances.sum(-1, keepdims=True)
-    first = np.stack([share[..., 0, 0], share[..., 1, 1]])
-    return ((1 + np.sign(first - 0.5)) / 2 if likelier else first).mean(0)
+    first = (share[..., 0, 0] + share[..., 1, 1]) / 2
+    return (1 + np.sign(np.round(first - 0.5, 12))) / 2 if likelier else first  # an even chance has rounding errors
 
 
 def votes_named(world: World, pairs: np.ndarray, first: np.ndarray) -> np.ndarray:

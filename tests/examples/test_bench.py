@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,8 +65,16 @@ def test_what_is_a_change(bench):
 
 
 def test_all_benchmarks_are_run():
-    parts = {"bench", "kills", "probe", "tiny_run", "transport_probe", "two_nodes"}  # what the others are made of
-    assert {path.stem for path in FOLDER.glob("*.py")} - parts == {*load().BENCHMARKS}
+    parts = {"bench", "probe", "tiny_run", "transport_probe", "two_nodes"}  # what the others are made of
+    alone = {"kills", "trl_step"}  # it takes hours; it needs TRL
+    assert {path.stem for path in FOLDER.glob("*.py")} - parts - alone == {*load().BENCHMARKS}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is not None, reason="is about a missing TRL, got one")
+def test_the_comparison_with_trl_says_that_it_needs_it(tmp_path):
+    ended = subprocess.run([sys.executable, FOLDER / "trl_step.py", tmp_path / "run"], capture_output=True, text=True)
+    assert ended.returncode == 2 and "needs TRL, which cannot be imported" in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_refused(bench, monkeypatch, tmp_path):

@@ -1,0 +1,117 @@
+"""A step of the demo and one of TRL's GRPOTrainer, without a GPU: same model, prompts, rewards and samples.
+
+    python -m pip install --no-deps --target TRL trl==1.16.0
+    PYTHONPATH=TRL python examples/benchmarks/trl_step.py [FOLDER] [--steps 8] [--rounds 2]
+
+SmolLM2-135M answers 16 prompts twice in 24 tokens and takes one gradient step, in micro batches of 8. TRL writes with
+transformers, in one process that uses all cores, in float32 (its default here) and in bfloat16. The demo runs as users
+run it: vLLM writes, two DeepSpeed ranks train in bfloat16. All three run in turn; the time is the wall clock's, from
+the end of a step to the end of the next, and the first steps of a run, which warm up, do not count.
+
+FOLDER (default trl-step-run) gets the runs with their logs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+PERSONAS = HERE.parent / "personas"
+sys.path[:0] = [str(HERE), str(PERSONAS)]
+
+from demo import NEW_TOKENS, PROMPTS_PER_STEP, SAMPLES_PER_PROMPT, train_command  # noqa: E402
+from models import build_policy  # noqa: E402
+from tiny_run import new_folder, run_to_the_end  # noqa: E402
+
+WARM_UP, MICRO_BATCH = 2, 8
+CONTENDERS = ("TRL float32", "TRL bfloat16", "demo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("trl-step-run"))
+    parser.add_argument("--steps", type=int, default=8, help=f"of a run; the first {WARM_UP} do not count")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--trl", choices=("float32", "bfloat16"), help=argparse.SUPPRESS)  # a run of TRL, in FOLDER
+    args = parser.parse_args()
+    if args.trl:
+        return train_with_trl(args.folder, args.trl, args.steps)
+    if args.steps < WARM_UP + 2 or args.rounds < 1:
+        parser.error(f"needs --steps of at least {WARM_UP + 2} and --rounds of at least 1")
+    if subprocess.run([sys.executable, "-c", "import trl"], capture_output=True).returncode:
+        parser.error("needs TRL, which cannot be imported: see the first lines of this file")
+    folder = new_folder(parser, args.folder)
+    policy, seconds = build_policy(), {name: [] for name in CONTENDERS}
+    for number in range(args.rounds):
+        for name in CONTENDERS:
+            run = folder / f"{number}-{name.replace(' ', '-')}"
+            run.mkdir()
+            if name == "demo":
+                run_to_the_end(train_command(policy, run, args.steps), run / "train.log", {})
+                ends = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+            else:
+                words = [run, "--trl", name.split()[1], "--steps", args.steps]
+                run_to_the_end([sys.executable, __file__, *map(str, words)], run / "train.log", {})
+                ends = json.loads((run / "ends.json").read_text())
+            seconds[name] += np.diff(ends)[WARM_UP - 1 :].tolist()
+            print(f"{run.name:16}  median step {np.median(np.diff(ends)[WARM_UP - 1 :]):6.2f} s", flush=True)
+    medians = {name: np.median(found) for name, found in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name:14}{median:8.2f} s   demo / {name}: {medians['demo'] / median:.2f}")
+
+
+def train_with_trl(folder: Path, dtype: str, steps: int) -> None:
+    """Trains as the demo does, and writes the times at which steps ended into `folder`/ends.json."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from reward import reward_func
+
+    def reward(completions, persona, **_):
+        answers = [completion[0]["content"] for completion in completions]
+        return reward_func(answers, [""] * len(answers), persona)["rewards"].tolist()
+
+    ends = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append(time.time())
+
+    rows = [json.loads(line) for line in (PERSONAS / "prompts.jsonl").read_text().splitlines()]
+    policy = build_policy()
+    samples = PROMPTS_PER_STEP * SAMPLES_PER_PROMPT
+    settings = GRPOConfig(
+        output_dir=str(folder / "trained"),
+        max_steps=steps,
+        per_device_train_batch_size=MICRO_BATCH,
+        gradient_accumulation_steps=samples // MICRO_BATCH,
+        num_generations=SAMPLES_PER_PROMPT,
+        max_completion_length=NEW_TOKENS,
+        learning_rate=5e-5,
+        beta=0.0,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=dtype == "bfloat16",
+        report_to="none",
+        save_strategy="no",
+    )
+    GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(policy, dtype=getattr(torch, dtype)),
+        processing_class=AutoTokenizer.from_pretrained(policy, padding_side="left"),
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"], "persona": row["persona"]} for row in rows]),
+        callbacks=[Clock()],
+    ).train()
+    (folder / "ends.json").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main()
