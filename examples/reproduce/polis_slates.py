@@ -22,9 +22,10 @@ shorter statements. The people held out judge, on statements that training showe
     gain                trained minus untrained, on the same slates
 
 A policy's chance of naming a statement is computed and not sampled. It is the mean over both orders, so that always
-naming the first is worth as much as `random`. What is done is not done again: the same call goes on where one was
-interrupted. A FOLDER is for one set of flags. A step took 24 seconds of two busy cores, and 50 of
-two without AVX-512.
+naming the first is worth as much as `random`. A policy that mostly names one place hides what it has learned of
+statements; `likelier` shows it. What is done is not done again: the same call goes on where one was interrupted. A
+FOLDER is for one set of flags. A step took 16 seconds of two cores with instructions for bfloat16, and 50 of two
+without AVX-512.
 
 Axes: U people, S statements of slates, P pairs of them, G preference groups.
 """
@@ -289,25 +290,27 @@ def compare(world: World, pairs: np.ndarray, policies: dict[str, np.ndarray]) ->
     """Mean votes (U, 2) of each row of the table, for one seed. `policies` has the chances of each, the untrained
     first."""
     found = {name: votes_named(world, pairs, first) for name, first in references(world, pairs).items()}
-    for name, chance in policies.items():
-        for row, likelier in ((name, False), (f"{name}, likelier", True)):
-            found[row] = votes_named(world, pairs, share_of_first(chance, likelier)[world.told])
     untrained, *trained = policies
-    gains = {f"{name}, gain": found[name] - found[untrained] for name in trained}
-    others = {f"{name} - {trained[0]}": found[name] - found[trained[0]] for name in trained[1:]}
-    return {**found, **gains, **others}
+    for likelier, end in ((False, ""), (True, ", likelier")):
+        for name, chance in policies.items():
+            found[name + end] = votes_named(world, pairs, share_of_first(chance, likelier)[world.told])
+        for name in trained:
+            found[f"{name}{end}, gain"] = found[name + end] - found[untrained + end]
+        for name in trained[1:]:
+            found[f"{name} - {trained[0]}{end}"] = found[name + end] - found[trained[0] + end]
+    return found
 
 
 def table(seeds: list[dict[str, np.ndarray]], group: np.ndarray, none: dict[str, float]) -> str:
     """Means over people, who count once in each seed; errors are over people, seeds together."""
     person = np.tile(np.arange(len(group)), len(seeds))
     columns = [f"{name}, {what}" for what in ("shown", "not shown") for name in GROUPS]
-    lines = [f"mean vote, {len(seeds)} seed(s)".ljust(28) + "".join(f"{column:>22}" for column in columns)]
+    lines = [f"mean vote, {len(seeds)} seed(s)".ljust(34) + "".join(f"{column:>22}" for column in columns)]
     for name in seeds[0]:
         values = np.concatenate([seed[name] for seed in seeds])
         cells = [mean_and_error(np.where(group[person] == one, values[:, part], np.nan), person)
                  for part in (0, 1) for one in range(len(GROUPS))]  # fmt: skip
-        lines.append(name.ljust(28) + "".join("{:+.3f} ± {:.3f}".format(*cell).rjust(22) for cell in cells))
+        lines.append(name.ljust(34) + "".join("{:+.3f} ± {:.3f}".format(*cell).rjust(22) for cell in cells))
     lines.append("answers that name none: " + ", ".join(f"{name} {share:.1%}" for name, share in none.items()))
     return "\n".join(lines)
 

@@ -218,7 +218,7 @@ def test_what_is_done_is_not_done_again(slates, polis, chat_policy, tmp_path, mo
     assert len((tmp_path / "run" / "pgrpo_eb-seed-0" / "prompts.jsonl").read_text().splitlines()) == 32
     assert not [*tmp_path.glob("run/*/trained")]
     gain, difference = (line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-3:-1])
-    assert (gain, difference) == ("pgrpo_eb, gain", "pgrpo_eb - group_norm")
+    assert (gain, difference) == ("pgrpo_eb, likelier, gain", "pgrpo_eb - group_norm, likelier")
 
     slates.main([*map(str, words)])
     assert len(ran) == 3
