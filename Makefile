@@ -61,9 +61,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two files at a time, those that take longest first. One thread for each: on two cores more would wait for each other.
+# Two files at a time, those that start Ray first. One thread for each: on two cores more would wait for each other.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e tests/ray tests/ops/test_cluster.py tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/slurm -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 	$(MAKE) test-older-host
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,17 +161,18 @@ class Started:
                 continue  # ended meanwhile, or not ours
         return pids
 
-    def titled(self, title: str) -> list[int]:
-        """Those whose command line, or the name that Ray gave them, begins so."""
-        found = []
+    def titles(self) -> dict[int, str]:
+        """Their command lines, or the names that Ray gave them."""
+        found = {}
         for pid in self.pids:
-            try:
+            with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # ended meanwhile
-            if b" ".join(words).decode(errors="replace").startswith(title):
-                found.append(pid)
+                found[pid] = b" ".join(words).decode(errors="replace")
         return found
+
+    def titled(self, title: str) -> list[int]:
+        """Those whose title begins so."""
+        return [pid for pid, found in self.titles().items() if found.startswith(title)]
 
     def kill_one(self, title: str) -> None:
         os.kill(self.titled(title)[0], signal.SIGKILL)
@@ -456,6 +457,12 @@ def visit(chromium):
         context.close()
 
     return visit
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Those that start Ray come first, because they take longest; pytest has folders in the order of their names."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("e2e", "ray")))
 
 
 def pytest_terminal_summary(terminalreporter):

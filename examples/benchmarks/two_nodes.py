@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from openrlhf_pgrpo.host.ppo.ray_start import CLEANUP
 from tiny_run import started, tail
 
 # The controllers need no GPU, and fit only on the first node. Each node has room for a rank and an engine.
@@ -54,7 +53,7 @@ def start(nodes: ExitStack, name: str, resources: dict, head: str, sockets: Path
         where = ["--address", head]
     words = [str(word) for pair in flags.items() for word in pair]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    process = nodes.enter_context(started([*command, *where, *words], log, {CLEANUP: "1"}))
+    process = nodes.enter_context(started([*command, *where, *words], log, {}))
     deadline = time.monotonic() + PATIENCE
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:

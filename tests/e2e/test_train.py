@@ -38,7 +38,7 @@ def kill_driver(run):
     run.process.wait()
     deadline = time.monotonic() + BOUND
     while run.started.pids:  # Ray, its workers and vLLM
-        assert time.monotonic() < deadline, "the run was killed, and these live on"
+        assert time.monotonic() < deadline, f"the run was killed, and these live on: {run.started.titles()}"
         time.sleep(0.2)
 
 

@@ -11,10 +11,6 @@ from openrlhf_pgrpo.host.ppo import last_words, worker
 from openrlhf_pgrpo.host.versions import SeamError
 from openrlhf_pgrpo.models import remote_code
 
-# Ray then ends what a worker has started, when the worker ends in whatever way. vLLM computes in a process of its own,
-# which would outlive a killed rollout engine and keep its memory. The nodes of a cluster read it at `ray start`.
-CLEANUP = "RAY_process_group_cleanup_enabled"
-
 
 def worker_environment() -> dict:
     """The `runtime_env` that makes a Ray worker ready for us, on the device chosen in this process."""
@@ -60,7 +56,6 @@ def prepare(args) -> None:
         if own := own_ray():
             resources = {"num_gpus": launch.logical_gpus(args), "num_cpus": launch.logical_cpus(args)}
             kwargs = {**own, **resources, **kwargs}
-        os.environ.setdefault(CLEANUP, "1")
         context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
         last_words.install(Path(args.ckpt.path))
         return context

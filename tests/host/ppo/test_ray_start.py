@@ -1,6 +1,7 @@
 """The Ray that we start, for real."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-KILLED_ENGINE = """
-import os, signal, subprocess, types
+ENGINE = """
+import os, subprocess, threading, types
+import numpy as np
 import ray
 from openrlhf_pgrpo.host import device, hooks
 from openrlhf_pgrpo.host.ppo import ray_start
@@ -29,7 +31,12 @@ ray.init()
 
 @ray.remote
 class Engine:
+    def use_the_store(self):  # who does so while Ray is killed ends at once, and leaves children behind
+        while True:
+            ray.put(np.zeros(10**6))
+
     def start(self):
+        threading.Thread(target=self.use_the_store).start()
         self.computes = subprocess.Popen(["sleep", "300"])
         return os.getpid(), self.computes.pid, os.environ["OMP_NUM_THREADS"], bool(hooks.register.done)
 
@@ -37,29 +44,31 @@ class Engine:
 engine = Engine.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "42"}}).remote()  # as `patch_engine` does
 pid, child, *ready = ray.get(engine.start.remote())
 assert ready == ["42", True], ready
-print(child, flush=True)
-os.kill(pid, signal.SIGKILL)
+print(pid, child, flush=True)
 input()
 """
 
 
-def test_an_actor_gets_our_hook_and_what_it_started_ends_with_it(tmp_path):
+@pytest.mark.parametrize("killed", ["engine", "driver"])
+def test_an_actor_gets_our_hook_and_what_it_started_ends_with_it(tmp_path, killed):
     """vLLM computes in a process that a rollout engine starts. An engine has an environment of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", KILLED_ENGINE]
+    command = [sys.executable, "-c", ENGINE]
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as driver:
-        child = int(driver.stdout.readline())
+        engine, child = map(int, driver.stdout.readline().split())
+        os.kill(engine if killed == "engine" else driver.pid, signal.SIGKILL)
         try:
             for _ in range(60):
                 time.sleep(0.5)
                 if not os.path.exists(f"/proc/{child}"):
                     break
             else:
-                pytest.fail(f"process {child} lives 30 seconds after the actor that started it was killed")
+                pytest.fail(f"process {child} lives 30 seconds after the {killed} was killed")
         finally:
             with suppress(ProcessLookupError):
                 os.kill(child, 9)
-            driver.communicate("\n", timeout=60)
-    assert driver.returncode == 0
+            if killed == "engine":
+                driver.communicate("\n", timeout=60)
+    assert driver.returncode == (0 if killed == "engine" else -signal.SIGKILL)
