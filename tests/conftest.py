@@ -319,7 +319,7 @@ class Recording:
         if isinstance(one, dict):
             return one.keys() == other.keys() and all(Recording.equal(one[key], other[key]) for key in one)
         if isinstance(one, np.ndarray):
-            return one.dtype == other.dtype and np.array_equal(one, other)
+            return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
         return type(one) is type(other) and one == other
 
 
