@@ -134,11 +134,11 @@ def experience_maker(name: str, samples_per_prompt: int = SAMPLES_PER_PROMPT):
     """The host's experience maker for `group_norm`, ours for our estimators. Neither needs Ray to compute
     advantages."""
     from openrlhf_pgrpo.host import device, hooks
-    from openrlhf_pgrpo.host.ppo import worker
+    from openrlhf_pgrpo.host.ppo.seams import SEAMS
 
     os.environ[hooks.DEVICE] = "cpu"
     os.environ.update(device.environment())
-    worker.setup()
+    hooks.register(SEAMS)
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as Ours
 
     logging.disable(logging.INFO)

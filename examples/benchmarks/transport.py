@@ -36,14 +36,14 @@ RUNS = {"stock": ["--advantage_estimator", "group_norm"], "ours": OURS}
 # Leg: what is sent, and how often it is serialized.
 LEGS = {
     "prompts": ("prompt, label and parameters, to an engine", 1),
-    "tokenizer": ("the host's tokenizer, with every prompt", 1),
+    "tokenizer": ("the tokenizer, with the first prompt", 1),
     "responses": ("responses, back from the engine", 1),
     "queue": ("samples, into the queue and out of it", 2),
     "tokens": ("tokens, to the ranks", 1),
     "log-probs": ("log-probs, back from the ranks", 1),
     "experiences": ("experiences, to the ranks", 1),
 }
-CONTROLS = ("tokenizer", "tokens", "log-probs")  # have nothing of ours: their added time is noise
+CONTROLS = ("tokenizer", "tokens", "log-probs")  # are the same in both runs: their added time is noise
 
 
 class Measured(NamedTuple):

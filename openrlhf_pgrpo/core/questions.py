@@ -148,16 +148,17 @@ def _answers(mean: np.ndarray, variance: np.ndarray) -> Answers:
     shrunk = np.exp(-np.abs(centre))
     cosh, sinh = (1 + np.square(shrunk)) / 2, (1 - np.square(shrunk)) / 2
     mean_u, mean_square = np.empty(len(mean)), np.empty(len(mean))
+    right, weights = NODES[len(NODES) // 2 :], WEIGHTS[len(NODES) // 2 :]
     for start in range(0, len(mean), ROWS):
         rows = slice(start, start + ROWS)
-        u = np.multiply.outer(NODES[len(NODES) // 2 :], deviation[rows])
+        u = np.multiply.outer(right, deviation[rows])
         np.exp(u, out=u)
         u += 1 / u
         u *= shrunk[rows] / 2
         u += cosh[rows]
         np.reciprocal(u, out=u)
-        mean_u[rows] = WEIGHTS[len(NODES) // 2 :] @ u
-        mean_square[rows] = WEIGHTS[len(NODES) // 2 :] @ np.square(u, out=u)
+        mean_u[rows] = weights @ u
+        mean_square[rows] = weights @ np.square(u, out=u)
     chance = np.clip(0.5 + np.copysign(sinh * mean_u, centre), 0, 1)
     likely = np.clip(chance, np.finfo(float).tiny, 1 - np.finfo(float).epsneg)  # log(0) would be infinite
     entropy = -likely * np.log(likely) - (1 - likely) * np.log1p(-likely)

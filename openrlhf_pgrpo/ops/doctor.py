@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from openrlhf_pgrpo.host import device, hooks, versions
-from openrlhf_pgrpo.host.ppo import ray_start, worker
+from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
 from openrlhf_pgrpo.ops import like, patching
 
@@ -221,7 +221,7 @@ def _folder(module: str) -> Path:
 
 
 def try_host() -> str:
-    worker.setup()
+    hooks.register(SEAMS)
     for module in SEAMS:
         importlib.import_module(module)
     importlib.import_module("openrlhf.cli.train_ppo_ray")

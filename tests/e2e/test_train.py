@@ -244,3 +244,4 @@ def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_struct
         means = np.bincount(batch.prompt_groups, batch.rewards) / np.bincount(batch.prompt_groups)
         assert means.min() > 0.3
         assert all(set(label) == {"persona", "who", "nested"} for label in batch.labels)
+        assert [label["persona"] for label in batch.labels] == list(batch.pref_groups)

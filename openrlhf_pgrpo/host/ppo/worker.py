@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 from openrlhf_pgrpo.host import hooks
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
@@ -12,16 +11,16 @@ GUARD = "trap '' INT TERM HUP; read _; kill -KILL 0"
 
 
 def setup() -> None:
-    """Registers our hooks in this process; Ray's `worker_process_setup_hook`."""
+    """Registers our hooks in this process, and lets nothing that it starts outlive it; Ray's setup hook of workers."""
     hooks.register(SEAMS)
-    if Path(f"/proc/{os.getppid()}/comm").read_text() == "raylet\n" and setup.guard is None:
-        setup.guard = guarded()
+    if setup.guard is None:
+        setup.guard = guard()
 
 
 setup.guard = None
 
 
-def guarded() -> subprocess.Popen:
+def guard() -> subprocess.Popen:
     """What this process has started ends with it, in whatever way it ends, by a shell that outlives it for a moment.
 
     vLLM computes in a process of its own, which would outlive a rollout engine, and keep its memory. Ray can do the
@@ -30,4 +29,7 @@ def guarded() -> subprocess.Popen:
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    return subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE)
+    reading, _ = os.pipe()  # only the system closes the other end: Python closes its files before a process has ended
+    shell = subprocess.Popen(["sh", "-c", GUARD], stdin=reading)
+    os.close(reading)
+    return shell
