@@ -30,6 +30,7 @@ Axes: S seeds, T steps, P prompts per step, N samples per prompt, G preference g
 import argparse
 import itertools
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -312,9 +313,9 @@ def error(values: np.ndarray) -> float:
 
 
 def rival(text: str, outcomes: dict[str, Outcome]) -> Outcome:
-    """What a contender is compared with: the best of the host's; where none runs, itself without options."""
-    stock = [outcomes[name] for name in outcomes if name in HOST]
-    return max(stock, key=lambda o: o.mean.mean()) if stock else outcomes.get(text.partition(":")[0], outcomes[text])
+    """What a contender is compared with: the best of the host's; where none runs, itself without anything added."""
+    stock, plain = [outcomes[name] for name in outcomes if name in HOST], re.split("[:+]", text)[0]
+    return max(stock, key=lambda o: o.mean.mean()) if stock else outcomes.get(plain, outcomes[text])
 
 
 def number(values: np.ndarray, other: np.ndarray) -> str:
@@ -458,7 +459,7 @@ def main(argv: list[str]) -> None:
         "mean, worst: normalised reward over the run, mean and worst preference group, ± standard error\n"
         f"+ and -: differs from the best of the host's by more than {CLEAR} paired standard errors\n"
         f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's\n"
-        "where none of the host's runs, an estimator is compared with itself without options"
+        "where none of the host's runs, an estimator is compared with itself without anything added"
     )
     results = run(scenarios, contenders, args.seeds, args.rate, args.rates)
     report(*results)

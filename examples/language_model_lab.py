@@ -3,6 +3,7 @@
     python examples/language_model_lab.py FOLDER            # the stated grid: 610 runs, five hours of two cores
     python examples/language_model_lab.py FOLDER --quick    # two seeds of one cell: five minutes
     python examples/language_model_lab.py FOLDER --cells users-40 --estimators group_norm pgrpo --seeds 3
+    python examples/language_model_lab.py FOLDER --cells groups-2-noise-0.3 --estimators pgrpo_eb pgrpo_eb+quantiles
 
 It is the counterpart of `estimator_lab.py`, with its contenders. The policy is stories260K, a Llama that writes simple
 stories. A prompt names somebody and begins a story for them; what they like is seen in the text itself:
@@ -19,6 +20,10 @@ A liking L is a number from 0 to 1 that the untrained model sometimes earns. The
 with s the standard deviation of L under the untrained model. In the cells named `groups`, four preference groups have
 the shares .55 .25 .15 .05 and the scales and offsets of the bandit lab. In the cells `users-N`, each of N people is a
 preference group with a scale (log-normal, sigma 1), an offset (standard deviation 5) and one of the four likings.
+
+After a plus come weights of group-robust training, which multiply a contender's advantages: a `--robust.signal`, which
+may have the options eta, chi and improvement_lambda (`pgrpo_eb+improvement:eta=0.5,improvement_lambda=0.2`). `bounds`
+are those of L from 0 to 1. `importance` is no signal: all preference groups count the same from the start.
 
 A step samples 32 answers of 48 tokens with transformers, gets advantages from the classes of `core/`, the host's
 formulas or `estimator_relatives.py`, and makes one step of AdamW (the host's betas, gradients clipped to a norm of 1)
@@ -42,10 +47,14 @@ from pathlib import Path
 
 import numpy as np
 
+from openrlhf_pgrpo.core.estimator import RewardBatch
+from openrlhf_pgrpo.core.group_robust import GroupRobust
+from openrlhf_pgrpo.core.group_weights import RobustOptions
+from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from estimator_lab import Contender, Outcome, print_table, with_random_labels
+from estimator_lab import Contender, Outcome, error, print_table, with_random_labels
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 FIGURE = Path(__file__).with_suffix(".png")
@@ -158,6 +167,39 @@ CELLS = {
 TUNED = "groups-2-noise-0.3"  # here are all contenders, and each also at its own best learning rate
 FEW = ["group_norm", "reinforce_baseline", "pref_group_norm", "pgrpo", "pgrpo_eb", "ebpo", "ebpo_per_group"]
 
+# ---- weights of preference groups -----------------------------------------------------------------------------------
+
+
+def contender_and_weights(text: str) -> tuple[Contender, str]:
+    """The contender, and what stands after the plus; empty if its samples have no weights.
+
+    Raises:
+        ValueError: an unknown name or option, or a bad value.
+    """
+    contender, _, weights = text.partition("+")
+    if weights:
+        weigher(weights, {"anybody": (0.0, 1.0)})
+    return Contender.parse(contender), weights
+
+
+def weigher(text: str, bounds: dict[str, tuple[float, float]]) -> GroupRobust:
+    """Fresh weights as they are written after a plus; `bounds` are those of each preference group's mean reward."""
+    name, _, rest = text.partition(":")
+    given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    if not given.keys() <= {"eta", "chi", "improvement_lambda"}:
+        raise ValueError(f"weights need options from eta, chi and improvement_lambda, got {text!r}")
+    values = {option: float(value) for option, value in given.items()}
+    signal = {"improvement_lambda": values.pop("improvement_lambda")} if "improvement_lambda" in values else {}
+    if name == "importance":
+        values["chi"] = 0.0
+    else:
+        signal["signal"] = name
+    if name == "bounds":
+        signal["bounds"] = json.dumps(bounds)
+    options = SignalOptions(**signal)
+    return GroupRobust(RobustOptions(**values), SIGNALS[options.signal](options))
+
+
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
@@ -225,10 +267,11 @@ def writer(folder: Path) -> Writer:
 
 
 def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: int) -> list[dict]:
-    """The scores of one run, at each evaluation: the step, and the mean of everybody's own L for each liking."""
+    """One run, at each evaluation: the step, the mean of everybody's own L for each liking, and the largest alpha of
+    weights."""
     import torch
 
-    stories, contender = writer(folder), Contender.parse(text)
+    stories, (contender, weights) = writer(folder), contender_and_weights(text)
     rng = np.random.default_rng(seed)
     share, scale, offset, liking = cell.population(rng)
     names, prompts = people(cell.groups), BATCH // cell.samples
@@ -236,9 +279,13 @@ def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: in
     model = stories.load()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     advantages, found = contender.start(1, cell.groups), []
+    highest = offset + scale / stories.spread[liking]
+    robust = weigher(weights, dict(zip(names, zip(offset, highest)))) if weights else None
     for step in range(steps + 1):
         if step % (steps // EVALUATIONS) == 0:
             found.append({"step": step, "scores": evaluate(stories, model, names, liking, seed)})
+            if robust is not None:
+                found[-1]["largest_alpha"] = robust.weights.alpha.max(initial=1 / cell.groups)
         if step == steps:
             return found
         group = rng.choice(cell.groups, prompts, p=share)
@@ -251,7 +298,12 @@ def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: in
         liked = np.array([[LIKINGS[liking[g]](answer) for answer in row] for g, row in zip(group, texts)])
         value = liked / stories.spread[liking[group]][:, None] + cell.difficulty * difficulty + cell.noise * noise
         rewards = offset[group][:, None] + scale[group][:, None] * value
-        a = torch.from_numpy(advantages(rewards[None], label[None]).reshape(-1, 1)).float()
+        a = advantages(rewards[None], label[None]).ravel()
+        if robust is not None:
+            owners = [names[g] for g in label for _ in range(cell.samples)]
+            nothing = [None] * BATCH
+            a = a * robust(RewardBatch(rewards.ravel(), np.arange(BATCH) // cell.samples, owners, nothing, nothing))
+        a = torch.from_numpy(a.reshape(-1, 1)).float()
         log_probs = stories.log_probs(model, tokens, seen, begin)
         loss, *_ = stories.loss(log_probs, log_probs.detach(), a.expand_as(log_probs), seen[:, begin:])
         optimizer.zero_grad()
@@ -310,15 +362,36 @@ def run(folder: Path, model: Path, jobs: list[Job]) -> None:
                 print(f"{number_done} made", flush=True)
 
 
+def read(folder: Path, job: Job) -> list[dict]:
+    return json.loads(job.path(folder).read_text())
+
+
 def curve(folder: Path, job: Job) -> np.ndarray:
     """(evaluations, likings)"""
-    return np.array([row["scores"] for row in json.loads(job.path(folder).read_text())])
+    return np.array([row["scores"] for row in read(folder, job)])
+
+
+def at_the_end(values: np.ndarray) -> np.ndarray:
+    """The mean of the last two evaluations, of (S, evaluations, ...)."""
+    return values[:, -2:].mean(1)
+
+
+def print_likings(folder: Path, contenders: dict[str, list[Job]]) -> None:
+    """The score of each liking at the end, and the largest alpha, where samples have weights."""
+    width = max(map(len, contenders))
+    print("\n" + " " * width + "".join(f"  {liking.__name__:<9}" for liking in LIKINGS) + "  largest alpha")
+    for text, jobs in contenders.items():
+        values = [*at_the_end(np.stack([curve(folder, job) for job in jobs])).T]
+        if "+" in text:
+            values.append(np.array([read(folder, job)[-1]["largest_alpha"] for job in jobs]))
+        cells = (f"{value.mean():.3f}±{error(value):.3f}".replace("0.", ".") for value in values)
+        print(text.ljust(width) + "".join(f"  {cell:<9}" for cell in cells))
 
 
 def outcome(folder: Path, jobs: list[Job]) -> Outcome:
-    """Mean and worst score at the end, the mean of the last two evaluations; samples until the mean is THRESHOLD."""
+    """Mean and worst score at the end; samples until the mean is THRESHOLD."""
     curves = np.stack([curve(folder, job) for job in jobs])
-    end, average = curves[:, -2:].mean(1), curves.mean((0, 2))
+    end, average = at_the_end(curves), curves.mean((0, 2))
     reached = np.flatnonzero(average >= THRESHOLD)
     samples = np.inf
     if len(reached) and reached[0] > 0:
@@ -360,7 +433,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="where runs are kept")
     parser.add_argument("--model", type=Path, default=MODEL, help="a folder with stories260K")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS])
-    parser.add_argument("--estimators", nargs="+", help="as in estimator_lab.py")
+    parser.add_argument("--estimators", nargs="+", help="as in estimator_lab.py; after a plus, weights")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rate", type=float, default=RATE, help=f"the common learning rate. Default: {RATE:g}")
@@ -379,7 +452,7 @@ def main(argv: list[str]) -> None:
     names = {cell: args.estimators or (CONTENDERS if cell == TUNED else FEW) for cell in args.cells}
     try:
         for text in {text for texts in names.values() for text in texts}:
-            Contender.parse(text)
+            contender_and_weights(text)
     except ValueError as problem:
         parser.error(str(problem))
 
@@ -393,8 +466,10 @@ def main(argv: list[str]) -> None:
           "mean, worst: score of held-out prompts at the end, mean over likings and worst of them, ± standard error\n"
           f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's")  # fmt: skip
     for cell in args.cells:
-        outcomes = {text: outcome(args.folder, jobs(cell, text, args.rate, seeds)) for text in names[cell]}
+        made = {text: jobs(cell, text, args.rate, seeds) for text in names[cell]}
+        outcomes = {text: outcome(args.folder, own) for text, own in made.items()}
         print_table(cell, {f"{CELLS[cell].samples} samples per prompt": outcomes})
+        print_likings(args.folder, made)
     if args.tune:
         tried = product(names[TUNED], RATES)
         run(args.folder, args.model, [job for text, rate in tried for job in jobs(TUNED, text, rate, TUNING_SEEDS)])

@@ -66,20 +66,40 @@ stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, g
 
 @stories
 def test_a_run_is_made_once(tmp_path):
-    name = "ebpo_per_group"
+    names = ["ebpo_per_group", "ebpo_per_group+bounds"]
     command = [sys.executable, EXAMPLES / "language_model_lab.py", tmp_path, "--model", STORIES, "--seeds", 2]
-    command += ["--steps", 4, "--cells", "users-400", "--estimators", name]
+    command += ["--steps", 4, "--cells", "users-400", "--estimators", *names]
     first = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "2 of 2 runs are to be made" in first.stdout and "nan" not in first.stdout
-    (row,) = (line for line in first.stdout.splitlines() if line.startswith(name))
-    assert len([*tmp_path.rglob("*.json")]) == 2
+    assert "4 of 4 runs are to be made" in first.stdout and "nan" not in first.stdout
+    rows = [line for line in first.stdout.splitlines() if line.startswith(names[0])]
+    assert [row.split()[0] for row in rows] == [*names, *names]  # means, then likings
+    assert rows[0].split()[1:3] != rows[1].split()[1:3]  # the weights do something
+    assert len(rows[3].split()) == 6 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
+    assert len([*tmp_path.rglob("*.json")]) == 4
 
-    (tmp_path / "users-400" / name / "rate-0.00015-steps-4-seed-1.json").unlink()
+    (tmp_path / "users-400" / names[1] / "rate-0.00015-steps-4-seed-1.json").unlink()
     figure = tmp_path / "figure.svg"
     again = subprocess.run([*map(str, [*command, "--out", figure])], capture_output=True, text=True)
-    assert "1 of 2 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
-    assert row in again.stdout.splitlines()  # the run that was made again is the same
+    assert "1 of 4 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
+    assert {*rows} < {*again.stdout.splitlines()}  # the run that was made again is the same
+
+
+def test_weights_stand_after_a_plus():
+    bounds = {"ana": (0.0, 1.0), "ben": (-1.0, 3.0)}
+    contender, weights = lab.contender_and_weights("pgrpo:half_life=64+improvement:eta=0.5,improvement_lambda=0.2")
+    assert contender.options.half_life == 64 and lab.contender_and_weights("rloo") == (lab.Contender.parse("rloo"), "")
+    moving, fixed, bounded = (lab.weigher(text, bounds) for text in (weights, "importance", "bounds"))
+    assert moving.weights.options.eta == 0.5 and moving.signal.options.improvement_lambda == 0.2
+    assert fixed.weights.options.chi == 0
+    owners, nobody = ["ana", "ana", "ana", "ben"], [None] * 4
+    batch = lab.RewardBatch([0.5, 0.5, 0.5, 3.0], np.arange(4), owners, nobody, nobody)
+    assert fixed(batch) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])  # 1/2 of the weight for each preference group
+    bounded(batch)
+    assert bounded.latest.tolist() == [0.5, 0]
+    for text in ("rloo+fairness", "rloo+quantiles:rate=1", "rloo+quantiles:eta=-1", "nobody+quantiles"):
+        with pytest.raises(ValueError, match="needs? "):
+            lab.contender_and_weights(text)
 
 
 def test_wider_heads_leave_a_model_as_it_is(tiny, tmp_path):

@@ -2,7 +2,8 @@
 
 The host pickles it anew for every prompt: 40 ms of the one process that trains and 1.6 MB for SmolLM2's 49,000 tokens,
 and 100 ms in the engine. Here it lies in Ray's store, calls name it, and an engine builds it once. Samples of one
-prompt have always shared one object; now those of all prompts do. Remove it once the host's engines keep a tokenizer.
+prompt have always shared one object; now those of all prompts do. Remove it once the host's engines keep a tokenizer;
+`docs/upstream/tokenizer.md` is the first half.
 """
 
 import uuid
