@@ -302,7 +302,8 @@ def compare(world: World, pairs: np.ndarray, policies: dict[str, np.ndarray]) ->
 
 
 def table(seeds: list[dict[str, np.ndarray]], group: np.ndarray, none: dict[str, float]) -> str:
-    """Means over people, who count once in each seed; errors are over people, seeds together."""
+    """Means over people, who count once in each seed; errors are over people, seeds together. Then what training
+    changed in each seed, which tells how much another run would differ."""
     person = np.tile(np.arange(len(group)), len(seeds))
     columns = [f"{name}, {what}" for what in ("shown", "not shown") for name in GROUPS]
     lines = [f"mean vote, {len(seeds)} seed(s)".ljust(34) + "".join(f"{column:>22}" for column in columns)]
@@ -311,6 +312,12 @@ def table(seeds: list[dict[str, np.ndarray]], group: np.ndarray, none: dict[str,
         cells = [mean_and_error(np.where(group[person] == one, values[:, part], np.nan), person)
                  for part in (0, 1) for one in range(len(GROUPS))]  # fmt: skip
         lines.append(name.ljust(34) + "".join("{:+.3f} ± {:.3f}".format(*cell).rjust(22) for cell in cells))
+    if len(seeds) > 1:
+        lines += ["", "by seed".ljust(34) + "".join(f"{column:>22}" for column in columns)]
+        for name in (name for name in seeds[0] if name.endswith("likelier, gain") or " - " in name):
+            cells = [" ".join(f"{np.nanmean(seed[name][group == one, part]):+.3f}" for seed in seeds)
+                     for part in (0, 1) for one in range(len(GROUPS))]  # fmt: skip
+            lines.append(name.ljust(34) + "".join(cell.rjust(22) for cell in cells))
     lines.append("answers that name none: " + ", ".join(f"{name} {share:.1%}" for name, share in none.items()))
     return "\n".join(lines)
 

@@ -7,20 +7,22 @@ from openrlhf_pgrpo.host.hooks import DEVICE
 from openrlhf_pgrpo.host.versions import SeamError
 
 
-def choose(asked: str) -> str:
+def choose(asked: str, on_ray: bool = True) -> str:
     """The device, `gpu` or `cpu`, for a value of `--pgrpo.device`.
 
+    Args:
+        on_ray: whether the run may be elsewhere, on a Ray cluster: a driver without a GPU can control one with GPUs.
+
     Raises:
-        SeamError: a GPU was asked for, but this machine has none and no cluster is named.
+        SeamError: a GPU was asked for, and none can be reached.
     """
     import torch
 
-    # A driver without a GPU can control a cluster with GPUs.
-    reachable = torch.cuda.is_available() or cluster() is not None
+    reachable = torch.cuda.is_available() or (on_ray and cluster() is not None)
     if asked == "gpu" and not reachable:
+        need, got = (", or a cluster named by RAY_ADDRESS", "neither") if on_ray else ("", "none")
         raise SeamError(
-            "--pgrpo.device gpu needs a CUDA device here, or a cluster named by RAY_ADDRESS, got neither: leave the "
-            "flag out to run on the CPU"
+            f"--pgrpo.device gpu needs a CUDA device here{need}, got {got}: leave the flag out to run on the CPU"
         )
     return ("gpu" if reachable else "cpu") if asked == "auto" else asked
 

@@ -38,6 +38,7 @@ class Door:
             `tokens` also at what a run sees once it has a tokenizer.
         start: runs after parsing and before the script's own work, on nested arguments.
         trains: whether the script writes checkpoints and a model, into folders of its own.
+        on_ray: whether Ray runs it, so that its devices may be on other machines.
     """
 
     script: str
@@ -48,6 +49,7 @@ class Door:
     look: Callable[..., list[str]]
     start: Callable[[SimpleNamespace], None]
     trains: bool = True
+    on_ray: bool = False
 
     def activate(self) -> None:
         """Prepares this process before it imports the host.
@@ -77,7 +79,7 @@ class Door:
                 load_plugin(early[flags.PLUGIN])
             except ValueError as refusal:
                 self._refuse(f"--{flags.PLUGIN}: {refusal}: correct it")
-        os.environ[hooks.DEVICE] = device.choose(early[flags.DEVICE])
+        os.environ[hooks.DEVICE] = device.choose(early[flags.DEVICE], self.on_ray)
         os.environ.update(device.environment())
 
     def parse_args(self, parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:

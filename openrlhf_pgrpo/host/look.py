@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -47,9 +48,10 @@ def ppo(args, tokens: bool = False) -> list[str]:
         ValueError: it cannot run, or would train nothing or something else than was meant.
         OSError: a file cannot be read.
     """
-    from openrlhf_pgrpo.host.ppo import prompts, reward_model
+    from openrlhf_pgrpo.host.ppo import assertions, prompts, reward_model
 
     numbers.check(args)
+    assertions.check(args)
     remote = device.cluster() is not None
     if not args.vllm.num_engines or args.vllm.num_engines < 0:
         raise ValueError(
@@ -457,7 +459,11 @@ def _rows(
         return None, absent
     _refuse_metrics(args, parts, flag)
     _check_probabilities(probabilities, parts, flag)
-    dataset = _read(args, files, split, f"--{flag}", f"--{split_flag}", probabilities)
+    # The host's trainers on pairs evaluate on all rows.
+    most = args.data.max_samples if training or hasattr(args, "rollout") else sys.maxsize
+    dataset = _read(args, files, split, f"--{flag}", f"--{split_flag}", probabilities, most)
+    if probabilities is None:
+        _refuse_unreached(parts, split, most, flag)
     return len(dataset), check(dataset, args, repr(files), training=training)
 
 
@@ -516,8 +522,22 @@ def _check_probabilities(given: str | None, parts: list[str], flag: str) -> None
         )
 
 
-def _read(args, files: str, split: str, flag: str, split_flag: str, probabilities: str | None):
-    """The rows, through the host's own reader; both flags are for messages.
+def _refuse_unreached(parts: list[str], split: str, most: int, flag: str) -> None:
+    """Refuses a part of the data that was read just now, of which the host would take no row: it puts parts behind one
+    another, and keeps the first rows."""
+    before = 0
+    for name, data in zip(parts, _reader().loaded, strict=True):
+        rows = len(data[split] if isinstance(data, dict) else data)
+        if rows and before >= most:
+            raise ValueError(
+                f"--{flag} needs a row of every part, got none of {name!r}, because --data.max_samples is {most} and "
+                f"the parts before it have {before}: raise it, leave the part out, or mix parts by probabilities"
+            )
+        before += rows
+
+
+def _read(args, files: str, split: str, flag: str, split_flag: str, probabilities: str | None, most: int):
+    """At most so many rows, through the host's own reader; both flags are for messages.
 
     Raises:
         ValueError: the data cannot be read, or do not have that split.
@@ -527,7 +547,7 @@ def _read(args, files: str, split: str, flag: str, split_flag: str, probabilitie
     reader.loaded.clear()
     try:
         dataset = reader.blending_datasets(
-            files, probabilities, quiet, args.train.seed, max_count=args.data.max_samples, dataset_split=split
+            files, probabilities, quiet, args.train.seed, max_count=most, dataset_split=split
         )
     except AttributeError as error:  # the host goes on with all splits if there is none of that name
         if not (reader.loaded and isinstance(reader.loaded[-1], dict) and split not in reader.loaded[-1]):
@@ -536,7 +556,7 @@ def _read(args, files: str, split: str, flag: str, split_flag: str, probabilitie
             f"{split_flag} needs a split of {files!r} ({flag}), got {split!r}; splits are "
             f"{sorted(reader.loaded[-1])}: correct it"
         ) from error
-    return dataset.select(range(min(args.data.max_samples, len(dataset))))
+    return dataset.select(range(min(most, len(dataset))))
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-PAIRS = "openrlhf_pgrpo_pairs"  # how many there are, in the client states of a checkpoint
+ORDER = "openrlhf_pgrpo_order"  # what fixes the order of pairs, in the client states of a checkpoint
 
 
 class Seen(NamedTuple):
@@ -140,7 +140,7 @@ class WholeSteps:
 class WholeEpochs:
     """Comes before a trainer of the host among the bases of a class.
 
-    Every epoch makes whole updates, a resume needs as many pairs as before, and a run that is complete says so.
+    Every epoch makes whole updates, a resume needs the pairs in their order, and a run that is complete says so.
     """
 
     def __init__(self, *args, **kwargs):
@@ -151,15 +151,15 @@ class WholeEpochs:
         """The host's loop over all epochs.
 
         Raises:
-            ValueError: the checkpoint that is resumed was made on another number of pairs.
+            ValueError: the checkpoint that is resumed was made on pairs in another order, or of another number.
         """
         resumed = getattr(self.strategy, "client_states", {})  # of the checkpoint, if one was loaded
-        here, there = self._pairs(), resumed.get(PAIRS)
-        if there not in (here, None):
-            raise ValueError(
-                f"resuming needs the pairs of the checkpoint, got {there} there and {here} now (--data.dataset, "
-                "--data.max_samples): give it the same data, or start anew without --ckpt.load_enable"
-            )
+        for what, there in resumed.get(ORDER, {}).items():
+            if (here := self._order(args)[what]) != there:
+                raise ValueError(
+                    f"resuming needs the pairs of the checkpoint in their order, got {what} {there} there and {here} "
+                    "now: give it the same, or start anew without --ckpt.load_enable"
+                )
         steps = self.epochs * num_update_steps_per_epoch
         complete = consumed_samples >= steps * args.train.batch_size
         if complete:
@@ -176,11 +176,16 @@ class WholeEpochs:
         last checkpoint is there: an earlier process ended before it saved the model."""
 
     def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
-        client_states[PAIRS] = self._pairs()
+        client_states[ORDER] = self._order(args)
         super().save_logs_and_checkpoints(args, global_step, step_bar, logs_dict, client_states)
 
-    def _pairs(self) -> int:
-        return len(self.train_dataloader.sampler.dataset)
+    def _order(self, args) -> dict[str, int]:
+        """The host counts the place in an epoch in updates, and draws the order of pairs by the seed."""
+        return {
+            "--data.dataset and --data.max_samples with": len(self.train_dataloader.sampler.dataset),
+            "--train.seed": args.train.seed,
+            "--train.batch_size": args.train.batch_size,
+        }
 
 
 def log_evaluation(trainer, values: dict[str, float], step: int) -> None:

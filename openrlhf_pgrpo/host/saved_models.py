@@ -27,11 +27,6 @@ def save(save_model, strategy, args, kwargs) -> None:
         if folder != Path(strategy.args.ckpt.output_dir):
             strategy.print(f"[pgrpo] no update has been made yet, so no model is saved to {folder}")
             return
-        if getattr(
-            strategy, "resumed", False
-        ):  # an average, which checkpoints do not hold, of a run that was complete
-            strategy.print(f"[pgrpo] no update was made since the checkpoint, so the model in {folder} stays as it is")
-            return
         raise RuntimeError(
             f"training needs at least one update, got none{_reason(model)}: nothing is saved to {folder}"
         )

@@ -6,7 +6,8 @@ leaves nothing to resume from. Here the host writes into a folder of ours beside
 done, rank 0 moves the checkpoint to its place, names it in `latest`, and then deletes older checkpoints by the host's
 rules. The host would also count and delete other folders that lie there. Here only checkpoints are.
 
-A resume loads a checkpoint that is whole, or says that there is none and starts anew.
+A resume loads a checkpoint that is whole, or says that there is none and starts anew. It has the learning rates of its
+flags, and a policy and a critic of one step.
 
 It runs in every DeepSpeed rank, in PPO too. Remove it once the host saves before it deletes, and DeepSpeed updates
 `latest` only after all ranks are done.
@@ -21,8 +22,7 @@ from pathlib import Path
 import wrapt
 
 from openrlhf_pgrpo.files import write_whole
-from openrlhf_pgrpo.host import device, resume, saved_models
-from openrlhf_pgrpo.host.flags import in_our_runs
+from openrlhf_pgrpo.host import device, flags, learning_rates, resume, saved_models
 
 UNFINISHED = ".openrlhf_pgrpo-unfinished"
 
@@ -35,7 +35,7 @@ def install(module) -> None:
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.__init__", announce)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_ckpt", save_whole)
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", load_whole)
-    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", in_our_runs(saved_models.save))
+    wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", flags.in_our_runs(saved_models.save))
 
 
 def announce(init, strategy, args, kwargs) -> None:
@@ -43,7 +43,7 @@ def announce(init, strategy, args, kwargs) -> None:
     at the start if there is nothing to resume.
 
     Raises:
-        ValueError: as `resume.latest`.
+        ValueError: as `resume.latest` and `_check`.
     """
     init(*args, **kwargs)
     options = strategy.args.ckpt
@@ -54,23 +54,50 @@ def announce(init, strategy, args, kwargs) -> None:
         if not folder.exists() and device.cluster() is not None:
             return  # this machine cannot tell
         folder /= "_actor" if folder.exists() else ""
-    if resume.latest(folder) is None and os.environ.get("RANK", "0") == "0":
+    if resume.latest(folder) is not None:
+        _check(strategy.args, folder)
+    elif os.environ.get("RANK", "0") == "0":
         print(f"[pgrpo] {resume.nothing_to_load(folder)}", flush=True)
+
+
+def _check(args, folder: Path) -> None:
+    """Looks whether a run can go on from what is in the folder of the policy's checkpoints, or the critic's.
+
+    Raises:
+        ValueError: it would go on with something that no checkpoint holds, or with a critic of another step.
+    """
+    if getattr(args.train, "enable_ema", False):
+        raise ValueError(
+            "--train.enable_ema needs a run that begins anew, got a checkpoint to resume, which does not hold the "
+            "average: most of it would be the untrained model. Leave it out, or start without --ckpt.load_enable"
+        )
+    if not hasattr(args, "rollout") or args.algo.advantage.estimator != "gae":
+        return
+    found = {part: resume.latest(folder.parent / part) for part in ("_actor", "_critic")}
+    if len({*found.values()}) > 1:
+        raise ValueError(
+            f"resuming needs policy and critic of one step, got {found} in {folder.parent}: write the name of a "
+            "checkpoint that both have into both files `latest`, or start without --ckpt.load_enable"
+        )
 
 
 def load_whole(load, strategy, args, kwargs) -> tuple:
     """The host's `load_ckpt`, on every rank, with the same arguments. Returns (None, {}) if there is nothing whole.
 
     Raises:
-        ValueError: as `resume.latest`.
+        ValueError: as `resume.latest` and `_check`.
     """
     call = inspect.signature(load).bind(*args, **kwargs).arguments
     folder = Path(call["load_dir"])
     if call.get("tag") is None and not strategy.use_ds_universal_ckpt and resume.latest(folder) is None:
         strategy.print(f"[pgrpo] {resume.nothing_to_load(folder)}")
         return None, {}
+    if flags.are_ours(getattr(strategy, "args", None)):
+        _check(strategy.args, folder)
+    rates = learning_rates.of_flags(call["model"])
     path, states = load(*args, **kwargs)
-    strategy.resumed = path is not None
+    if path is not None:
+        learning_rates.keep(strategy, call["model"], rates)
     return path, states
 
 

@@ -105,6 +105,10 @@ def test_the_device_follows_what_is_there(monkeypatch):
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "127.0.0.1:1")
     assert device.choose("auto") == device.choose("gpu") == "gpu"
     assert device.choose("cpu") == "cpu"
+    assert [door.on_ray for door in (doors.PPO, doors.DPO, doors.RM, doors.SERVE)] == [True, False, False, False]
+    assert device.choose("auto", on_ray=False) == "cpu"  # a trainer on pairs runs here, whatever cluster there is
+    with pytest.raises(SeamError, match="gpu needs a CUDA device here, got none"):
+        device.choose("gpu", on_ray=False)
 
 
 @pytest.mark.parametrize("address", ["", " ", "local"])

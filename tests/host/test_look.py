@@ -82,7 +82,7 @@ def test_a_look_says_how_many_updates_a_run_makes(name, said, seen):
         ("DPO", "model.label_smoothing", (0.5, 1), "a number from 0 to below 0.5"),
         ("RM", "max_norm", (-1, "nan"), "a finite number from 0"),
         ("RM", "min_lr_ratio", (2,), "a number from 0 to 1"),
-        ("RM", "ds.lora.rank 8 --ds.lora.alpha", (0,), "a finite number above 0"),
+        ("DPO", "ds.lora.rank 8 --ds.lora.alpha", (0,), "a finite number above 0"),
         ("DPO", "ds.lora.rank 8 --ds.lora.dropout", (1,), "a number from 0 to below 1"),
     ],
 )
@@ -426,6 +426,34 @@ def test_a5_pairs_that_are_cut_to_equal_texts_are_counted_by_preference_group(co
         for said in counted("DPO", *words)
     )
     assert not any("teach nothing" in said for said in seen("DPO", *words))  # a run says it itself, later
+
+
+@pytest.mark.parametrize(
+    "name, flag", [("PPO", "data.prompt_dataset"), ("PPO", "eval.dataset"), ("RM", "data.dataset")]
+)
+def test_every_part_of_the_data_has_a_row_in_the_run(name, flag, seen, here):
+    """The host puts parts behind one another, and keeps the first rows: whole preference groups were never seen."""
+    source = here / ("prompts.jsonl" if name == "PPO" else "pairs.jsonl")
+    (here / "more.jsonl").write_bytes(source.read_bytes())
+    words = (f"--{flag}", f"{source.name},more.jsonl", "--eval.split", "train", "--data.max_samples")
+    with pytest.raises(
+        ValueError, match=f"--{flag} needs a row of every part, got none of 'more.jsonl', because .* 24"
+    ):
+        seen(name, *words, 24)
+    seen(name, *words, 25)
+    mixed = {"data.prompt_dataset": "--data.prompt_probs", "data.dataset": "--data.dataset_probs"}
+    if flag in mixed:
+        seen(name, *words, 24, mixed[flag], "0.5,0.5")
+
+
+def test_a_trainer_on_pairs_evaluates_on_all_rows(seen, here):
+    write(
+        here / "eval_pairs.jsonl", [{"prompt": "p ", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(24)]
+    )
+    with open(here / "eval_pairs.jsonl", "a") as file:
+        file.write('{"prompt": "p ", "chosen": "yes", "rejected": null}\n')
+    with pytest.raises(ValueError, match="row 24 of 'eval_pairs.jsonl'"):
+        seen("DPO", "--data.max_samples", 12, "--eval.dataset", "eval_pairs.jsonl", "--eval.split", "train")
 
 
 @pytest.mark.parametrize("flag", ["--data.dataset", "--eval.dataset"])

@@ -46,7 +46,7 @@ def new_trainer():
     return new_trainer
 
 
-ARGS = Space(train=Space(batch_size=8))
+ARGS = Space(train=Space(batch_size=8, seed=1))
 
 
 def test_a9_an_epoch_leaves_out_what_fills_no_update(new_trainer):
@@ -72,8 +72,20 @@ def test_d7_a_resume_with_other_pairs_names_both_numbers(new_trainer, monkeypatc
     trainer = new_trainer()
     trainer.fit(ARGS, 0, 4)
     monkeypatch.setattr(Loader, "sampler", Space(dataset=range(20)))
-    with pytest.raises(ValueError, match="needs the pairs of the checkpoint, got 34 there and 20 now .*: give it the"):
+    with pytest.raises(
+        ValueError, match="needs the pairs .* in their order, got --data.dataset .* 34 there and 20 now"
+    ):
         new_trainer(trainer.saved[0]).fit(ARGS, 8, 2)
+
+
+@pytest.mark.parametrize("flag, there, here", [("seed", 1, 2), ("batch_size", 8, 4)])
+def test_a_resume_needs_the_order_of_the_pairs(flag, there, here, new_trainer):
+    """In the middle of an epoch, another order trains on some pairs twice, and never on others."""
+    trainer = new_trainer()
+    trainer.fit(ARGS, 0, 4)
+    other = Space(train=Space(**{**vars(ARGS.train), flag: here}))
+    with pytest.raises(ValueError, match=f"in their order, got --train.{flag} {there} there and {here} now: give it"):
+        new_trainer(trainer.saved[0]).fit(other, 8, 4)
 
 
 def test_an_evaluation_has_all_pairs_where_the_host_drops_the_last_batch():

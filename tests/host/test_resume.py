@@ -76,7 +76,9 @@ def test_b3_a_mistyped_path_is_named_with_what_is_found_there(tmp_path):
 
 @pytest.mark.parametrize("trainer", ["ppo", "pairs"])
 def test_b3_it_is_said_at_the_start(tmp_path, capsys, trainer):
-    args = SimpleNamespace(ckpt=SimpleNamespace(load_enable=True, path=str(tmp_path / "exp2")))
+    args = SimpleNamespace(
+        ckpt=SimpleNamespace(load_enable=True, path=str(tmp_path / "exp2")), train=SimpleNamespace()
+    )
     if trainer == "ppo":
         args.rollout = None
     strategy = SimpleNamespace(args=args, use_ds_universal_ckpt=False)
@@ -85,3 +87,56 @@ def test_b3_it_is_said_at_the_start(tmp_path, capsys, trainer):
     args.ckpt.load_enable = False
     whole_checkpoints.announce(lambda: None, strategy, (), {})
     assert capsys.readouterr().out == ""
+
+
+# ---- what a checkpoint does not hold --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resume_ppo(tmp_path):
+    """Begins PPO on the checkpoints in `tmp_path`, in the driver and on a rank of each model."""
+
+    def resume_ppo(ema=False, estimator="pgrpo"):
+        args = SimpleNamespace(
+            ckpt=SimpleNamespace(load_enable=True, path=str(tmp_path)),
+            train=SimpleNamespace(enable_ema=ema),
+            algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator)),
+            rollout=None,
+            pgrpo=None,
+        )
+        strategy = SimpleNamespace(args=args, use_ds_universal_ckpt=False, print=print)
+        whole_checkpoints.announce(lambda: None, strategy, (), {})
+        for part in ("_actor", "_critic")[: 1 + (estimator == "gae")]:
+            whole_checkpoints.load_whole(
+                lambda model, load_dir: (load_dir, {}), strategy, (None, str(tmp_path / part)), {}
+            )
+
+    return resume_ppo
+
+
+def test_an_average_of_weights_is_not_resumed(resume_ppo, tmp_path):
+    """No checkpoint holds it: after a resume, what was saved was mostly the untrained model."""
+    (tmp_path / "_actor").mkdir()
+    resume_ppo(ema=True)  # there is nothing yet
+    write(tmp_path / "_actor", "global_step2")
+    resume_ppo()
+    with pytest.raises(
+        ValueError, match="--train.enable_ema needs a run that begins anew, got a checkpoint to resume"
+    ):
+        resume_ppo(ema=True)
+
+
+def test_policy_and_critic_go_on_from_one_step(resume_ppo, tmp_path):
+    """A run that is killed between the two saves leaves a newer policy."""
+    for part in ("_actor", "_critic"):
+        (tmp_path / part).mkdir()
+        write(tmp_path / part, "global_step2")
+    resume_ppo(estimator="gae")
+    write(tmp_path / "_actor", "global_step4")
+    resume_ppo()  # without a critic, what lies beside does not matter
+    with pytest.raises(
+        ValueError, match="policy and critic of one step, got {'_actor': 'global_step4', '_critic': 'gl"
+    ):
+        resume_ppo(estimator="gae")
+    (tmp_path / "_actor" / "latest").write_text("global_step2")
+    resume_ppo(estimator="gae")

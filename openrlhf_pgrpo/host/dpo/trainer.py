@@ -254,6 +254,13 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
             f"{self.args.robust.patience} evaluations: {done}"
         )
 
+    def _plateau_ends(self) -> bool:
+        """Whether a plateau that has ended training would end it under these flags."""
+        options = self.args.robust
+        if options.plateau == "stop":
+            return 0 < options.patience <= self.plateau.waited
+        return options.patience > 0 and max(self.scheduler.base_lrs) < LEAST_LR
+
     def _save_best(self, worst_loss: float, step: int) -> None:
         args, tag = self.args, f"best_global_step{step}"
         if not self.disable_ds_ckpt:
@@ -288,3 +295,10 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
             self.weights.load_state_dict(state["weights"])
             self.weights.options = replace(self.weights.options, eta=state["eta"])
             self.plateau = Plateau(**state["plateau"])
+            if self.plateau.ended and not self._plateau_ends():
+                self.plateau.ended = False  # the flags ask for more than they did
+            if self.plateau.ended:
+                self.strategy.print(
+                    f"[pgrpo] the run is complete: it has ended on a plateau (--robust.patience "
+                    f"{self.args.robust.patience}). Raise it, or pass 0, to go on"
+                )

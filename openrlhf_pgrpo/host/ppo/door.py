@@ -13,4 +13,5 @@ PPO = Door(
     check=flags.check,
     look=look.ppo,
     start=ray_start.prepare,
+    on_ray=True,
 )

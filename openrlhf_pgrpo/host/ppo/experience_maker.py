@@ -80,10 +80,11 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         return {name: part for name, part in parts.items() if part is not None}
 
     def checkpoint_state(self) -> dict:
+        kl = {"kl_coef": self.kl_ctl.value}  # which --algo.kl.target adapts
         if not self._stateful_parts:
-            return {"settings": {"advantage_estimator": self.advantage_estimator}, "estimator": {}}
+            return {"settings": {"advantage_estimator": self.advantage_estimator}, "estimator": {}, **kl}
         states = {name: part.state_dict() for name, part in self._stateful_parts.items()}
-        return {"settings": self._settings(), "estimator": {}, **states}
+        return {"settings": self._settings(), "estimator": {}, **states, **kl}
 
     def _settings(self) -> dict:
         """The settings that give the state its meaning. Not `outliers`: a run that was refused because of one may be
@@ -98,6 +99,8 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
             ValueError: the checkpoint has no state for this estimator, or one made under other settings.
         """
         name = estimators.estimator_name(self.args)
+        if self.args.algo.kl.target is not None and state is not None:
+            self.kl_ctl.value = state.get("kl_coef", self.kl_ctl.value)
         if not self._stateful_parts or self.args.pgrpo.fresh_history:
             if state is not None and (state.get("estimator") or "robust" in state):
                 logger.warning("the reward history in the checkpoint is not used and will not be saved again")

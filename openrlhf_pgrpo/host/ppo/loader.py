@@ -8,6 +8,7 @@ exactly. Remove it once the host seeds its sampler, drops what does not fill an 
 """
 
 import functools
+from collections import Counter
 
 import torch
 import wrapt
@@ -42,6 +43,7 @@ def whole_updates(generate, generator, args, kwargs):
     Filtering, over-sampling and a resume with other sizes leave such samples at the end of an episode.
     """
     samples, *rest = generate(*args, **kwargs)
+    generator.prompts_dataloader.keep_waiting(generator._sample_buffer)
     kept = plan.whole_samples(generator.args, len(samples))
     if kept < len(samples):
         print(
@@ -55,19 +57,21 @@ def whole_updates(generate, generator, args, kwargs):
 class Order(Sampler):
     """The row numbers of the prompts that are still to be drawn in an episode.
 
-    They are the first `drawn` of a permutation of all rows, which `seed` and the number of the episode fix.
+    They are the first `drawn` of a permutation of all rows, which `seed` and the number of the episode fix, without
+    the first `begin`. Before them come those in `again`, which an interrupted run drew and did not train on.
     """
 
     def __init__(self, rows: int, drawn: int, seed: int):
         self.rows, self.drawn, self.seed = rows, drawn, seed
         self.episode = self.begin = 0
+        self.again: list[int] = []
 
     def __len__(self) -> int:
-        return self.drawn - self.begin
+        return len(self.again) + self.drawn - self.begin
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.episode)
-        return iter(torch.randperm(self.rows, generator=generator)[self.begin : self.drawn].tolist())
+        return iter(self.again + torch.randperm(self.rows, generator=generator)[self.begin : self.drawn].tolist())
 
 
 class PromptLoader:
@@ -90,6 +94,7 @@ class PromptLoader:
             num_workers=self.args.data.dataloader_num_workers,
         )
         self.position = 0  # how many prompts of this episode were drawn
+        self.waiting: list[tuple] = []  # row and content of those that were drawn and not handed on to training yet
         self.continues = True  # whether the next iteration is the rest of this episode
 
     def __len__(self) -> int:
@@ -98,16 +103,32 @@ class PromptLoader:
     def __iter__(self):
         if not self.continues:
             self.order.episode += 1
-            self.position = 0
+            self.order.again, self.position = [], 0
         self.continues = False
-        self.order.begin = self.position
-        for prompt in self.loader:
-            self.position += 1  # before the prompt is used: what is saved after it does not draw it again
+        self.order.begin, self.waiting = self.position, []
+        for number, (prompt, row) in enumerate(zip(self.loader, list(self.order))):
+            # Before the prompt is used: what is saved after it does not draw it again.
+            self.position += number >= len(self.order.again)
+            _, prompts, labels, *_ = prompt
+            self.waiting.append((row, _content(prompts[0], labels[0])))
             yield prompt
 
+    def keep_waiting(self, samples) -> None:
+        """Of the prompts that were drawn, those of `samples` wait: the host may generate more than a step needs, and
+        keeps the rest for the next. An interrupted run draws them again."""
+        rows: dict[tuple, list[int]] = {}
+        for row, content in self.waiting:
+            rows.setdefault(content, []).append(row)
+        each = self.args.rollout.n_samples_per_prompt
+        found = Counter(_content(sample.prompts[0], sample.labels[0]) for sample in samples)
+        self.waiting = [
+            (row, content) for content, count in found.items() for row in rows.get(content, [])[: -(-count // each)]
+        ]
+
     def state_dict(self) -> dict:
-        order = self.order
-        return {"rows": order.rows, "seed": order.seed, "episode": order.episode, "position": self.position}
+        order, waiting = self.order, [row for row, _ in self.waiting]
+        place = {"rows": order.rows, "seed": order.seed, "episode": order.episode, "position": self.position}
+        return {**place, "waiting": waiting}
 
     def load_state_dict(self, state: dict) -> None:
         """Goes to the place in the order that a checkpoint holds. Prints a line if nothing is left to draw, or if the
@@ -125,9 +146,9 @@ class PromptLoader:
             return
         self._check(state)
         self.order.seed, self.order.episode, self.position = state["seed"], state["episode"], state["position"]
-        self.continues = True
-        episodes = self.args.train.num_episodes
-        if state["episode"] + (self.position == self.order.drawn) >= episodes:
+        self.order.again, self.continues = state.get("waiting", []), True
+        episodes, left = self.args.train.num_episodes, self.order.drawn - self.position + len(self.order.again)
+        if state["episode"] + (not left) >= episodes:
             print(
                 f"[pgrpo] the run is complete: its checkpoint is the end of episode {state['episode'] + 1}, and "
                 f"--train.num_episodes is {episodes}. Raise it to go on",
@@ -148,3 +169,8 @@ class PromptLoader:
                 f"episode, which has {drawn} now: use its --rollout.batch_size, --rollout.n_samples_per_prompt and "
                 "--train.batch_size, or start anew without --ckpt.load_enable"
             )
+
+
+def _content(prompt: str, label) -> tuple:
+    """What tells a prompt from others once it has been to an engine and back."""
+    return str(prompt), getattr(prompt, "pref_group", None), getattr(prompt, "user", None), repr(label)

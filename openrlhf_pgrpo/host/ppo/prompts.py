@@ -44,11 +44,15 @@ def install_check(module) -> None:
     """Makes `blending_datasets` refuse prompts that cannot be used, for training and for evaluation."""
 
     def load(wrapped, _instance, args, kwargs):
-        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        bound = inspect.signature(wrapped).bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = bound.arguments
         dataset, files = wrapped(*args, **kwargs), call["datasets"]
         host_args = getattr(call.get("strategy"), "args", None)
         if flags.are_ours(host_args):
-            check(dataset, host_args, repr(files), training=files == host_args.data.prompt_dataset)
+            data = host_args.data
+            training = (files, call["dataset_split"]) == (data.prompt_dataset, data.prompt_split)
+            check(dataset, host_args, repr(files), training)
         return dataset
 
     columns.install(module)

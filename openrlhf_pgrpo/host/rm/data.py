@@ -82,7 +82,9 @@ def install(module) -> None:
                 "the evaluation of a reward model needs at least one pair, got none: give --eval.dataset, or at least "
                 "100 pairs in --data.dataset, of which the host takes the first 1 %"
             )
-        check(dataset, strategy.args, "the pairs")
+        training = not getattr(strategy, "has_training_pairs", False)  # the host makes these first
+        strategy.has_training_pairs = True
+        check(dataset, strategy.args, "the pairs", training)
         factorized = strategy.args.reward.factors is not None
         if factorized:
             known = _known_users(strategy, [*map(name_of, dataset[strategy.args.data.user_key][:])])
@@ -93,7 +95,7 @@ def install(module) -> None:
             self.extras = [TaggedMargin(0.0, row, extra["preference"]) for extra, row in zip(extras, numbers)]
             self.texts = Texts(self.tokenizer, self.max_length)
         pair_texts.check_said(self)
-        for sentence in _lengths(self) if factorized else _equal(self):
+        for sentence in _lengths(self) if factorized else _equal(self, training):
             strategy.print(f"[pgrpo] {sentence}")
 
     module.RewardDataset.process_data = process_data
@@ -235,15 +237,15 @@ def _lengths(dataset) -> list[str]:
     ]
 
 
-def _equal(dataset) -> list[str]:
+def _equal(dataset, training: bool) -> list[str]:
     """Says how many pairs the host cuts to equal texts, in its own training.
 
     Raises:
-        ValueError: all of them.
+        ValueError: all of them, where they are to teach.
     """
     equal, pairs = pair_texts.equal_tokens(dataset, pair_texts.most_tokens(dataset)), len(dataset)
     where = f"their first {dataset.max_length} tokens (--data.max_len)"
-    if len(equal) == pairs:
+    if training and len(equal) == pairs:
         raise ValueError(
             f"training needs pairs whose responses differ in {where}, got none among {pairs}: raise --data.max_len, "
             "or look whether both columns are the same"

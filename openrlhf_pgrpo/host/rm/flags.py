@@ -93,6 +93,12 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{', --'.join(given)} needs --reward.factors, got none: say how many base rewards to train"
             )
+        if flat["ds.lora.rank"] > 0:
+            raise ValueError(
+                f"--ds.lora.rank {flat['ds.lora.rank']} needs --reward.factors, got none: leave it out, because the "
+                "host saves adapters without the head that they were trained with, and whoever loads them draws "
+                "another"
+            )
         return
     if flat[flags.USER_KEY] is None:
         raise ValueError(f"--reward.factors needs --{flags.USER_KEY}, got none: name the dataset column of users")

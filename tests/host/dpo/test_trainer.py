@@ -642,6 +642,19 @@ def test_training_ends_on_a_plateau(make):
     assert torch.equal(trainer.model.logps, before)  # no step more
 
 
+def test_a_run_that_ended_on_a_plateau_says_so_and_can_go_on(make):
+    flags = ("--robust.patience", "2", "--train.max_epochs", "3")
+    trainer = make(*flags, evaluation=["a", "b"])
+    worst(trainer, [0.5, 0.6, 0.6])
+    states = pickle.loads(pickle.dumps(trainer.client_states))
+    again = make(*flags, evaluation=["a", "b"], states=states)
+    assert again.plateau.ended and any("the run is complete: it has ended on a plateau" in said
+                                       for said in again.strategy.printed)  # fmt: skip
+    for patience in ("0", "9"):
+        longer = make("--robust.patience", patience, "--train.max_epochs", "3", evaluation=["a", "b"], states=states)
+        assert not longer.plateau.ended
+
+
 def test_the_rate_falls_on_a_plateau_until_it_is_too_low(make):
     trainer = make("--robust.patience", "2", "--robust.plateau", "reduce_lr", evaluation=["a", "b"])
     worst(trainer, [0.5, 0.5, 0.5, 0.5])  # two that are not lower, and one

@@ -50,6 +50,19 @@ def test_a_resumed_run_goes_on_bit_by_bit(name, trained, host_args, make_maker, 
         assert (one.advantages == other.advantages).all()
 
 
+@pytest.mark.parametrize("name", ["pgrpo", "group_norm"])
+def test_an_adapted_kl_coefficient_goes_on(name, trained, host_args, make_maker):
+    maker = trained("--advantage_estimator", name, "--algo.kl.target", "6")
+    maker.kl_ctl.value = 0.03
+    saved = save(maker)
+    run = ("--advantage_estimator", name, *(STOCK_RUN if name == "group_norm" else RUN))
+    resumed = make_maker(host_args(*run, "--algo.kl.target", "6"), kl_coef=0.01)
+    fixed = make_maker(host_args(*run), kl_coef=0.01)
+    for one in (resumed, fixed):
+        resume(one, saved)
+    assert (resumed.kl_ctl.value, fixed.kl_ctl.value) == (0.03, 0.01)
+
+
 def test_the_saved_state_is_a_copy(trained, make_experiences):
     maker = trained("--advantage_estimator", "pgrpo")
     saved = save(maker)

@@ -189,7 +189,7 @@ def test_a_plain_run_does_not_resume_as_a_robust_one_but_the_host_does_from_it(t
     robust = save(trained(robust_args(host_args)))
     stock = make_maker(host_args("--advantage_estimator", "group_norm", *RUN))
     resume(stock, robust)
-    assert save(stock)[KEY].keys() == {"schema", "settings", "estimator"}
+    assert save(stock)[KEY].keys() == {"schema", "settings", "estimator", "kl_coef"}
 
 
 def test_fresh_history_starts_with_equal_weights(trained, host_args, make_maker):

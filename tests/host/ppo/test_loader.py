@@ -11,6 +11,12 @@ pytestmark = pytest.mark.host
 class Sampled(str):
     """A sample of a prompt; every second prompt has a score that filtering drops."""
 
+    labels = ("",)
+
+    @property
+    def prompts(self):
+        return [str(self)]
+
     @property
     def scores(self):
         return [Space(item=lambda: 0.5 if int(self.split()[0]) % 2 else 5.0)]
@@ -213,6 +219,22 @@ def test_what_filtering_leaves_is_trimmed_to_whole_updates(world, mode, capsys):
 def test_over_sampling_draws_no_more_than_whole_updates(world):
     run = world(27, "--train.async_enable", "--rollout.vllm_generate_batch_size", 10)
     assert [len(step) for step in run.run()] == [8] * 12 and run.max_steps == 12
+
+
+@pytest.mark.parametrize("flags", [(), ("--algo.dynamic_filtering_enable",), ("--rollout.n_samples_per_prompt", 1)])
+def test_prompts_that_wait_for_a_step_are_drawn_again_after_a_kill(world, flags):
+    """They counted as drawn, and no step trained on them."""
+    flags = ("--train.async_enable", "--rollout.vllm_generate_batch_size", 8, "--train.num_episodes", 1,
+             "--train.batch_size", 4, *flags)  # fmt: skip
+    n = 1 if "--rollout.n_samples_per_prompt" in flags else 2
+    whole = world(32, *flags).run()
+    trained = [prompt for step in whole for prompt in step[::n]]
+    for stop_after in (1, 2, 3, len(whole) - 1):
+        begun = world(32, *flags)
+        before = begun.run(stop_after=stop_after)
+        after = world(32, *flags).run(begun.saved[-1])
+        assert sorted(prompt for step in before + after for prompt in step[::n]) == sorted(trained)
+        assert len(before + after) == len(whole)
 
 
 def test_the_loader_is_found_by_every_actor(world):

@@ -138,6 +138,23 @@ def test_an_evaluation_set_needs_no_groups(load):
     assert data.prompts == ["q"] and type(data.prompts[0]) is str
 
 
+def test_an_evaluation_may_be_another_split_of_the_same_data(host_args, tmp_path):
+    from datasets import Dataset, DatasetDict
+    from openrlhf.datasets.utils import blending_datasets
+
+    rows = {"train": ROWS, "test": [{"input": "q", "answer": "x"}]}
+    columns = {"input": [], "answer": [], "persona": [], "who": []}
+    parts = {
+        name: Dataset.from_dict({key: [row.get(key) for row in part] for key in columns})
+        for name, part in rows.items()
+    }
+    DatasetDict(parts).save_to_disk(tmp_path / "both")
+    words = ("--data.prompt_dataset", str(tmp_path / "both"), "--data.pref_group_key", "persona")
+    args = host_args("--advantage_estimator", "pgrpo", "--data.label_key", "answer", *words)
+    found = blending_datasets(str(tmp_path / "both"), None, strategy(args), 42, dataset_split="test")
+    assert found["input"][:] == ["q"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), {"id": 1}, ["ann"], "  "])
 def test_a7_a_name_that_is_none_is_refused(load, value):
     """NaN was the preference group 'nan', a struct its printed form."""

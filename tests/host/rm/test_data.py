@@ -177,6 +177,16 @@ def test_a1_ties_alone_train_nothing(dataset_of):
         dataset_of([pair(preference=0.5)] * 2)
 
 
+def test_an_evaluation_may_be_of_ties_or_of_pairs_that_teach_nothing(dataset_of, new_strategy):
+    strategy = new_strategy()
+    dataset_of([pair()], strategy)
+    dataset_of([pair(preference=0.5)], strategy)  # of 100 pairs, one is the host's evaluation
+    strategy = new_strategy(factors=None)
+    dataset_of([pair()], strategy)
+    dataset_of([{**pair(), "prompt": "once " * 20}], strategy)
+    assert "1 of 1 pairs teach nothing" in strategy.printed[-1]
+
+
 def test_a1_a_column_that_only_bears_the_name_is_said(reward_dataset, new_strategy):
     args = new_strategy(factors=None).args
     (said,) = rm_data.check(Dataset.from_list([pair(preference="safe")]), args, "'x.jsonl'")

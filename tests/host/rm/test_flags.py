@@ -34,6 +34,7 @@ REFUSED = {
     "--reward.coefficients_lr needs a finite number > 0, got 0.0": (*FACTORS, "--reward.coefficients_lr", 0),
     "argument --reward.pooling: invalid choice: 'first'": (*FACTORS, "--reward.pooling", "first"),
     "--reward.l2 needs --reward.factors, got none": ("--reward.l2", 0.1),
+    "--ds.lora.rank 4 needs --reward.factors, got none": ("--ds.lora.rank", 4),
     "--data.user_key needs --reward.factors, got none": ("--data.user_key", "user"),
     "--logger.metrics_path needs --reward.factors, got none": ("--logger.metrics_path", "m.jsonl"),
     "--model.loss_type logexp needs the loss of one reward": (*FACTORS, "--model.loss_type", "logexp"),
