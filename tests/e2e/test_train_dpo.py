@@ -1,6 +1,7 @@
 """The host's preference trainer with group-robust weights: real DeepSpeed, on gloo, as a user starts it."""
 
 import json
+import shutil
 import socket
 import sys
 import time
@@ -125,9 +126,13 @@ def test_kill_and_resume_is_exact_with_lora_and_ipo(train):
     assert "learning rate x 0.1, eta x 0.5" in whole.log.read_text()
     assert len(cut.steps) < len(whole.steps) == 24
     load = (*flags, "--ckpt.load_enable")
-    resumed, refused = train(("cut", *load), ("cut", *load, "--robust.eta", 0.02))
+    slower = (*load, "--adam.lr", 1e-4, "--train.max_epochs", 5)  # in a folder of its own, which it goes on with
+    shutil.copytree(cut.folder, cut.folder.with_name("slower"))
+    resumed, lowered, refused = train(("cut", *load), ("slower", *slower), ("cut", *load, "--robust.eta", 0.02))
     assert refused.process.wait(600) != 0
     assert "--robust.eta 0.01 in the checkpoint, 0.02 now" in refused.log.read_text()
+    assert "the learning rate is 0.0001 from here on; the checkpoint was made with 0.01" in lowered.log.read_text()
+    assert all(0 < row["train"]["lr"] <= 1e-4 for row in lowered.steps[5:]) and lowered.steps[-1]["step"] == 30
     assert [row["step"] for row in resumed.steps] == [*range(1, 25)]
     assert torch.equal(numbers(resumed.steps), numbers(whole.steps))
     assert [row["train"]["lr"] for row in resumed.steps] == [row["train"]["lr"] for row in whole.steps]
