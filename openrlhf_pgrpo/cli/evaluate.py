@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
-from openrlhf_pgrpo.cli.people import add_chat_template
+from openrlhf_pgrpo.cli.people import add_batch_size, add_chat_template
 from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 
@@ -21,7 +21,7 @@ def add_to(commands) -> None:
     parser.add_argument("--scores", type=Path, help="File to keep the base rewards in. Read if it exists.")
     parser.add_argument("--pref_group_key", help="Column of the data with the preference group of the user.")
     add_chat_template(parser)
-    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    add_batch_size(parser)
     add_columns(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
@@ -50,10 +50,11 @@ def measure(args) -> int:
     heed_trust(args)
     if args.page is not None:
         from openrlhf_pgrpo.report.evaluation import write_page  # plotly is no part of [pref]
-
-        files = {"--data": args.data, "--output": args.output, "--scores": args.scores, "--page": args.page}
-        check_distinct(files)
-        check_folder(args.page, "--page", held_in(args.model, "--model"))
+    files = {"--output": args.output, "--scores": args.scores, "--page": args.page}
+    check_distinct({"--data": args.data, **files})
+    for flag, file in files.items():
+        if file is not None:
+            check_folder(file, flag, {**held_in(args.data, "--data"), **held_in(args.model, "--model")})
     given = (args.scores, columns_in(args), args.pref_group_key, args.chat_template, args.split, args.batch_size)
     result = evaluate(args.model, args.data, args.output, *given, args.pairs, args.seed)
     made = tables(result)

@@ -185,7 +185,9 @@ def draw(args) -> int | str:
         with progress("drawing"):
             path = write_report(args.runs, args.output)
         print(path)
-    except (ValueError, ModuleNotFoundError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         return f"openrlhf-pgrpo report: {error}"
     return 0
 

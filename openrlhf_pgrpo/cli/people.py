@@ -30,6 +30,16 @@ def add_chat_template(parser) -> None:
     )
 
 
+def add_batch_size(parser) -> None:
+    parser.add_argument("--batch_size", type=above_0, default=16, help="Texts scored at once. Default: 16")
+
+
+def above_0(word: str) -> int:
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"it needs a whole number of at least 1, got {word!r}")
+    return int(word)
+
+
 def add_elicit(parser) -> None:
     add_model(parser)
     add_chat_template(parser)
@@ -60,7 +70,7 @@ def add_elicit(parser) -> None:
     parser.add_argument(
         "--entropy", type=float, help="Stop earlier, once the predictive entropy per pair is below so many bits."
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    add_batch_size(parser)
     parser.add_argument("--web", action="store_true", help="Ask on a page in the browser instead of the terminal.")
     parser.add_argument("--host", help="Address of the page with --web. Default: 127.0.0.1, this machine.")
     parser.add_argument("--port", type=int, help="Port of the page with --web. Default: any free one.")
@@ -86,7 +96,7 @@ def add_refit(parser) -> None:
         type=Path,
         help="For profiles from before texts were kept in them: the pool that they were asked from, as it was.",
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    add_batch_size(parser)
     parser.set_defaults(run=run_refit)
 
 
@@ -118,7 +128,7 @@ def add_rerank(parser) -> None:
         action="store_true",
         help="With --generate: prompt the policy with the texts as they are, without its chat template.",
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Texts scored at once. Default: 16")
+    add_batch_size(parser)
     parser.set_defaults(run=run_rerank)
 
 

@@ -2,27 +2,51 @@
 
 Users differ in what they have answered, so their pairs are padded with NaN: a user's questions are the known ones.
 
-Axes: U users, M pairs of the user with the most, D base rewards, C numbers of answers.
+Axes: U users, N annotations, M pairs of the user with the most, D base rewards, C numbers of answers.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from openrlhf_pgrpo.core.posterior import Prior, posteriors
 from openrlhf_pgrpo.core.questions import information
 
-TEST = 1 / 3  # of a user's pairs, held out to test what was learned from answers to the others
+TEST = 1 / 3  # of a user's texts: their pairs test what was learned from answers to the others
 
 
-def hold_out(user: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which annotations (N,) are held out: a third of each user's, rounded up, drawn at random. `user` (N,) are row
-    numbers, and a user has one annotation for a pair."""
-    order = np.lexsort((rng.random(len(user)), user))
-    counts = np.bincount(user)
-    place = np.empty(len(user), np.int64)
-    place[order] = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place < np.ceil(TEST * counts - 1e-9)[user]
+def hold_out(user: np.ndarray, texts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Which annotations (N,) may be asked, and which are held out. Of one user, no text is on both sides; a pair with
+    one text on each is on neither.
+
+    Whoever says A > B and B > C of ratings also says A > C. So answers to some pairs of the same texts tell others,
+    even if they are noise. Therefore a user's pairs are drawn at random until a third of the user's texts is held out,
+    and with a pair come all that hang together with it by texts, such as those of its prompt. If these are more than
+    half of the user's pairs, it comes alone, and other pairs lose a text to it. Everybody has a pair that is held out,
+    and perhaps none to be asked. Where every pair has texts of its own, a third of each user's pairs is held out.
+
+    Args:
+        user: (N,) row numbers; a user has one annotation for a pair. texts: (N, 2) numbers of the pair's texts.
+    """
+    turn = rng.random(len(user))
+    base = texts.max(initial=0) + 1
+    keys, text = np.unique(user[:, None] * base + texts, return_inverse=True)  # a text of two users is two
+    owner, text, size = keys // base, text.reshape(-1, 2), len(keys)
+    joined = coo_matrix((np.ones(len(user)), tuple(text.T)), (size, size))
+    cluster = connected_components(joined, directed=False)[1]
+    large = 2 * np.bincount(cluster[text[:, 0]])[cluster] > np.bincount(user)[owner]
+    unit = np.where(large, size + np.arange(size), cluster)  # of texts that are held out at once
+    turns = np.full(2 * size, np.inf)
+    np.minimum.at(turns, unit[text], turn[:, None])
+    order = np.lexsort((turns[unit], owner))  # of texts, whose owners are in order already
+    first = np.ones(size, bool)
+    first[1:] = (np.diff(owner) != 0) | (np.diff(turns[unit][order]) != 0)
+    before = np.empty(size, np.int64)  # texts of the same user that are drawn earlier
+    before[order] = np.maximum.accumulate(np.where(first, np.arange(size), 0)) - np.searchsorted(owner, owner)
+    held = (before < TEST * np.bincount(owner)[owner] - 1e-9)[text]
+    return ~held.any(1), held.all(1)
 
 
 def pools(user: np.ndarray, v: np.ndarray, preference: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from openrlhf_pgrpo.core.optimum import Problem, cross_entropy, logits, minimum,
 
 Fit = tuple[int, int, int]  # which number of base rewards, which penalty, which fold
 NOTHING = 1e-6  # A smaller difference of log losses is none.
+FOLDS = 5
 
 
 class Choice(NamedTuple):
@@ -45,7 +46,7 @@ def choose_factors(
     annotations: Annotations,
     factors: Sequence[int] = tuple(range(1, 9)),
     l2: Sequence[float] = (1.0, 3.0, 10.0, 30.0),
-    folds: int = 5,
+    folds: int = FOLDS,
     seed: int = 0,
     together: np.ndarray | None = None,
     along: Callable[[Sequence[Fit]], Iterable[Fit]] = iter,
@@ -62,8 +63,12 @@ def choose_factors(
 
     Args:
         together: (P,) what some pairs have in common, such as the number of their prompt. Such pairs go to the same
-            fold. A user whose pairs are all in one fold keeps them for training. Without `together`, training pairs
-            contain texts of the held-out pairs, and the chosen penalty is too low for new texts.
+            fold. Or (P, 2), what either side of a pair has in common with others, such as the number of the answer: a
+            fold holds out pairs of two such numbers, and trains on those of none; the rest it leaves out. A user whom
+            a fold would leave without training pairs keeps all for training.
+            Without `together`, training pairs contain texts of the held-out pairs. The chosen penalty is too low for
+            new texts then; and whoever says A > B and B > C of ratings also says A > C, so that even noise is
+            predicted. For items known by number there is no other way: nothing is known of a new one.
         along: gives the fits one after the other in their order, such as with a progress bar.
 
     Raises:
@@ -72,9 +77,8 @@ def choose_factors(
     if folds < 2:
         raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
     check_overlap(X, annotations)
-    rng = np.random.default_rng(seed)
-    fold = deal(annotations, folds, rng) if together is None else deal_together(annotations, together, folds, rng)
-    if len(np.unique(fold[fold >= 0])) < folds:
+    training, held_out = parted(annotations, folds, seed, together)
+    if not held_out.any(1).all():
         raise ValueError(
             f"cross-validation in {folds} folds needs something to hold out in each, got too few pairs or users with "
             f"several ({len(annotations)} answers of {len(annotations.users)} users): ask more, or choose the number "
@@ -83,7 +87,7 @@ def choose_factors(
     columns = annotations.user, annotations.pair, annotations.preference
     losses = np.full((len(factors), len(l2), folds), np.inf)
     whole = Problem.of(X, annotations)
-    parts = [annotations.select(fold != k) for k in range(folds)]
+    parts = [annotations.select(rows) for rows in training]
     problems = [whole.of_others(part) for part in parts]
     firsts = [start(problem, part, max(factors)) for problem, part in zip(problems, parts)]
     near = {(j, k): firsts[k] for j, k in product(range(len(l2)), range(folds))}
@@ -93,7 +97,7 @@ def choose_factors(
         if len(before) > 1 and risen(*before[-2:]):
             continue
         near[j, k] = head, coefficients = minimum(problems[k], *strongest(*near[j, k], factors[i]), l2[j])
-        user, pair, preference = (column[fold == k] for column in columns)  # not of every user
+        user, pair, preference = (column[held_out[k]] for column in columns)  # not of every user
         z = logits(whole.X @ head.T, coefficients, pair, user)
         losses[i, j, k] = cross_entropy(z, preference) / len(user)
     best = losses.mean(2).argmin(1)
@@ -114,6 +118,21 @@ def risen(before: np.ndarray, after: np.ndarray) -> bool:
     return difference.mean() > NOTHING + difference.std(ddof=1) / np.sqrt(len(difference))
 
 
+def can_hold_out(annotations: Annotations, together: np.ndarray, folds: int = FOLDS, seed: int = 0) -> bool:
+    """Whether `choose_factors` finds something to hold out in each fold."""
+    return bool(parted(annotations, folds, seed, together)[1].any(1).all())
+
+
+def parted(
+    annotations: Annotations, folds: int, seed: int, together: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which annotations each fold trains on, (K, N), and which it holds out (K, N); some are neither."""
+    rng = np.random.default_rng(seed)
+    fold = deal(annotations, folds, rng) if together is None else deal_together(annotations, together, folds, rng)
+    held = fold.reshape(len(annotations), -1) == np.arange(folds)[:, None, None]
+    return ~held.any(2), held.all(2)
+
+
 def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.ndarray:
     """The fold (N,) of each annotation; -1 where a user has a single pair, which stays in training."""
     cells = np.stack([annotations.user, annotations.pair], 1)
@@ -129,14 +148,16 @@ def deal(annotations: Annotations, folds: int, rng: np.random.Generator) -> np.n
 
 
 def deal_together(annotations: Annotations, together: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
-    """The fold (N,) of each annotation, the same for all pairs with the same value in `together` (P,).
+    """The fold (N, 1) of each annotation, the same for all pairs with the same value in `together` (P,); or the folds
+    (N, 2) of both values in `together` (P, 2).
 
-    It is -1 where all pairs of a user are in one fold: they stay in training.
+    They are -1 where a fold would leave a user without training pairs: these all stay in training.
     """
     # `np.unique` of texts would give each as much memory as the longest needs.
-    values = {value: row for row, value in enumerate(sorted(set(together.tolist())))}
-    value = np.array([values[value] for value in together.tolist()])
+    values = {value: row for row, value in enumerate(sorted(set(together.ravel().tolist())))}
+    value = np.array([values[value] for value in together.ravel().tolist()]).reshape(len(together), -1)
     fold = (rng.permutation(len(values)) % folds)[value][annotations.pair]
-    counts = np.bincount(annotations.user * folds + fold, minlength=len(annotations.users) * folds).reshape(-1, folds)
-    alone = counts.max(1) == counts.sum(1)
-    return np.where(alone[annotations.user], -1, fold)
+    users = len(annotations.users)
+    left = [np.bincount(annotations.user, (fold != k).all(1), users) for k in range(folds)]
+    stays = np.min(left, 0) == 0
+    return np.where(stays[annotations.user, None], -1, fold)

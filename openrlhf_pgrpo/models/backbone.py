@@ -12,6 +12,7 @@ from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.files import reading
 from openrlhf_pgrpo.models.network import UNUSED, longest_text, skeleton
 from openrlhf_pgrpo.models.remote_code import trusted
+from openrlhf_pgrpo.models.tables import ON_THE_HUB
 from openrlhf_pgrpo.progress import progress
 
 
@@ -21,6 +22,7 @@ def read_config(name: str | Path) -> Any:
     Raises:
         ValueError, OSError: it is broken, or not there; names the file.
     """
+    _check_there(name)
     with reading(f"{name}/config.json"):
         return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
 
@@ -31,8 +33,14 @@ def read_tokenizer(name: str | Path) -> Any:
     Raises:
         ValueError, OSError: it is broken, or not there; names the folder.
     """
+    _check_there(name)
     with reading(f"the tokenizer in {name}"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trusted())
+
+
+def _check_there(name: str | Path) -> None:
+    if not Path(name).exists() and not ON_THE_HUB.fullmatch(str(name)):
+        raise ValueError(f"a model needs to be a folder or a name on the hub, got {name}, which is none: correct it")
 
 
 def check(config: Any, name: str | Path) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors
+from openrlhf_pgrpo.core.cross_validation import Choice, can_hold_out, choose_factors
 from openrlhf_pgrpo.core.differences import Differences
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, fit
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed
-from openrlhf_pgrpo.core.optimum import check_l2
+from openrlhf_pgrpo.core.optimum import Problem, check_l2
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
 from openrlhf_pgrpo.models.folder import write
@@ -25,15 +25,14 @@ from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.form import read as read_form
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
-from openrlhf_pgrpo.models.scoring import embed
+from openrlhf_pgrpo.models.scoring import AT_ONCE, embed
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.models.texts import Texts
 from openrlhf_pgrpo.progress import along, progress
 
 MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
 L2S = (1.0, 3.0, 10.0, 30.0)  # penalties that are tried
-FEWEST_PROMPTS = 20  # with fewer prompts, pairs are held out instead: a fold would hold too few prompts
-AT_ONCE = 1024  # texts that are checked at once: the tokens of all would take much memory
+FEWEST_PROMPTS = 20  # with fewer prompts, answers are held out instead: a fold would hold too few prompts
 COIN = float(np.log(2))  # the log loss of a coin
 Say = Callable[[str], None]
 SAY = partial(print, flush=True)
@@ -183,8 +182,8 @@ def factorize(
 
     Args:
         folder: as `output_folder.check_new` wants it, with `refit`.
-        factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out whole
-            prompts because the reward will meet new ones. If both are given, there is no curve: None.
+        factors, l2: D and the penalty on both factors. None is chosen by cross-validation, which holds out as
+            `held_out_together`. If both are given, there is no curve: None.
         chat_template: in whose form texts are written, as `form_of`. split: of the data, as `read`.
         pairs_per_user, seed: of data that are ratings, as `read`.
         say: is told what the data lack.
@@ -224,17 +223,39 @@ def factorize(
             with progress("fitting"):
                 choice, found = None, fit(X, annotations, factors, l2)
         else:
-            most = min(MOST_FACTORS, *sizes.values())
+            # The differences of few texts have fewer independent dimensions than there are pairs.
+            most = factors or min(MOST_FACTORS, *sizes.values(), len(Problem.of(X, annotations).squares))
             tried = range(1, most + 1) if factors is None else (factors,)
-            prompts = [prompt for prompt, *_ in pairs]
-            distinct = Names(sorted(set(prompts)))
-            together = distinct.rows(prompts) if len(distinct) >= FEWEST_PROMPTS else None
+            together = held_out_together(pairs, annotations, say)
             l2s = L2S if l2 is None else (l2,)
             bar = partial(along, what="cross-validation", unit="fits")
             choice = choose_factors(X, annotations, tried, l2s, together=together, along=bar)
             found = _fit_chosen(X, annotations, choice, factors is None, say)
     write(folder, backbone, found.head / scale, found.coefficients, found.users, pooling, form)
     return choice
+
+
+def held_out_together(pairs: Sequence[tuple[str, str, str]], annotations: Annotations, say: Say) -> np.ndarray | None:
+    """What cross-validation holds out, as `together` of `choose_factors`: prompts, because the reward will meet new
+    ones. If these are few it is answers, whatever they answer, and if these are too few as well, prompts all the same.
+    None holds out single pairs: where each has texts of its own, or nothing else is left to do, which is said.
+    """
+    prompts, *answers = zip(*pairs)
+    distinct, texts = Names(sorted(set(prompts))), Names(sorted({*answers[0], *answers[1]}))
+    by_prompt = distinct.rows(prompts)
+    if len(distinct) >= FEWEST_PROMPTS:
+        return by_prompt
+    if len(_texts(pairs)) == 2 * len(pairs):
+        return None
+    for together in (np.stack([texts.rows(column) for column in answers], 1), by_prompt):
+        if can_hold_out(annotations, together):
+            return together
+    say(
+        "warning: cross-validation needs to hold out pairs that share no answer with those trained on, got too few of "
+        f"{len(texts)} answers to {len(distinct)} prompts. Now they share answers, so that noise is predicted, too: "
+        "add answers, or choose --factors and --l2 yourself"
+    )
+    return None
 
 
 def _fit_chosen(X: Differences, annotations: Annotations, choice: Choice, free: bool, say: Say) -> Factorization:

@@ -14,8 +14,9 @@ from openrlhf_pgrpo.core.names import listed
 WEIGHTS, USERS, CONFIG = "model.safetensors", "users.json", "config.json"
 FITTED = "base_reward_fitted"  # in the config of a model that `openrlhf-pgrpo factorize` made
 NEW = ".new-"  # what the temporary folder of a writer begins with
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 # What tells a folder that holds a model, whoever wrote it.
-MODEL_FILES = (CONFIG, USERS, "adapter_config.json", "*.safetensors", "*.bin", "*.gguf", "*.index.json", "tokenizer*")
+MODEL_FILES = (CONFIG, USERS, "adapter_config.json", *WEIGHT_FILES, "*.index.json", "tokenizer*")
 # What a folder of ours may hold: the files above, and those of any tokenizer.
 OUR_FILES = (
     *(WEIGHTS, USERS, CONFIG, f"{NEW}*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),
@@ -60,15 +61,20 @@ def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None]
     folder = Path(folder)
     check_output(folder, flag, inputs, again=True)
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in held if not any(Path(name).match(pattern) for pattern in OUR_FILES)]
+    foreign = [name for name in held if not is_ours(name)]
     if not foreign and CONFIG not in held and any(name.startswith(NEW) for name in held):
         return
-    if held and not (refit and not foreign and _is_fitted(folder)):
+    if held and not (refit and not foreign and is_fitted(folder)):
         kept = " that factorize has written, alone" if refit else ""
         raise ValueError(
             f"{flag} needs a new or empty folder{', or one with a model' if refit else ''}{kept}, got {folder} with "
             f"{listed(foreign or held, 3)}: name another"
         )
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file or folder of this name may be part of a model that we have written."""
+    return any(Path(name).match(pattern) for pattern in OUR_FILES)
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def _held(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _is_fitted(folder: Path) -> bool:
+def is_fitted(folder: Path) -> bool:
     """Whether the folder holds a model that `write` made."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -167,7 +167,7 @@ def _distinct(texts: Sequence[Text]) -> tuple[list[Text], np.ndarray]:
 
 
 def _number(value: Any, column: str, place: str) -> float:
-    """A rating. CSV has numbers as texts, where a column has other texts too."""
+    """A rating. In CSV it is a text."""
     try:
         number = np.nan if isinstance(value, (bool, np.bool_)) else float(value)
     except (TypeError, ValueError, OverflowError):

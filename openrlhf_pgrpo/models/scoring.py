@@ -3,7 +3,7 @@
 Axes: B texts of a batch, S tokens, D base rewards, H embedding dimensions, N pairs of prompt and response.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import check_pooling, factorized_reward_model, states
 from openrlhf_pgrpo.models.remote_code import trusted
 from openrlhf_pgrpo.models.texts import Texts, Tokens, TooLong
-from openrlhf_pgrpo.progress import progress
+from openrlhf_pgrpo.progress import along, progress
 
+AT_ONCE = 1024  # texts that are made tokens at once: as lists, those of all would take a hundred bytes a token
 MOST_TEXTS = 16  # in a batch; on a CPU more is slower: 64 short texts at once took half as long again
 MOST_TOKENS = 16384  # in a batch, padding counted; a text that is longer has a batch of its own
 # What a forward pass costs besides its tokens, in tokens. On a CPU, SmolLM2-135M takes 75 ms and 2 ms a token. A GPU
@@ -56,9 +57,12 @@ class RewardModel(Folder):
         Raises:
             ValueError: as `tokens`, or a response is too long for the model; with its number.
         """
-        with progress("making tokens"):
-            tokens = self.tokens(prompts, responses)
-        return score(self.model, self.model, self.texts, tokens, batch_size)
+        return self.of_written(*self.writer.pairs(prompts, responses), batch_size)
+
+    def of_written(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = MOST_TEXTS) -> np.ndarray:
+        """As `base_rewards`, of texts that `writer` has written."""
+        ids = token_ids(self.model, self.texts, prompts, responses)
+        return read(self.model, self.model, self.texts, ids, batch_size)
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, chat_template: str | None = None) -> RewardModel:
@@ -92,25 +96,27 @@ def embed(
     def pooled(input_ids, attention_mask):
         return states(model, input_ids, attention_mask, pooling)[0]
 
-    with progress("making tokens"):
-        tokens = texts.tokens(prompts, responses)
-    return score(pooled, model, texts, tokens, batch_size)
+    return read(pooled, model, texts, token_ids(model, texts, prompts, responses), batch_size)
 
 
-def score(
-    forward: Callable[..., torch.Tensor], model: Any, texts: Texts, tokens: Tokens, batch_size: int
-) -> np.ndarray:
-    """`forward` of each text (N, ...) float64, in the given order. Equal texts are read once.
+def token_ids(model: Any, texts: Texts, prompts: Sequence[str], responses: Sequence[str]) -> Iterator[list[int]]:
+    """The token ids of each response to its prompt, both (N,), one after the other.
 
     Raises:
-        ValueError: as `check`.
+        ValueError: as `Texts.tokens` and `check`.
     """
-    check(model, texts, tokens)
-    return read(forward, model, texts, tokens.ids, batch_size)
+    for start in along(range(0, len(prompts), AT_ONCE), "making tokens", "batches"):
+        some = slice(start, start + AT_ONCE)
+        tokens = texts.tokens(prompts[some], responses[some], first=start)
+        check(model, texts, tokens, start)
+        yield from tokens.ids
 
 
-def check(model: Any, texts: Texts, tokens: Tokens) -> None:
+def check(model: Any, texts: Texts, tokens: Tokens, first: int = 0) -> None:
     """Looks at texts that are to be read.
+
+    Args:
+        first: number of the first text, for a message.
 
     Raises:
         TooLong: a response does not fit; with its number.
@@ -120,10 +126,10 @@ def check(model: Any, texts: Texts, tokens: Tokens) -> None:
         number = int(tokens.too_long.argmax())
         raise TooLong(
             f"a response needs to fit into the {texts.max_length} tokens that the model reads, got "
-            f"{tokens.answers[number]} with its end in text {number}: shorten it, or leave it out"
+            f"{tokens.answers[number]} with its end in text {first + number}: shorten it, or leave it out"
         )
     known = model.get_input_embeddings().num_embeddings
-    for number, ids in enumerate(tokens.ids):
+    for number, ids in enumerate(tokens.ids, first):
         if max(ids) >= known:
             raise ValueError(
                 f"every token needs to be one of the {known} that the model knows, got {max(ids)} in text {number}: "
@@ -133,24 +139,24 @@ def check(model: Any, texts: Texts, tokens: Tokens) -> None:
 
 @torch.no_grad()
 def read(
-    forward: Callable[..., torch.Tensor], model: Any, texts: Texts, ids: Sequence[Sequence[int]], batch_size: int
+    forward: Callable[..., torch.Tensor], model: Any, texts: Texts, ids: Iterable[Sequence[int]], batch_size: int
 ) -> np.ndarray:
     """As `score`, of the token ids of texts that were looked at."""
-    rows: dict[tuple[int, ...], int] = {}
-    row_of = [rows.setdefault(tuple(one), len(rows)) for one in ids]
-    distinct = list(rows)
+    rows: dict[bytes, int] = {}  # four bytes a token: there may be a billion
+    row_of = [rows.setdefault(np.array(one, np.int32).tobytes(), len(rows)) for one in ids]
+    distinct = [np.frombuffer(row, np.int32) for row in rows]
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     with progress("reading texts", len(distinct), "texts") as count:
         for batch in batches(distinct, batch_size, FORWARD[device.type]):
-            padded = texts.pad([distinct[row] for row in batch])
+            padded = texts.pad([distinct[row].tolist() for row in batch])
             scores = forward(**{name: tensor.to(device) for name, tensor in padded.items()})
             found.update(zip(batch, scores.double().cpu().numpy()))
             count(len(batch))
     return np.array([found[row] for row in row_of])
 
 
-def batches(ids: Sequence[Sequence[int]], most_texts: int, forward: int) -> list[list[int]]:
+def batches(ids: Sequence[Sequence[int] | np.ndarray], most_texts: int, forward: int) -> list[list[int]]:
     """The numbers of texts, the longest first, in batches that cost least: a batch costs its tokens with padding, and
     as much as `forward` tokens besides. It has at most `most_texts` texts and MOST_TOKENS tokens.
     """

@@ -1,20 +1,24 @@
 """Rows of people's data, as people have them: JSON lines, JSON, CSV, Parquet, arrow, a folder that `datasets` saved,
-or a data set on the hub. All but JSON lines go through `datasets`, as in the host.
+or a data set on the hub. The first three are read as they are written, the others through `datasets`, as in the host.
 """
 
+import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from openrlhf_pgrpo.core.names import in_words, listed
 from openrlhf_pgrpo.files import check_row, read_rows, reading
 from openrlhf_pgrpo.progress import progress
 
-FORMATS = {".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+OF_ARROW = {".parquet": "parquet", ".arrow": "arrow"}
+FORMATS = (".jsonl", ".json", ".csv", *OF_ARROW)
+ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # what `huggingface_hub` takes for a name
 
 
 class Columns(NamedTuple):
@@ -85,29 +89,31 @@ def _iso(value: Any) -> str:
 
 
 def read_table(
-    source: str | Path, columns: Mapping[str, type], split: str | None = None, texts: Sequence[str] = ()
+    source: str | Path, columns: Mapping[str, type], split: str | None = None, numbers: Sequence[str] = ()
 ) -> Table:
     """The rows of `source`.
 
     Args:
         columns: as `files.read_rows`: what every row must have. split: of a data set with several; None is "train".
-        texts: columns that are texts if they are there; all of `columns` are.
+        numbers: columns that become numbers if they are there in CSV, where all else is a text.
 
     Raises:
         ValueError: no such data, split or column, no rows, or something that cannot be read; names it.
         OSError: a file cannot be read.
     """
-    path = Path(source)
-    if path.exists() and not path.is_dir() and path.suffix not in FORMATS:  # a pipe, too
-        if split is not None:
-            raise ValueError(f"--split needs a data set with splits, got {source}, a file of rows: leave it out")
-        numbers, rows = zip(*read_rows(path, dict(columns)))
-        return Table(str(source), list(rows), list(numbers), "line")
+    path, name = Path(source), str(source)
     with progress(f"reading {source}"):
-        dataset = _loaded(source, split, [*columns, *texts])
-        with reading(str(source)):
-            rows = [{column: _as_given(value) for column, value in row.items()} for row in dataset.to_list()]
-            table = Table(str(source), rows, list(range(len(rows))), "row")
+        if not path.exists() or path.is_dir() or _kind(path) in OF_ARROW:
+            table = _in_order(name, _through_datasets(source, split))
+        elif split not in (None, "train"):
+            raise ValueError(f"--split needs a data set with splits, got {source}, a file of rows: leave it out")
+        elif _kind(path) == ".csv":
+            table = _in_order(name, _of_csv(path, numbers))
+        elif _kind(path) == ".json" and _is_list(path):
+            table = _in_order(name, _of_list(path))
+        else:  # JSON lines, whatever the file is called; or a pipe
+            lines, rows = zip(*read_rows(path, {}))
+            table = Table(name, list(rows), list(lines), "line")
     if not table.rows:
         raise ValueError(f"{source} needs at least one row, got none")
     for number, row in enumerate(table.rows):
@@ -115,34 +121,135 @@ def read_table(
     return table
 
 
-def _as_given(value: Any) -> Any:
-    """Messages without the keys that arrow adds, as null, because other messages of the column have them."""
-    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _in_order(name: str, rows: list[dict]) -> Table:
+    return Table(name, rows, list(range(len(rows))), "row")
+
+
+# ---- files that are read as they are written ----
+
+
+def _of_csv(path: Path, numbers: Sequence[str]) -> list[dict]:
+    """Every field is the text in the file, and None where there is none. A reader that guesses at numbers makes one
+    person of 7 and 007, and one label of 1.1 and 1.10.
+
+    Raises:
+        ValueError: a column twice, rows with more or fewer fields than the header, or what is no CSV; with lines.
+    """
+    records = _records(path)
+    first, names = next(records, (1, []))
+    header = [column or f"Unnamed: {number}" for number, column in enumerate(names)]
+    if twice := [column for number, column in enumerate(header) if column in header[:number]]:
+        raise ValueError(
+            f"line {first} of {path} needs names of columns that differ, got {twice[0]!r} twice: rename one of them"
+        )
+    rows: list[dict] = []
+    wrong = []
+    for line, fields in records:
+        if len(fields) == len(header):
+            rows.append(dict(zip(header, [field or None for field in fields])))
+        else:
+            wrong.append((line, len(fields)))
+    if wrong:
+        lines = Table(str(path), [], [line for line, _ in wrong], "line").places(range(len(wrong)))
+        raise ValueError(
+            f"every row needs {len(header)} fields, as the header has, got {wrong[0][1]} in {lines}: put texts that "
+            "hold a comma or a line break in double quotes"
+        )
+    for column in {*numbers} & {*header}:
+        for row in rows:
+            row[column] = _number(row[column])
+    return rows
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line, from 1, where each record of a CSV file begins, and its fields. Empty lines are left out."""
+    csv.field_size_limit(sys.maxsize)  # 131,072 characters are not enough for every text
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)  # else a quote that is never closed takes in all rows that follow
+        fields: list[str] | None = []
+        while fields is not None:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader, None)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} cannot be read from line {line} on, {error}: write it again") from error
+            if fields and (len(fields) > 1 or fields[0].strip()):
+                yield line, fields
+
+
+def _number(field: str | None) -> str | float | None:
+    try:
+        return None if field is None else float(field)
+    except ValueError:  # left to whoever knows what the number is for
+        return field
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of JSON is one list, and not lines."""
+    with open(path, "rb") as file:
+        return re.match(rb"(\xef\xbb\xbf)?\s*\[", file.read(4096)) is not None
+
+
+def _of_list(path: Path) -> list[dict]:
+    with reading(str(path)):
+        rows = json.loads(path.read_bytes())
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} of {path} needs a JSON object, got {in_words(row)}: correct it or drop it")
+    return rows
+
+
+# ---- what goes through `datasets` ----
+
+
+def _through_datasets(source: str | Path, split: str | None) -> list[dict]:
+    """The rows of one split. Of files here no copy stays behind: people's answers are theirs, and a later version of a
+    file may be of the same size and second."""
+    with TemporaryDirectory() as cache:
+        dataset = _loaded(source, split, cache)
+        with reading(str(source)):
+            return [{column: _as_given(value) for column, value in row.items()} for row in dataset.to_list()]
+
+
+def _as_given(value: Any, listed: bool = False) -> Any:
+    """Messages, and what they hold, without the keys that arrow adds, as null, because others of the column have them.
+
+    Args:
+        listed: whether the value is in a list. A null in a column of its own says something.
+    """
+    if isinstance(value, list):
+        return [_as_given(one, True) for one in value] if value and isinstance(value[0], (list, dict)) else value
+    if not listed or not isinstance(value, dict):
         return value
-    return [{key: of for key, of in turn.items() if of is not None or key == "content"} for turn in value]
+    return {
+        key: _as_given(of, True)
+        for key, of in value.items()
+        if of is not None or (key == "content" and value.get("role") is not None)
+    }
 
 
-def _loaded(source: str | Path, split: str | None, texts: Sequence[str]) -> Any:
-    """One split of a data set, through `datasets`."""
+def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
+    """One split of a data set, through `datasets`. What it makes of files here lies in `cache`."""
     import datasets
 
-    path, cells = Path(source), dict[str, Any]()
+    path = Path(source)
     # The hub would be asked for minutes about a name that is mistyped.
-    a_file = path.suffix in (".jsonl", *FORMATS) or ("/" not in str(source) and path.suffix)
+    a_file = _kind(path) in FORMATS or ("/" not in str(source) and path.suffix)
     if not path.exists() and (a_file or not ON_THE_HUB.fullmatch(str(source))):
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
-    if path.suffix == ".csv":
-        # Cells as they are written. Else the answer 007 would become 7, and None would become null.
-        cells = {"converters": dict.fromkeys(texts, str), "keep_default_na": False, "na_values": [""]}
     with reading(str(source)):
         if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(path))
         elif path.is_file():
-            found = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), **cells)
+            found = datasets.load_dataset(OF_ARROW[_kind(path)], data_files=str(path), cache_dir=cache)
         else:
-            found = datasets.load_dataset(str(source))
+            found = datasets.load_dataset(str(source), cache_dir=cache if path.exists() else None)
     if isinstance(found, datasets.Dataset):
         if split not in (None, "train"):
             raise ValueError(f"--split needs a split of {source}, got {split!r}; it has no splits: leave it out")

@@ -73,17 +73,20 @@ class Texts:
         known = "|".join(re.escape(known[::-1]) for known in self._ends)
         self._own_end = re.compile(rf"(?:\n*(?:{known}))*")
 
-    def tokens(self, prompts: Sequence[str], responses: Sequence[str]) -> Tokens:
+    def tokens(self, prompts: Sequence[str], responses: Sequence[str], *, first: int = 0) -> Tokens:
         """The tokens of each response to its prompt, both (N,).
 
         A response may bring its end along, as the host's chat templates and rollouts write it; newlines behind that
         end are no part of the answer. All other newlines stay.
 
+        Args:
+            first: number of the first text, for a message.
+
         Raises:
             ValueError: a text has half of a surrogate pair, which no tokenizer reads; with its number.
         """
         pairs = [(prompt, self.open(response)) for prompt, response in zip(prompts, responses, strict=True)]
-        for number, (prompt, response) in enumerate(pairs):
+        for number, (prompt, response) in enumerate(pairs, first):
             _check_unicode(number, prompt + response)
         prompt_ids = self._encode(dict.fromkeys([*prompts, *BEFORE]))
         answer_ids = self._answers(dict.fromkeys(pairs), prompt_ids)

@@ -11,6 +11,7 @@ from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.output_folder import CONFIG, WEIGHT_FILES
 from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user, same_model
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.people.elicit import base_rewards
@@ -136,6 +137,8 @@ def check_profiles_folder(folder: Path, flag: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{flag} needs a folder, got {folder}, a file: name another")
+    if (folder / CONFIG).exists() and any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+        raise ValueError(f"{flag} needs a folder without a model, got {folder}, which holds one: name another")
     check_folder(folder / "profile.json" if folder.is_dir() else folder, flag)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.core.win_rate import win_rate
-from openrlhf_pgrpo.files import locked, read_rows, write_whole
+from openrlhf_pgrpo.files import json_object, locked, read_rows, write_whole
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
@@ -30,6 +30,7 @@ from openrlhf_pgrpo.progress import along, progress
 
 SETTINGS, VERDICTS, RESULT = "settings.json", "verdicts.jsonl", "result.json"
 SIDES = ("A", "B")
+OUR_FILES = {SETTINGS, f".{SETTINGS}.lock", VERDICTS, RESULT, *(f"answers-{side}.jsonl" for side in SIDES)}
 USER, PREF_GROUP = "user", "pref_group"  # columns of the data, unless others are named
 PROMPTS_AT_ONCE = 32  # scored by a reward model between two looks at the disk
 
@@ -167,7 +168,7 @@ def read_data(
         OSError: the file cannot be read.
     """
     named = {"user": user_key or USER, "preference group": pref_group_key or PREF_GROUP}
-    table = read_table(source, {prompt_key: object}, split, texts=[*named.values()])
+    table = read_table(source, {prompt_key: object}, split)
     names: list[list] = []
     for (what, column), key in zip(named.items(), (user_key, pref_group_key)):
         there = key is not None or any(column in row for row in table.rows)
@@ -315,21 +316,32 @@ def _growing(path: Path, keys: Sequence[str], what: str, total: int):
 
 
 def _claim(output: Path) -> None:
-    """Raises ValueError unless the folder is new, empty, or one of this command's."""
+    """Makes the folder. Raises ValueError if it holds files that are not of this command."""
     output.mkdir(parents=True, exist_ok=True)
-    held = sorted(path.name for path in output.iterdir())
-    if held and SETTINGS not in held and held != [f".{SETTINGS}.lock"]:
+    held = {path.name for path in output.iterdir() if not path.name.startswith(".new-")}  # one that is being written
+    if foreign := held - OUR_FILES or (held - {f".{SETTINGS}.lock"} if SETTINGS not in held else None):
         raise ValueError(
             f"--output needs a new or empty folder, or one that compare has begun, got {output} with "
-            f"{listed(held, 3)}: name another"
+            f"{listed(sorted(foreign), 3)}: name another"
         )
 
 
 def _kept_settings(output: Path) -> dict[str, Any]:
-    """The settings that a folder was begun with. Those of verdicts count only where there are some."""
-    if not (output / SETTINGS).exists():
+    """The settings that a folder was begun with. Those of verdicts count only where there are some.
+
+    Raises:
+        ValueError: the file is of something else.
+    """
+    path = output / SETTINGS
+    if not path.exists():
         return {}
-    kept = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
+    kept = json_object(path.read_bytes(), str(path))
+    needed = {"policies": list, "answers": dict, "verdicts": dict}
+    if wrong := [part for part, kind in needed.items() if not isinstance(kept.get(part), kind)]:
+        raise ValueError(
+            f"{path} needs the settings of a comparison, got {in_words(kept.get(wrong[0]))} as {wrong[0]!r}: name "
+            "another folder with --output"
+        )
     return kept if (output / VERDICTS).exists() else {**kept, "verdicts": {}}
 
 

@@ -4,7 +4,8 @@
 
 Three predictions are compared: lambda_u is the user's own; it is the average of the trained users ("one reward for
 all"); or the majority, what all other people in the data prefer of the same pair. For a person whom the model does not
-know, a third of the pairs is held out, and lambda_u is learned from real answers to the others, as `elicit` learns it.
+know, pairs of a third of the texts are held out, and lambda_u is learned from real answers to pairs of the others, as
+`elicit` learns it.
 `core/evaluation.py` says what is measured and what the errors mean.
 
 Axes: U users, P pairs, D base rewards, N annotations.
@@ -35,7 +36,7 @@ from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_whole
 from openrlhf_pgrpo.models.comparisons import read
 from openrlhf_pgrpo.models.factorize import SAY, Say, annotate, check_texts, write_texts
-from openrlhf_pgrpo.models.scoring import RewardModel, load, score
+from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
 from openrlhf_pgrpo.progress import progress
@@ -115,7 +116,7 @@ def evaluate(
             "split": split,
             "pairs drawn of each user": pairs_per_user,
             "seed of drawn pairs": seed,
-            "held out of each new user": "a third of the pairs, rounded up",
+            "held out of each new user": "pairs of a third of the texts",
             "draws of random questions": DRAWS,
             "seed": SEED,
         },
@@ -128,7 +129,7 @@ def evaluate(
         },
         "finished": False,
     }
-    parts = Predictions(v, said, annotations.users, reward_model.coefficients, known)
+    parts = Predictions(v, said, annotations.users, reward_model.coefficients, known, texts_of(pairs))
     result["known"] = parts.known_people()
     if output is not None:
         write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -162,7 +163,7 @@ def differences(model: RewardModel, pairs: list[Pair], scores: Path | None, batc
         return first - second
     texts = list(dict.fromkeys((pair.prompt, answer) for pair in pairs for answer in (pair.a, pair.b)))
     say(f"scoring {len(texts)} texts ...")
-    rewards = score(model.model, model.model, model.texts, model.texts.tokens(*zip(*texts)), batch_size)
+    rewards = model.of_written(*zip(*texts), batch_size)
     rows = dict(zip(texts, rewards))
     first, second = (np.array([rows[pair.prompt, getattr(pair, side)] for pair in pairs]) for side in "ab")
     if scores is not None:
@@ -170,16 +171,32 @@ def differences(model: RewardModel, pairs: list[Pair], scores: Path | None, batc
     return first - second
 
 
+def texts_of(pairs: Sequence[Pair]) -> np.ndarray:
+    """The numbers (P, 2) of the texts of pairs; a text is a prompt with an answer, as the model reads it."""
+    numbers: dict[tuple[str, str], int] = {}
+    return np.array(
+        [[numbers.setdefault((pair.prompt, answer), len(numbers)) for answer in (pair.a, pair.b)] for pair in pairs]
+    )
+
+
 class Predictions:
     """What a model says about annotations.
 
     Args:
         v: (P, D) differences of base rewards. said: of `users`, in the order of users and pairs. coefficients, known:
-            of the trained users.
+            of the trained users. texts: (P, 2) as `texts_of`.
     """
 
-    def __init__(self, v: np.ndarray, said: Said, users: Sequence[str], coefficients: np.ndarray, known: Names):
-        self.v, self.said, self.users, self.coefficients = v, said, users, coefficients
+    def __init__(
+        self,
+        v: np.ndarray,
+        said: Said,
+        users: Sequence[str],
+        coefficients: np.ndarray,
+        known: Names,
+        texts: np.ndarray,
+    ):
+        self.v, self.said, self.users, self.coefficients, self.texts = v, said, users, coefficients, texts
         self.row = known.find(users)[said.user]
         self.shared = v[said.pair] @ coefficients.mean(0)
         self.majority = majority(said.user, said.pair, said.preference)
@@ -210,7 +227,8 @@ class Predictions:
 
     def new_people(self) -> dict | None:
         """Measures of the people whom the model does not know, by the number of their answers; None if the data have
-        none. Those with fewer pairs than are to be asked are left out of that number."""
+        none. Those with fewer pairs than are to be asked are left out of that number. `neither` is the number of
+        answers that are neither asked for nor held out, as `hold_out`."""
         new = np.flatnonzero(self.row < 0)
         if not len(new):
             return None
@@ -223,9 +241,9 @@ class Predictions:
         users, user = np.unique(cells[:, 0], return_inverse=True)
         said = Said(user, cells[:, 1], mean, None if said.group is None else said.group[first])
         rng = np.random.default_rng(SEED)
-        held = hold_out(user, rng)
-        chosen, *drawn = self.learn(said.select(~held), len(users), rng)
-        pool, test = np.bincount(user[~held], minlength=len(users)), said.select(held)
+        asked, held = hold_out(user, self.texts[said.pair], rng)
+        chosen, *drawn = self.learn(said.select(asked), len(users), rng)
+        pool, test = np.bincount(user[asked], minlength=len(users)), said.select(held)
         v, shared, others = self.v[test.pair], self.shared[new][first][held], self.majority[new][first][held]
         after = []
         for place, count in enumerate(ASKED):
@@ -242,7 +260,8 @@ class Predictions:
                 if count:
                     entry[RANDOM] = measure([logits(one) for one in drawn], shared[some], some_said)
             after.append(entry)
-        return {"people": len(users), "after": after, MAJORITY: measure([others], shared, test)}
+        neither = {"answers": len(user), "neither": int((~asked & ~held).sum())}
+        return {"people": len(users), **neither, "after": after, MAJORITY: measure([others], shared, test)}
 
     def learn(self, said: Said, users: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Coefficients (C, U, D) after each number of answers: asked by information, and in DRAWS random orders."""
@@ -315,6 +334,11 @@ def notes(result: dict) -> list[str]:
     if new is not None:
         if few := [f"{at['too few']} for {at['answers']}" for at in new["after"] if at["too few"]]:
             found.append(f"new people with too few pairs to be asked, left out there: {', '.join(few)} answers")
+        if new["neither"]:
+            found.append(
+                f"{new['neither']} of {new['answers']} answers of new people are left out: one text of their pair is "
+                "held out, and the other is not"
+            )
         if new["people"] == 1:
             found.append("no standard error for one new person alone: it needs two people or more")
     return found

@@ -16,8 +16,9 @@ from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, 
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
-from openrlhf_pgrpo.models.scoring import RewardModel
+from openrlhf_pgrpo.models.scoring import AT_ONCE, RewardModel
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, read_table
+from openrlhf_pgrpo.progress import along
 
 
 class Pair(NamedTuple):
@@ -107,8 +108,7 @@ def _data_of(source: Path, columns: Columns, split: str | None) -> tuple[Compari
     Raises:
         ValueError: as `read_pool`, or no columns of answers.
     """
-    texts = (columns.prompt, "a", "b", columns.chosen, columns.rejected, columns.response)
-    table = read_table(source, {}, split, texts)
+    table = read_table(source, {}, split)
     there = {column for row in table.rows for column in row}
     named = columns[2:4] != COLUMNS[2:4]
     if {"a", "b"} <= there and not named:
@@ -149,8 +149,12 @@ def written_in(
     prompts = [pair.prompt for pair in pairs for _ in "ab"]
     answers = [answer for pair in pairs for answer in pair[1:]]
     before, after = model.writer.pairs(prompts, answers, lambda text: place(text // 2))
-    tokens = model.texts.tokens(before, after)
-    empty, too_long = (of.reshape(-1, 2).any(1) for of in (tokens.empty, tokens.too_long))
+    wrong = []
+    for start in along(range(0, len(before), AT_ONCE), "looking at the texts", "batches"):
+        some = slice(start, start + AT_ONCE)
+        tokens = model.texts.tokens(before[some], after[some], first=start)
+        wrong.append(np.stack([tokens.empty, tokens.too_long]))
+    empty, too_long = np.concatenate(wrong, 1).reshape(2, -1, 2).any(2)
     return [*map(Pair, before[::2], after[::2], after[1::2])], empty, too_long
 
 

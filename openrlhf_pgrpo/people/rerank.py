@@ -69,7 +69,8 @@ def rerank(
         ModuleNotFoundError: vLLM is not installed.
     """
     read = {"--candidates": candidates, **held_in(candidates, "--candidates"), "--profile": profile}
-    check_folder(output, "--output", {**read, **held_in(model, "--model")})
+    read |= held_in(model, "--model") | (held_in(policy, "--generate") if policy is not None else {})
+    check_folder(output, "--output", read)
     if responses_key in RANKING:
         raise ValueError(f"--responses_key needs another column than {listed(RANKING)}, got {responses_key!r}")
     if user is None and profile is None and not population:

@@ -8,7 +8,7 @@ It reads metrics files, which a training run writes step by step. The run may be
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrlhf_pgrpo.files import whole_file
+from openrlhf_pgrpo.files import check_folder, whole_file
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -20,6 +20,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     Raises:
         ValueError: a path does not exist, a folder has no metrics.jsonl, a file has no whole step, or a line in the
             middle of a file is not a step, or `output` is one of these files. An incomplete last line is no error.
+        OSError: a file cannot be read or written.
         ModuleNotFoundError: plotly or Jinja2 is not installed.
     """
     try:
@@ -38,8 +39,10 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     for _, metrics in find(given):
         if output.exists() and output.samefile(metrics):
             raise ValueError(f"a report needs a file of its own, got {output}, which it reads: name another")
-    page = render(*read_runs(given))
+    read = read_runs(given)
     output.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(output, "a report")
+    page = render(*read)
     with whole_file(output) as file:
         file.write(page.encode("utf-8", "replace"))  # a lone surrogate in the data has no UTF-8
     return output

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 
@@ -99,6 +100,15 @@ def test_the_page_opens_without_a_network_on_any_screen(visit, run, command, tmp
 def test_wrong_flags_and_missing_columns_are_refused(run, command, flags, message):
     code, _ = run(*command, *flags)
     assert code.startswith("openrlhf-pgrpo evaluate: ") and message in code
+
+
+@pytest.mark.parametrize("flag", ["--output", "--page", "--scores"])
+def test_no_file_of_the_data_is_written_over(run, command, rows, tmp_path, flag):
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    state = tmp_path / "saved" / "state.json"
+    before = state.read_bytes()
+    code, _ = run(*command[:-1], tmp_path / "saved", flag, state)
+    assert f"{flag} needs a file of its own, got {state}, which --data " in code and state.read_bytes() == before
 
 
 def test_a_row_without_its_preference_group_is_named(run, command, rows, jsonl):

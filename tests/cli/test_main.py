@@ -29,6 +29,25 @@ def test_abbreviated_flags_are_refused(words, capsys):
     assert ended.value.code == 2 and "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "x"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--model", "m", "--data", "d"),
+        ("elicit", "--model", "m"),
+        ("refit", "--model", "m", "--profile", "p", "--output", "o"),
+        RERANK,
+    ],
+)
+def test_texts_are_scored_at_least_one_at_once(words, size, capsys):
+    """Zero was `min() arg is an empty sequence` once the model was loaded."""
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args([*words, "--batch_size", size])
+    said = f"--batch_size: it needs a whole number of at least 1, got '{size}'"
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert command_line().parse_args([*words, "--batch_size", "3"]).batch_size == 3
+
+
 def test_the_column_of_preference_groups_has_the_name_that_the_trainers_use(capsys):
     assert command_line().parse_args([*GROUPS, "--pref_group_key", "g"]).pref_group_key == "g"
     with pytest.raises(SystemExit) as ended:

@@ -183,6 +183,12 @@ def test_an_output_that_is_an_input_is_refused_and_nothing_is_overwritten(run, f
                 assert f"--output needs a file of its own, got {name}, which {flag}" in code
                 assert file.read_bytes() == before
     assert (tmp_path / "symbolic").is_symlink()
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    prompts = ("rerank", "--model", folder, "--candidates", rows, "--profile", ana, "--generate", policy)
+    code, _ = run(*prompts, "--output", policy / "config.json")
+    assert "config.json, which --generate " in code and (policy / "config.json").read_text() == "{}"
 
 
 def test_rerank_samples_no_responses_beside_those_that_are_there(run, folder, jsonl, tmp_path):

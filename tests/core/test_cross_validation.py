@@ -132,11 +132,71 @@ def test_what_belongs_together_is_held_out_together():
     known = Annotations(np.r_[np.zeros(20, int), np.ones(20, int), 2, 2], pair, np.ones(42), names(3))
     prompt = np.repeat([f"p{i}" for i in range(10)], 2)
     for seed in range(5):
-        fold = cross_validation.deal_together(known, prompt, 5, np.random.default_rng(seed))
+        fold = cross_validation.deal_together(known, prompt, 5, np.random.default_rng(seed))[:, 0]
         assert (fold[0:40:2] == fold[1:40:2]).all() and (fold[:20] == fold[20:40]).all()
         assert np.bincount(fold[:20]).tolist() == [4] * 5  # two prompts each
         assert fold[40:].tolist() == [-1, -1]
-    assert (fold != cross_validation.deal_together(known, prompt, 5, np.random.default_rng(0))).any()
+    assert (fold != cross_validation.deal_together(known, prompt, 5, np.random.default_rng(0))[:, 0]).any()
+
+
+def test_no_text_is_held_out_and_trained_on():
+    """Pairs with one of each are neither. Cyd has too few pairs to leave any out."""
+    first, second = np.triu_indices(20, 1)
+    pair = np.r_[np.arange(190), np.arange(190), 7]
+    known = Annotations(np.r_[np.zeros(190, int), np.ones(190, int), 2], pair, np.ones(381), ["ann", "bob", "cyd"])
+    texts = np.stack([first, second], 1)
+    training, held_out = cross_validation.parted(known, 5, 0, texts)
+    assert training[:, -1].all() and not held_out[:, -1].any()
+    for trains, holds in zip(training[:, :-1], held_out[:, :-1]):
+        used, unseen = texts[pair[:-1][trains]], texts[pair[:-1][holds]]
+        assert not np.isin(used, unseen).any() and len(np.unique(used)) == 16 and len(np.unique(unseen)) == 4
+        assert trains.sum() == 2 * 16 * 15 / 2 and holds.sum() == 2 * 4 * 3 / 2
+    assert held_out.sum(0).max() == 1
+    again, other = (cross_validation.parted(known, 5, seed, texts)[1] for seed in (0, 1))
+    assert (again == held_out).all() and (other != held_out).any()
+
+
+@pytest.mark.parametrize("together", [None, np.repeat(np.arange(20), 3)])
+def test_folds_are_those_of_before_where_pairs_share_no_text(together):
+    _, known, _ = world()
+    training, held_out = cross_validation.parted(known, 5, 0, together)
+    rng = np.random.default_rng(0)
+    fold = before(known, together, 5, rng) if together is not None else cross_validation.deal(known, 5, rng)
+    for k in range(5):
+        assert (training[k] == (fold != k)).all() and (held_out[k] == (fold == k)).all()
+
+
+def before(annotations, together, folds, rng):
+    """How prompts were dealt before pairs could have two values."""
+    value = np.unique(together, return_inverse=True)[1]
+    fold = (rng.permutation(value.max() + 1) % folds)[value][annotations.pair]
+    counts = np.zeros((len(annotations.users), folds))
+    np.add.at(counts, (annotations.user, fold), 1)
+    return np.where((counts.max(1) == counts.sum(1))[annotations.user], -1, fold)
+
+
+def test_noise_in_ratings_is_predicted_like_a_coin():
+    """Of ratings of one prompt, pairs alone share their texts, and a held-out one follows from the others."""
+    rng = np.random.default_rng(0)
+    first, second = np.triu_indices(16, 1)
+    ratings = rng.integers(1, 6, (16, 16))
+    user, pair = np.indices((16, len(first))).reshape(2, -1)
+    preference = (1 + np.sign(ratings[user, first[pair]] - ratings[user, second[pair]])) / 2
+    known, X = Annotations(user, pair, preference, names(16)), Differences.between(np.eye(16), first, second)
+    X = X.times(rng.normal(size=(16, 64)))
+    texts = np.stack([first, second], 1)
+    leaky, clean = (choose_factors(X, known, (1, 2, 3), (1.0, 3.0), together=one) for one in (None, texts))
+    assert leaky.loss.min() < 0.6
+    assert clean.loss.min() + 2 * clean.error[clean.loss.argmin()] > np.log(2)
+
+
+def test_whether_folds_hold_out_anything_can_be_asked_beforehand():
+    first, second = np.triu_indices(6, 1)
+    X, texts = one_hot([*zip(first, second)], 6), np.stack([first, second], 1)
+    known = Annotations(np.repeat([0, 1], 15), np.tile(np.arange(15), 2), np.ones(30), names(2))
+    assert cross_validation.can_hold_out(known, texts, folds=2) and not cross_validation.can_hold_out(known, texts)
+    with pytest.raises(ValueError, match="in 5 folds needs something to hold out in each"):
+        choose_factors(X, known, (1,), together=texts)
 
 
 def test_texts_that_training_has_seen_lower_the_held_out_loss():

@@ -117,3 +117,13 @@ def test_a15_an_older_folder_with_a_random_pooler_is_still_read(folder_of, tmp_p
     weights |= {"roberta.pooler.dense.weight": torch.ones(32, 32), "roberta.pooler.dense.bias": torch.ones(32)}
     save_file(weights, tmp_path / "made" / "model.safetensors", {"format": "pt"})
     np.testing.assert_array_equal(load(tmp_path / "made").base_rewards(PROMPTS, RESPONSES), expected)
+
+
+@pytest.mark.parametrize("read", [backbones.read_config, backbones.read_tokenizer])
+def test_a_mistyped_folder_is_said_to_be_none(read, tmp_path):
+    """It was said to be a bad name on the hub, which needs alphanumeric characters."""
+    for name in ("./rm_nois", "~/rm", tmp_path / "rm_nois", "runs/1/rm"):
+        with pytest.raises(
+            ValueError, match=f"a model needs to be a folder or a name on the hub, got {name}, which is"
+        ):
+            read(name)

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from openrlhf_pgrpo.core.cross_validation import choose_factors as choose
 from openrlhf_pgrpo.models import factorize as fast
 from openrlhf_pgrpo.models.scoring import load
 from openrlhf_pgrpo.models.tables import Columns
@@ -185,6 +186,22 @@ def noise(users=6, pairs=24):
             yield row(f"u{user}", f"{pair} says: ", answers[chosen], answers[1 - chosen])
 
 
+def test_no_more_base_rewards_are_tried_than_few_texts_carry(jsonl, tiny, tmp_path):
+    """Five statements of twenty users have four independent differences: after all texts were embedded, eight base
+    rewards were refused that nobody had asked for."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"user": f"u{user}", "prompt": "p", "response": f"statement {number}", "rating": float(rng.integers(1, 6))}
+        for user in range(20)
+        for number in range(5)
+    ]
+    data, said = jsonl("a.jsonl", rows), []
+    choice = fast.factorize(data, tiny / "model", tmp_path / "m", l2=0.3, say=said.append)
+    assert choice.factors.tolist() == [1, 2, 3, 4] and load(tmp_path / "m").coefficients.shape[1] <= 4
+    with pytest.raises(ValueError, match="5 base rewards need as many independent embedding dimensions, got 4: lower"):
+        fast.factorize(data, tiny / "model", tmp_path / "other", factors=5, say=said.append)
+
+
 def test_d13_answers_that_nothing_explains_are_said_to_be_like_a_coins(jsonl, tiny, tmp_path, monkeypatch):
     """Either nothing is written, or a model with a warning; no word of a penalty that nobody gave."""
     monkeypatch.setattr(fast, "MOST_FACTORS", 2)
@@ -196,6 +213,70 @@ def test_d13_answers_that_nothing_explains_are_said_to_be_like_a_coins(jsonl, ti
         assert "held-out log loss" in said[-1] and not (tmp_path / "m").exists()
     told = " ".join(said)
     assert "predicted no better than by a coin, whose log loss is 0.6931" in told and "at this l2" not in told
+
+
+def rated(responses, users=16, prompts=1):
+    """Ratings of noise."""
+    rng = np.random.default_rng(0)
+    for user, prompt, response in np.ndindex(users, prompts, responses):
+        answer = f"{response} times {response * (response + prompt + 3)}"
+        yield {"user": f"u{user}", "prompt": f"{prompt}?", "response": answer, "rating": int(rng.integers(1, 6))}
+
+
+def test_noise_in_ratings_of_one_prompt_is_no_better_than_a_coin(jsonl, tiny, tmp_path, monkeypatch):
+    """A held-out pair followed from others of the same ratings: .40 and no warning."""
+    monkeypatch.setattr(fast, "MOST_FACTORS", 2)
+    said, choices = [], []
+    monkeypatch.setattr(
+        fast, "choose_factors", lambda *given, **more: choices.append(choose(*given, **more)) or choices[0]
+    )
+    try:
+        fast.factorize(jsonl("a.jsonl", list(rated(16))), tiny / "model", tmp_path / "m", say=said.append)
+    except ValueError as error:
+        said.append(str(error))
+    best = choices[0].loss.argmin()
+    assert choices[0].loss[best] + 2 * choices[0].error[best] > fast.COIN
+    assert "predicted no better than by a coin" in " ".join(said) and "share" not in " ".join(said)
+
+
+def held_out(rows):
+    """What is held out together of rows (user, prompt, one answer, other answer), and what is said."""
+    pairs, annotations = fast.annotate([(*row, 1.0) for row in rows])
+    said = []
+    return fast.held_out_together(pairs, annotations, said.append), pairs, said
+
+
+def all_pairs(prompts, answers, users=16):
+    return [
+        (f"u{user}", f"{prompt}?", f"{one}", f"{other}")
+        for user, prompt in np.ndindex(users, prompts)
+        for one in range(answers)
+        for other in range(one)
+    ]
+
+
+def test_prompts_are_held_out_and_of_few_prompts_answers():
+    together, pairs, said = held_out(all_pairs(20, 3))
+    assert together.shape == (60,) and len({*zip(together, (prompt for prompt, *_ in pairs))}) == 20 and not said
+    together, pairs, said = held_out(all_pairs(2, 12))  # the same answers to both prompts
+    assert together.shape == (132, 2) and together.max() == 11 and not said
+    for (_, *answers), numbers in zip(pairs, together.tolist()):
+        assert [sorted(map(str, range(12)))[number] for number in numbers] == answers
+    together, _, said = held_out(all_pairs(10, 4))  # four answers cannot be dealt to five folds
+    assert together.shape == (60,) and len({*together.tolist()}) == 10 and not said
+
+
+def test_pairs_alone_are_held_out_if_they_share_no_text_or_with_a_warning():
+    together, _, said = held_out([(f"u{user}", "?", f"a{pair}", f"b{pair}") for user in range(3) for pair in range(9)])
+    assert together is None and not said
+    together, _, said = held_out(all_pairs(1, 6))
+    assert together is None and len(said) == 1
+    assert said[0].startswith(
+        "warning: cross-validation needs to hold out pairs that share no answer with those traine"
+    )
+    assert (
+        "got too few of 6 answers to 1 prompts" in said[0] and "add answers, or choose --factors and --l2" in said[0]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

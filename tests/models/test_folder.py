@@ -193,6 +193,23 @@ def test_b1_a_fitted_model_may_be_fitted_again_and_nothing_else_is_replaced(made
         output_folder.check_new(fitted, "--output")
 
 
+def test_of_a_model_that_is_fitted_again_no_file_stays(made, backbone, tmp_path):
+    """The chat template of the old backbone counted as that of the new one, which has none."""
+    folder = copied(made[0], tmp_path / "fitted")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja", "notes.txt"):
+        (folder / name).write_text("of the old")
+    write(folder, backbone, np.ones((1, 64)), np.ones((1, 1)), ["ana"])
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        *(path.name for path in made[0].iterdir()),
+        "notes.txt",
+    }
+    trained = with_config(made[0], tmp_path / "trained", base_reward_fitted=False)
+    (trained / "vocab.csv").write_text("somebody's, beside checkpoints")
+    write(trained, backbone, np.ones((1, 64)), np.ones((1, 1)), ["ana"])
+    assert (trained / "vocab.csv").exists()
+
+
 @pytest.mark.parametrize("refit", [True, False])
 def test_e2_what_a_killed_writer_left_is_written_again_and_goes(made, tmp_path, refit):
     """It was killed before or between the files; the config is the last one."""

@@ -143,6 +143,24 @@ def test_short_texts_are_not_padded_to_a_long_one(made):
     assert [texts for texts, _ in read] == [1, 8] and read[0][1] > 100 and read[1][1] < 5
 
 
+def test_tokens_are_made_of_some_texts_at_a_time(made, monkeypatch):
+    """A million rows took 60 GB of tokens before the first text was read. Batches and numbers are the same."""
+    model, texts = load(made[0]), [*"abcdefgh", "a long one " * 9, "a"]
+    prompts = [f"{number} says " for number in range(10)]
+    whole = model.base_rewards(prompts, texts)
+    at_once, tokens = [], model.texts.tokens
+    monkeypatch.setattr(scoring, "AT_ONCE", 4)
+    monkeypatch.setattr(
+        model.texts, "tokens", lambda before, after, **of: at_once.append(len(before)) or tokens(before, after, **of)
+    )
+    np.testing.assert_array_equal(model.base_rewards(prompts, texts), whole)
+    assert at_once == [4, 4, 2]
+    with pytest.raises(ValueError, match="got 301 with its end in text 9: shorten it"):
+        model.base_rewards(prompts, [*texts[:9], "x" * 300])
+    with pytest.raises(ValueError, match="half of one, .*, in text 5: correct or drop it"):
+        model.base_rewards(prompts, [*texts[:5], "\ud83d", *texts[:4]])
+
+
 def test_equal_texts_have_equal_rewards_and_are_read_once(made):
     """So two equal candidates tie, whatever they are batched with."""
     model = load(made[0])

@@ -36,7 +36,7 @@ def source(request, tmp_path):
 
 
 def test_the_same_rows_in_every_form(source):
-    table = read_table(source, COLUMNS)
+    table = read_table(source, COLUMNS, numbers=["preference"])
     assert table.rows == ROWS
     if source.suffix == ".jsonl":
         assert table.place(1) == f"line 3 of {source}" and table.places([0, 1]) == f"2 lines (1, 3) of {source}"
@@ -84,12 +84,69 @@ def test_messages_come_through(tmp_path):
     assert read_table(tmp_path / "a.parquet", {"prompt": object}).rows == [{"prompt": prompt}]
 
 
-def test_what_is_wrong_with_a_file_is_said(tmp_path):
-    """Not only that "an error occurred while generating the dataset"."""
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            "user,prompt\na,b\nc,d,e\n",
+            "every row needs 2 fields, as the header has, got 3 in line 3 of .*rows.csv: put",
+        ),
+        ('user,prompt\n"a\nb",c\nd\n\ne\n', r"needs 2 fields, .* got 1 in 2 lines \(4, 6\) of .*rows.csv: put"),
+        ('user,prompt\na,b\nc,"d\ne,f\n', "rows.csv cannot be read from line 3 on, unexpected end of data: write it"),
+        ('user,prompt\n"a"b,c\n', "rows.csv cannot be read from line 2 on, ',' expected after '\"': write it again"),
+        ("user,prompt,user\n", "line 1 of .*rows.csv needs names of columns that differ, got 'user' twice: rename"),
+        (b"user,prompt\na,\xff\n", "rows.csv cannot be read from line .* on, 'utf-8' codec can't decode .*: write it"),
+    ],
+)
+def test_what_is_wrong_with_csv_is_said_with_its_line(tmp_path, content, message):
     path = tmp_path / "rows.csv"
-    path.write_text("user,prompt\na,b\nc,d,e\n")
-    with pytest.raises(ValueError, match="rows.csv cannot be read, ParserError: .*Expected 2 fields in line 3, saw 3"):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
         read_table(path, {})
+
+
+def test_fields_of_csv_do_not_slip_into_the_next_column(tmp_path):
+    """Where every row had a field more than the header, the first one became an index, and all others moved."""
+    path = tmp_path / "rows.csv"
+    path.write_text("user,prompt,response,rating,note\n" + "u0,Hello, world,r0,0,x\n" * 2)
+    with pytest.raises(ValueError, match=r"needs 5 fields, as the header has, got 6 in 2 lines \(2, 3\) of "):
+        read_table(path, {})
+
+
+def test_csv_is_read_as_it_is_written(tmp_path):
+    """Whole blocks of 10,000 rows lost their leading zeros, and a number with a point after them was refused."""
+    path, rows = tmp_path / "rows.csv", [["x", "1"], *[["01", "2"]] * 10_100, ["1.10", "2.5"], ["", ""]]
+    path.write_text("\ufeffuser,rating\n\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    found = read_table(path, {"user": object}, numbers=["rating", "not there"]).rows
+    assert [row["user"] for row in found] == [user or None for user, _ in rows]
+    assert [row["rating"] for row in found] == [float(rating) if rating else None for _, rating in rows]
+    path.write_text("user,rating,\n007,3.10,1\n", "utf-8")
+    assert read_table(path, {}).rows == [{"user": "007", "rating": "3.10", "Unnamed: 2": "1"}]
+    text = "long, " * 30_000
+    path.write_text(f'prompt,rating\n"{text}",good\n')
+    assert read_table(path, {}, numbers=["rating"]).rows == [{"prompt": text, "rating": "good"}]
+
+
+def test_json_is_read_as_it_is_written(tmp_path):
+    """A text that looks like a day became a time of day."""
+    path, rows = tmp_path / "rows.json", [{"day": "2001-01-01", "more": {"a": None}}, {"day": 7}]
+    path.write_text("\n " + json.dumps(rows, indent=1))
+    table = read_table(path, {})
+    assert table.rows == rows and table.place(1) == f"row 1 of {path}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_table(path, {})
+    assert table.rows == rows and table.place(1) == f"line 2 of {path}"
+    path.write_text("[{}, [1]]")
+    with pytest.raises(ValueError, match="row 1 of .*rows.json needs a JSON object, got a list, .1.: correct it"):
+        read_table(path, {})
+
+
+def test_no_copy_of_peoples_answers_stays_behind(source, tmp_path, monkeypatch):
+    """Copies lay in the cache of `datasets`, and came back for a later file of the same size and time."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    assert len(read_table(source, COLUMNS).rows) == len(ROWS)
+    assert not cache.exists() or not any(path.is_file() for path in cache.rglob("*"))
 
 
 def test_a_mistyped_file_and_an_empty_folder_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
@@ -98,16 +155,26 @@ def test_a_mistyped_file_and_an_empty_folder_are_not_looked_for_on_the_hub(tmp_p
         ValueError, match="need to be a file, a folder or a data set on the hub, got lost.txt: correct"
     ):
         read_table("lost.txt", {})
+    with pytest.raises(ValueError, match="need to be a file, a folder or a data set on the hub, got ./lost: correct"):
+        read_table("./lost", {})
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="the data need rows, got the empty folder void: correct it"):
         read_table("void", {})
 
 
 def test_messages_are_the_same_in_every_format(tmp_path):
-    """Arrow gives every message of a column the keys of all: the hash of a pair, which profiles keep, was another."""
+    """Arrow gives every message of a column the keys of all: the hash of a pair, which profiles keep, was another.
+    Responses, which are lists of messages, had other rewards by a template that asks for a key."""
+    hi, parts = {"role": "user", "content": "hi"}, [{"type": "text", "text": "so"}, {"type": "image", "url": "x"}]
+    call = {"role": "assistant", "content": None, "calls": [{"name": "f"}, {"name": "g", "of": "x"}]}
     rows = [
-        {"prompt": [{"role": "user", "content": "hi"}]},
-        {"prompt": [{"role": "user", "content": "hi", "name": "ann"}, {"role": "assistant", "content": "so"}]},
+        {"prompt": [hi], "responses": [[hi]], "parts": [{"role": "user", "content": parts}], "of": {"a": None}},
+        {
+            "prompt": [{**hi, "name": "ann"}, {"role": "assistant", "content": "so"}],
+            "responses": [[{**hi, "name": "ann"}], [call]],
+            "parts": [{"role": "user", "content": parts[:1]}],
+            "of": {"a": "b"},
+        },
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     assert read_table(tmp_path / "rows.parquet", {"prompt": object}).rows == rows

@@ -183,8 +183,13 @@ def test_files_in_the_way_are_refused_and_stay(factorized, everybody, jsonl, tmp
         learn(str(factorized), everybody, tmp_path / "nowhere" / "people")
     config = factorized / "config.json"
     whole = config.read_bytes()
-    with pytest.raises(ValueError, match="got .*config.json, which is no profile of that user"):
+    with pytest.raises(
+        ValueError, match="--profiles needs a folder without a model, got .*, which holds one: name an"
+    ):
         learn(str(factorized), jsonl("c.jsonl", [choice("config", "a", "b")]), factorized)
+    assert sorted(path.name for path in folder.iterdir() if "config" in path.name) == []
+    learn(str(factorized), jsonl("c.jsonl", [choice("config", "a", "b")]), folder)
+    learn(str(factorized), jsonl("c.jsonl", [choice("ida", "a", "b")]), folder)  # a config.json alone is no model
     assert config.read_bytes() == whole
 
 

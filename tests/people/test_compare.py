@@ -339,6 +339,31 @@ def test_a_folder_of_others_is_refused(run, factorized, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            '{"editor.tabSize": 2}',
+            "settings.json needs the settings of a comparison, got null as 'policies': name ano",
+        ),
+        ('{"policies": [], "answers": [1]}', "needs the settings of a comparison, got a list, .1. as 'answers'"),
+        ("[1,2]", "settings.json needs a JSON object, got list"),
+        ('// mine\n{"a": 1}', "settings.json needs a JSON object, got Expecting value"),
+    ],
+)
+def test_the_settings_of_others_are_not_overwritten(run, factorized, tmp_path, content, message):
+    """Any folder with a file of this name counted as this command's, such as one of an editor."""
+    settings = tmp_path / "out" / module.SETTINGS
+    settings.parent.mkdir()
+    settings.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run(model=str(factorized))
+    assert settings.read_text() == content and [*settings.parent.iterdir()] == [settings]
+    (settings.parent / "launch.json").touch()
+    with pytest.raises(ValueError, match="or one that compare has begun, got .* with 'launch.json': name another"):
+        run(model=str(factorized))
+
+
+@pytest.mark.parametrize(
     "rows, named, message",
     [
         ([{"prompt": " "}], {}, "line 1 of .* needs a prompt in 'prompt', got a blank text"),

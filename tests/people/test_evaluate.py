@@ -5,12 +5,25 @@ import pytest
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.names import Names
-from openrlhf_pgrpo.people.evaluate import CHOSEN, MAJORITY, OWN, RANDOM, SHARED, Predictions, Said, in_order, notes
+from openrlhf_pgrpo.people.evaluate import (
+    CHOSEN,
+    MAJORITY,
+    OWN,
+    RANDOM,
+    SHARED,
+    Predictions,
+    Said,
+    in_order,
+    notes,
+    texts_of,
+)
 from openrlhf_pgrpo.people.evaluation_tables import lines, tables
+from openrlhf_pgrpo.people.pool import Pair
 
 pytestmark = pytest.mark.core
 
 PAIRS = [("p", f"{number:03}", f"{number:03}b") for number in range(120)]
+TEXTS = np.arange(2 * len(PAIRS)).reshape(-1, 2)
 
 
 class World:
@@ -42,7 +55,7 @@ class World:
         numbers = np.array([PAIRS.index(tuple(pair)) for pair in pairs])
         v = np.where(swap[:, None], -self.v, self.v)[numbers]
         known = Names([f"u{number:02}" for number in range(40)])
-        return Predictions(v, said_, said.users, self.coefficients[:40], known)
+        return Predictions(v, said_, said.users, self.coefficients[:40], known, TEXTS[numbers])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +115,56 @@ def test_who_has_too_few_pairs_is_left_out_with_a_count(world):
     after = world.predictions(rows).new_people()["after"]
     assert [at["too few"] for at in after] == [0, 0, 0, 0, 2, 2]
     assert [at["people"] for at in after] == [30, 30, 30, 30, 28, 28]
+
+
+def of_ratings(ratings, embeddings, coefficients) -> Predictions:
+    """What new people's ratings (U, T) of answers to one prompt say about all pairs of them."""
+    first, second = np.triu_indices(ratings.shape[1], 1)
+    user, pair = np.indices((len(ratings), len(first))).reshape(2, -1)
+    preference = (1 + np.sign(ratings[user, first[pair]] - ratings[user, second[pair]])) / 2
+    texts, users = np.stack([first, second], 1), [f"n{number}" for number in range(len(ratings))]
+    said, known = Said(user, pair, preference, None), Names([f"k{number}" for number in range(len(coefficients))])
+    return Predictions(embeddings[first] - embeddings[second], said, users, coefficients, known, texts)
+
+
+def test_noise_in_ratings_of_new_people_is_predicted_like_a_coin():
+    """Of A > B and B > C follows A > C: asked about the same responses, it was .77 after 20 answers."""
+    rng = np.random.default_rng(0)
+    predictions = of_ratings(rng.integers(1, 6, (60, 12)), rng.normal(size=(12, 8)), rng.normal(size=(40, 8)))
+    new = predictions.new_people()
+    for at in new["after"]:
+        for how in (CHOSEN, RANDOM):
+            if how in at:
+                accuracy, auc = (at[how]["all"][name] for name in ("accuracy", "auc"))
+                assert abs(accuracy["value"] - 0.5) < 2.5 * accuracy["error"] and accuracy["error"] < 0.04
+                assert abs(auc["value"] - 0.5) < 2.5 * auc["error"]
+    assert new["after"][-1]["people"] == 60 and new["answers"] == 60 * 66
+
+
+def test_pairs_that_mix_what_is_held_out_are_counted(world, new):
+    rng = np.random.default_rng(0)
+    result = whole(of_ratings(rng.normal(size=(30, 12)), rng.normal(size=(12, 2)), rng.normal(size=(9, 2))))
+    found = result["new"]
+    sizes = found["after"][0][CHOSEN]["all"]["answers"] / 30
+    assert 6 <= sizes <= 10 and 32 * 30 <= found["neither"] <= 35 * 30
+    assert [line for line in notes(result) if line.startswith(f"{found['neither']} of 1980 answers of new people are")]
+    assert new["neither"] == 0 and not [line for line in notes(whole(world.predictions())) if "left out: one" in line]
+
+
+def test_who_rated_too_little_of_one_prompt_is_left_out_with_a_count():
+    """Of three responses, two are held out: nothing is left to ask."""
+    rng = np.random.default_rng(0)
+    new = of_ratings(rng.normal(size=(5, 3)), rng.normal(size=(3, 2)), rng.normal(size=(9, 2))).new_people()
+    assert [at["too few"] for at in new["after"]] == [0, 5, 5, 5, 5, 5]
+    assert new["after"][0][CHOSEN]["all"]["answers"] == 5 and new["neither"] == 10
+
+
+def test_a_text_is_a_prompt_with_an_answer():
+    assert texts_of([Pair("p", "a", "b"), Pair("p", "c", "b"), Pair("q", "a", "b")]).tolist() == [
+        [0, 1],
+        [2, 1],
+        [3, 4],
+    ]
 
 
 def test_the_order_of_rows_does_not_matter(world, known, new):

@@ -94,7 +94,8 @@ def test_a_pool_has_any_format(jsonl, tmp_path, kind):
     path = tmp_path / f"pairs.{kind}"
     {"csv": rows.to_csv, "json": rows.to_json, "parquet": rows.to_parquet, "saved": rows.save_to_disk}[kind](path)
     found = read_pool(path)
-    assert [pair for _, pair in found] == ASKED and found[1][0] == f"row 4 of {path}"
+    place = "line 5" if kind == "json" else "row 4"  # `datasets` writes JSON as lines
+    assert [pair for _, pair in found] == ASKED and found[1][0] == f"{place} of {path}"
 
 
 def test_columns_of_a_pool_are_named_by_flags(jsonl):
@@ -268,8 +269,11 @@ def test_a3_answers_that_are_nothing_but_their_end_are_refused_with_their_line(r
         readable(reader_of(), placed, Path("pool.jsonl"))
 
 
-def test_d15_answers_that_are_too_long_are_left_out_all_at_once(reader_of, capsys):
-    """They were refused one after the other, each after the whole pool had been scored."""
+@pytest.mark.parametrize("at_once", [1024, 3])
+def test_d15_answers_that_are_too_long_are_left_out_all_at_once(reader_of, capsys, monkeypatch, at_once):
+    """They were refused one after the other, each after the whole pool had been scored. The tokens of a large pool are
+    not held at once."""
+    monkeypatch.setattr("openrlhf_pgrpo.people.pool.AT_ONCE", at_once)
     long = "seven.."
     both = Pair("p", long, long + "!")
     placed = [("line 1", Pair("p", "x", long)), ("line 2", Pair("a long prompt", "x", "y")), ("line 3", both)]

@@ -34,6 +34,18 @@ def test_a_folder_without_a_run_is_a_sentence_and_no_page(report, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_page_that_cannot_be_written_is_a_sentence(report, write_run, make_row, tmp_path, monkeypatch):
+    """It was a traceback, after everything was drawn."""
+    run = write_run("mine", [make_row(1, {"ana": (4, 0.0, 1.0)})])
+    monkeypatch.setattr("openrlhf_pgrpo.report.page.render", None)
+    (tmp_path / "a-file").touch()
+    said, _ = report(run, "--output", tmp_path / "a-file" / "report.html")
+    assert said.startswith("openrlhf-pgrpo report: ") and "a-file" in said
+    monkeypatch.setattr("os.access", lambda *_: False)
+    said, _ = report(run, "--output", tmp_path / "page.html")
+    assert said.startswith("openrlhf-pgrpo report: a report needs a folder that can be written, got ")
+
+
 def test_a_missing_package_is_a_sentence(report, write_run, make_row, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
