@@ -118,9 +118,9 @@ def risen(before: np.ndarray, after: np.ndarray) -> bool:
     return difference.mean() > NOTHING + difference.std(ddof=1) / np.sqrt(len(difference))
 
 
-def can_hold_out(annotations: Annotations, together: np.ndarray, folds: int = FOLDS, seed: int = 0) -> bool:
-    """Whether `choose_factors` finds something to hold out in each fold."""
-    return bool(parted(annotations, folds, seed, together)[1].any(1).all())
+def least_held_out(annotations: Annotations, together: np.ndarray, folds: int = FOLDS, seed: int = 0) -> int:
+    """How many annotations `choose_factors` holds out in its smallest fold."""
+    return int(parted(annotations, folds, seed, together)[1].sum(1).min())
 
 
 def parted(

@@ -5,21 +5,30 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import wrapt
 
 from openrlhf_pgrpo.core.names import alike, alike_listed, name_of, printed_missing
+from openrlhf_pgrpo.models.tables import check_csv
 
 
 def install(module) -> None:
-    """Makes the host's `blending_datasets` say what is wrong with a file that is empty or broken."""
+    """Makes the host's `blending_datasets` say what is wrong with a file that is empty or broken, and read names in
+    CSV as they are written, as our commands do: pandas makes one user of 7 and 007."""
     from datasets.exceptions import DatasetsError
 
     def read(wrapped, _instance, args, kwargs):
-        files = inspect.signature(wrapped).bind(*args, **kwargs).arguments["datasets"]
+        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        files, data = call["datasets"], getattr(getattr(call.get("strategy"), "args", None), "data", None)
+        for path in (Path(name.split("@")[0].strip()) for name in files.split(",")):
+            if path.suffix == ".csv" and path.is_file() and path.stat().st_size:
+                check_csv(path)
         try:
-            return wrapped(*args, **kwargs)
+            with _names_as_written(module, [getattr(data, key, None) for key in ("user_key", "pref_group_key")]):
+                return wrapped(*args, **kwargs)
         except StopIteration as error:  # `datasets` says no more than this about a file without rows
             raise ValueError(f"a dataset needs at least one row, got an empty file {files!r}") from error
         except (DatasetsError, ValueError) as error:
@@ -27,6 +36,23 @@ def install(module) -> None:
             raise ValueError(f"a dataset needs rows that can be read, got {cause} in {files!r}: correct it") from error
 
     wrapt.wrap_function_wrapper(module, "blending_datasets", read)
+
+
+@contextmanager
+def _names_as_written(module, keys: Sequence[str | None]):
+    load = module.load_dataset
+
+    def load_as_written(kind, *args, **kwargs):
+        if kind == "csv":
+            names = {key: str for key in keys if key is not None}
+            kwargs = {"converters": names, "keep_default_na": False, "na_values": [""], **kwargs}
+        return load(kind, *args, **kwargs)
+
+    module.load_dataset = load_as_written
+    try:
+        yield
+    finally:
+        module.load_dataset = load
 
 
 def values(dataset, key: str | None, label_key: str | None = None) -> list | None:

@@ -57,12 +57,17 @@ def latest(folder: Path) -> str | None:
     tag = named.read_text(encoding="utf-8", errors="replace").strip()
     if tag and _is_whole(folder / tag):
         return tag
-    if not (whole := sorted(path.name for path in _checkpoints(folder) if _is_whole(path))):
+    if not (others := whole(folder)):
         return None
     raise ValueError(
         f"resuming needs the checkpoint that {named} names, got {tag!r}, which is not whole; whole ones are "
-        f"{', '.join(whole)}: write the name of one of them into that file"
+        f"{', '.join(others)}: write the name of one of them into that file"
     )
+
+
+def whole(folder: Path) -> list[str]:
+    """The names of the checkpoints in a folder that are whole."""
+    return sorted(path.name for path in _checkpoints(folder) if _is_whole(path))
 
 
 def nothing_to_load(folder: Path) -> str:
@@ -79,7 +84,8 @@ def _content(folder: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in paths if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
 
 
 def _is_whole(checkpoint: Path) -> bool:

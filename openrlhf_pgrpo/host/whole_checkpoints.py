@@ -73,12 +73,16 @@ def _check(args, folder: Path) -> None:
         )
     if not hasattr(args, "rollout") or args.algo.advantage.estimator != "gae":
         return
-    found = {part: resume.latest(folder.parent / part) for part in ("_actor", "_critic")}
-    if len({*found.values()}) > 1:
+    parts = [folder.parent / part for part in ("_actor", "_critic")]
+    found = {part.name: resume.latest(part) for part in parts}
+    if len({*found.values()}) == 1:
+        return
+    if both := set.intersection(*({*resume.whole(part)} for part in parts)):
         raise ValueError(
-            f"resuming needs policy and critic of one step, got {found} in {folder.parent}: write the name of a "
-            "checkpoint that both have into both files `latest`, or start without --ckpt.load_enable"
+            f"resuming needs policy and critic of one step, got {found} in {folder.parent}: write the name of one "
+            f"that both have into both files `latest`, such as {max(both)}"
         )
+    print(f"[pgrpo] warning: policy and critic go on from different steps, {found}: none is there of both", flush=True)
 
 
 def load_whole(load, strategy, args, kwargs) -> tuple:
@@ -92,7 +96,7 @@ def load_whole(load, strategy, args, kwargs) -> tuple:
     if call.get("tag") is None and not strategy.use_ds_universal_ckpt and resume.latest(folder) is None:
         strategy.print(f"[pgrpo] {resume.nothing_to_load(folder)}")
         return None, {}
-    if flags.are_ours(getattr(strategy, "args", None)):
+    if flags.are_ours(getattr(strategy, "args", None)) and not strategy.use_ds_universal_ckpt:
         _check(strategy.args, folder)
     rates = learning_rates.of_flags(call["model"])
     path, states = load(*args, **kwargs)

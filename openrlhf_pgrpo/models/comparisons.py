@@ -96,7 +96,7 @@ def read_data(source: str | Path, columns: Columns = COLUMNS, split: str | None 
             messages as prompt or answer; a preference that is not a number from 0 to 1, or missing though other rows
             have one; answers that are the same; conversations that do not part at an answer; with rows.
     """
-    table = read_table(source, {}, split, [columns.preference])
+    table = read_table(source, {}, split, [columns.preference, "margin"])  # the host trains on margins
     found = {column for row in table.rows for column in row}
     if columns.preference != COLUMNS.preference and columns.preference not in found:
         raise ValueError(f"{source} needs the column {columns.preference!r}, got no row with it: correct its name")

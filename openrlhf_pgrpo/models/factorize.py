@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from openrlhf_pgrpo.core.annotations import Annotations
-from openrlhf_pgrpo.core.cross_validation import Choice, can_hold_out, choose_factors
+from openrlhf_pgrpo.core.cross_validation import Choice, choose_factors, least_held_out
 from openrlhf_pgrpo.core.differences import Differences
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, fit
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed
@@ -32,7 +32,7 @@ from openrlhf_pgrpo.progress import along, progress
 
 MOST_FACTORS = 8  # the most that are tried; the paper's curve is flat from 6 on
 L2S = (1.0, 3.0, 10.0, 30.0)  # penalties that are tried
-FEWEST_PROMPTS = 20  # with fewer prompts, answers are held out instead: a fold would hold too few prompts
+FEWEST_PROMPTS = 20  # with fewer prompts, answers may be held out instead
 COIN = float(np.log(2))  # the log loss of a coin
 Say = Callable[[str], None]
 SAY = partial(print, flush=True)
@@ -237,8 +237,8 @@ def factorize(
 
 def held_out_together(pairs: Sequence[tuple[str, str, str]], annotations: Annotations, say: Say) -> np.ndarray | None:
     """What cross-validation holds out, as `together` of `choose_factors`: prompts, because the reward will meet new
-    ones. If these are few it is answers, whatever they answer, and if these are too few as well, prompts all the same.
-    None holds out single pairs: where each has texts of its own, or nothing else is left to do, which is said.
+    ones. If these are few it is prompts, or answers, whatever they answer: what leaves more in the smallest fold. None
+    holds out single pairs: where each has texts of its own, or nothing else is left to do, which is said.
     """
     prompts, *answers = zip(*pairs)
     distinct, texts = Names(sorted(set(prompts))), Names(sorted({*answers[0], *answers[1]}))
@@ -247,9 +247,10 @@ def held_out_together(pairs: Sequence[tuple[str, str, str]], annotations: Annota
         return by_prompt
     if len(_texts(pairs)) == 2 * len(pairs):
         return None
-    for together in (np.stack([texts.rows(column) for column in answers], 1), by_prompt):
-        if can_hold_out(annotations, together):
-            return together
+    by_answer = np.stack([texts.rows(column) for column in answers], 1)
+    together = max(by_prompt, by_answer, key=partial(least_held_out, annotations))
+    if least_held_out(annotations, together):
+        return together
     say(
         "warning: cross-validation needs to hold out pairs that share no answer with those trained on, got too few of "
         f"{len(texts)} answers to {len(distinct)} prompts. Now they share answers, so that noise is predicted, too: "

@@ -33,7 +33,7 @@ from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
-from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, NEW, USERS, WEIGHTS, is_fitted, is_ours, new_files
+from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, TOKENIZER_FILES, USERS, WEIGHTS, is_fitted, new_files
 from openrlhf_pgrpo.models.texts import Texts, Tokens
 from openrlhf_pgrpo.progress import progress
 
@@ -327,12 +327,13 @@ def write_files(
     """Writes the files of any model, and `texts` by file name, as `save` does.
 
     All files are written to a temporary folder first, so that a full disk leaves the old ones. They get the mode that
-    the umask gives. Of a model that `write` made nothing stays: its chat template would count as that of the new one.
+    the umask gives. Of a model that `write` made no file of a tokenizer stays: its chat template would count as that
+    of the new one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    held = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] if is_fitted(folder) else []
-    old = {file for file in held if is_ours(file.parts[0]) and not file.parts[0].startswith(NEW)}
+    kinds = (*TOKENIZER_FILES, "additional_chat_templates/*.jinja") if is_fitted(folder) else ()
+    old = {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
     with progress(f"writing {folder}"), new_files(folder) as new:
         tokenizer.save_pretrained(new)
         save_file(_apart(weights), new / WEIGHTS, {"format": "pt"})

@@ -17,6 +17,11 @@ NEW = ".new-"  # what the temporary folder of a writer begins with
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 # What tells a folder that holds a model, whoever wrote it.
 MODEL_FILES = (CONFIG, USERS, "adapter_config.json", *WEIGHT_FILES, "*.index.json", "tokenizer*")
+# What the writer of a tokenizer may leave in a folder, by name.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+)
 # What a folder of ours may hold: the files above, and those of any tokenizer.
 OUR_FILES = (
     *(WEIGHTS, USERS, CONFIG, f"{NEW}*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),

@@ -111,6 +111,8 @@ def read_table(
             table = _in_order(name, _of_csv(path, numbers))
         elif _kind(path) == ".json" and _is_list(path):
             table = _in_order(name, _of_list(path))
+        elif _kind(path) == ".json" and (rows := _of_objects(path)) is not None:
+            table = _in_order(name, rows)
         else:  # JSON lines, whatever the file is called; or a pipe
             lines, rows = zip(*read_rows(path, {}))
             table = Table(name, list(rows), list(lines), "line")
@@ -165,6 +167,11 @@ def _of_csv(path: Path, numbers: Sequence[str]) -> list[dict]:
     return rows
 
 
+def check_csv(path: Path) -> None:
+    """Raises ValueError for a file of CSV that `read_table` would refuse, before somebody else reads it."""
+    _of_csv(path, ())
+
+
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The line, from 1, where each record of a CSV file begins, and its fields. Empty lines are left out."""
     csv.field_size_limit(sys.maxsize)  # 131,072 characters are not enough for every text
@@ -192,6 +199,19 @@ def _is_list(path: Path) -> bool:
     """Whether a file of JSON is one list, and not lines."""
     with open(path, "rb") as file:
         return re.match(rb"(\xef\xbb\xbf)?\s*\[", file.read(4096)) is not None
+
+
+def _of_objects(path: Path) -> list[dict] | None:
+    """JSON objects one after the other, over several lines each, as `jq` writes them; None if the file has lines."""
+    text, decoder, rows = path.read_text(encoding="utf-8-sig", errors="replace").strip(), json.JSONDecoder(), []
+    if text.partition("\n")[0].strip() != "{":
+        return None
+    with reading(str(path)):
+        while text:
+            row, end = decoder.raw_decode(text)
+            rows.append(row)
+            text = text[end:].lstrip()
+    return rows
 
 
 def _of_list(path: Path) -> list[dict]:

@@ -194,7 +194,9 @@ def test_whether_folds_hold_out_anything_can_be_asked_beforehand():
     first, second = np.triu_indices(6, 1)
     X, texts = one_hot([*zip(first, second)], 6), np.stack([first, second], 1)
     known = Annotations(np.repeat([0, 1], 15), np.tile(np.arange(15), 2), np.ones(30), names(2))
-    assert cross_validation.can_hold_out(known, texts, folds=2) and not cross_validation.can_hold_out(known, texts)
+    assert cross_validation.least_held_out(known, texts, folds=2) == 6 and not cross_validation.least_held_out(
+        known, texts
+    )
     with pytest.raises(ValueError, match="in 5 folds needs something to hold out in each"):
         choose_factors(X, known, (1,), together=texts)
 

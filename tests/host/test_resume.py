@@ -1,5 +1,6 @@
 """A resume loads a checkpoint that is whole, or says that there is none and starts anew."""
 
+import shutil
 import zipfile
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ def test_an_average_of_weights_is_not_resumed(resume_ppo, tmp_path):
         resume_ppo(ema=True)
 
 
-def test_policy_and_critic_go_on_from_one_step(resume_ppo, tmp_path):
+def test_policy_and_critic_go_on_from_one_step(resume_ppo, tmp_path, capsys):
     """A run that is killed between the two saves leaves a newer policy."""
     for part in ("_actor", "_critic"):
         (tmp_path / part).mkdir()
@@ -140,3 +141,10 @@ def test_policy_and_critic_go_on_from_one_step(resume_ppo, tmp_path):
         resume_ppo(estimator="gae")
     (tmp_path / "_actor" / "latest").write_text("global_step2")
     resume_ppo(estimator="gae")
+    capsys.readouterr()
+    (tmp_path / "_actor" / "latest").write_text("global_step4")
+    shutil.rmtree(tmp_path / "_actor" / "global_step2")  # --ckpt.max_num 1
+    resume_ppo(estimator="gae")
+    assert (
+        "warning: policy and critic go on from different steps, {'_actor': 'global_step4'" in capsys.readouterr().out
+    )

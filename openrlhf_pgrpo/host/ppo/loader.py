@@ -94,6 +94,7 @@ class PromptLoader:
             num_workers=self.args.data.dataloader_num_workers,
         )
         self.position = 0  # how many prompts of this episode were drawn
+        self.left: list[int] = []  # rows of `order.again` that are still to be drawn
         self.waiting: list[tuple] = []  # row and content of those that were drawn and not handed on to training yet
         self.continues = True  # whether the next iteration is the rest of this episode
 
@@ -105,10 +106,13 @@ class PromptLoader:
             self.order.episode += 1
             self.order.again, self.position = [], 0
         self.continues = False
-        self.order.begin, self.waiting = self.position, []
-        for number, (prompt, row) in enumerate(zip(self.loader, list(self.order))):
+        self.order.begin, self.waiting, self.left = self.position, [], list(self.order.again)
+        for prompt, row in zip(self.loader, list(self.order)):
             # Before the prompt is used: what is saved after it does not draw it again.
-            self.position += number >= len(self.order.again)
+            if self.left:
+                self.left.pop(0)
+            else:
+                self.position += 1
             _, prompts, labels, *_ = prompt
             self.waiting.append((row, _content(prompts[0], labels[0])))
             yield prompt
@@ -128,7 +132,7 @@ class PromptLoader:
     def state_dict(self) -> dict:
         order, waiting = self.order, [row for row, _ in self.waiting]
         place = {"rows": order.rows, "seed": order.seed, "episode": order.episode, "position": self.position}
-        return {**place, "waiting": waiting}
+        return {**place, "waiting": waiting + self.left}
 
     def load_state_dict(self, state: dict) -> None:
         """Goes to the place in the order that a checkpoint holds. Prints a line if nothing is left to draw, or if the
@@ -147,6 +151,7 @@ class PromptLoader:
         self._check(state)
         self.order.seed, self.order.episode, self.position = state["seed"], state["episode"], state["position"]
         self.order.again, self.continues = state.get("waiting", []), True
+        self.left = list(self.order.again)
         episodes, left = self.args.train.num_episodes, self.order.drawn - self.position + len(self.order.again)
         if state["episode"] + (not left) >= episodes:
             print(

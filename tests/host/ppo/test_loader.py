@@ -237,6 +237,16 @@ def test_prompts_that_wait_for_a_step_are_drawn_again_after_a_kill(world, flags)
         assert len(before + after) == len(whole)
 
 
+def test_prompts_that_wait_are_not_lost_by_two_kills(world):
+    """The first resume draws fewer at a time than there are waiting."""
+    flags = ("--train.async_enable", "--train.num_episodes", 1, "--train.batch_size", 4, "--rollout.batch_size", 2)
+    begun, again = (world(32, *flags, "--rollout.vllm_generate_batch_size", size) for size in (8, 2))
+    first = begun.run(stop_after=1)
+    second = again.run(begun.saved[-1], stop_after=1)
+    third = world(32, *flags).run(again.saved[-1])
+    assert sorted(drawn(first + second + third)) == sorted(f"{row} says" for row in range(32))
+
+
 def test_the_loader_is_found_by_every_actor(world):
     """Ray sends classes with the functions that they use. Ours must arrive as names, not as copies."""
     from openrlhf.trainer import ppo_trainer
