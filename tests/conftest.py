@@ -100,6 +100,15 @@ class HostCopy:
         self.script = folder / "openrlhf" / "cli" / "train_ppo_ray.py"
         self.environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
+    def come_first(self, monkeypatch) -> None:
+        """Makes it what this process finds as the installed host."""
+        spec = SimpleNamespace(origin=str(self.folder / "openrlhf" / "__init__.py"))
+        mine, of_others = importlib.metadata.PathDistribution(self.metadata), importlib.metadata.distribution
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        monkeypatch.setattr(
+            importlib.metadata, "distribution", lambda name: mine if name == "openrlhf" else of_others(name)
+        )
+
     def load_plugins(self) -> None:
         """Makes the change that docs/upstream/plugins.md offers."""
         (change,) = re.findall(r"```diff\n(.*?)```", PLUGINS.read_text(), re.DOTALL)

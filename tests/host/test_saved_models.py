@@ -20,12 +20,11 @@ def engine(steps, skipped=0, average=False, weights=()):
 def save(tmp_path):
     """Saves as the host does at the end of a run, or in the middle. Returns what was printed."""
 
-    def save(model, folder="out", averaged=0, resumed=False, elsewhere=0):
+    def save(model, folder="out", averaged=0, elsewhere=0):
         printed = []
         strategy = SimpleNamespace(
             args=SimpleNamespace(ckpt=SimpleNamespace(output_dir=str(tmp_path / "out"))),
             time_steps={"ema": averaged},
-            resumed=resumed,
             print=printed.append,
             is_rank_0=lambda: True,
             all_reduce=lambda number, op: max(number, elsewhere),
@@ -75,11 +74,6 @@ def test_a12_updates_that_were_left_out_are_said_at_the_end(save, tmp_path):
 def test_a8_a_copy_in_the_middle_is_left_out_until_there_was_an_update(save, tmp_path):
     (said,) = save(engine(0), folder="global_step1_hf")
     assert "no update has been made yet" in said and not (tmp_path / "global_step1_hf").exists()
-
-
-def test_a10_the_average_of_a_complete_run_that_is_started_again_stays(save, tmp_path):
-    (said,) = save(engine(0, average=True), resumed=True)
-    assert "stays as it is" in said and not (tmp_path / "out").exists()
 
 
 def test_e2_weights_get_the_mode_of_the_other_files(save, tmp_path):

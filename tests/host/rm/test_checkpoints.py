@@ -21,7 +21,7 @@ class Host:
         def __init__(self):
             reward = SimpleNamespace(factors=None)
             ckpt, device = SimpleNamespace(load_enable=False, output_dir="out"), SimpleNamespace(device="cpu")
-            self.args = SimpleNamespace(ckpt=ckpt, reward=reward, pgrpo=device)
+            self.args = SimpleNamespace(ckpt=ckpt, reward=reward, pgrpo=device, train=SimpleNamespace())
             self.printed = []
 
         def print(self, line):

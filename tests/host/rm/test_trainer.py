@@ -108,7 +108,7 @@ def make(hooks, process_group, tmp_path):
             data=SimpleNamespace(user_key="user", preference_key=None),
             ckpt=SimpleNamespace(output_dir=str(tmp_path), path=str(tmp_path), save_steps=1, max_num=1, max_mem=1),
             eval=SimpleNamespace(steps=1),
-            train=SimpleNamespace(batch_size=len(ROWS)),
+            train=SimpleNamespace(batch_size=len(ROWS), seed=seed),
             logger=logger,
         )
         strategy, model = Strategy(args, process_group, micro_batches), Table(seed)
