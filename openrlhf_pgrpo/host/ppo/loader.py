@@ -42,6 +42,9 @@ def whole_updates(generate, generator, args, kwargs):
 
     Filtering, over-sampling and a resume with other sizes leave such samples at the end of an episode.
     """
+    if getattr(generator, "_dataloader_iter", None) is None and getattr(generator, "_sample_buffer", None):
+        # Samples wait, and nothing is left to draw. Before 0.11.2 the host would drop them and begin another episode.
+        generator._dataloader_iter = iter(())
     samples, *rest = generate(*args, **kwargs)
     generator.prompts_dataloader.keep_waiting(generator._sample_buffer)
     kept = plan.whole_samples(generator.args, len(samples))

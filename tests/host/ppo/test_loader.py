@@ -1,5 +1,6 @@
 """Which prompts a run draws, through the host's own loops: sync, async, filtered, over-sampled and resumed."""
 
+import importlib.metadata
 from copy import deepcopy
 from types import SimpleNamespace as Space
 
@@ -221,7 +222,18 @@ def test_over_sampling_draws_no_more_than_whole_updates(world):
     assert [len(step) for step in run.run()] == [8] * 12 and run.max_steps == 12
 
 
-@pytest.mark.parametrize("flags", [(), ("--algo.dynamic_filtering_enable",), ("--rollout.n_samples_per_prompt", 1)])
+# Before 0.11.2 the host cancels what is under way when no prompt is left to replace a filtered one.
+drops = pytest.mark.skipif(importlib.metadata.version("openrlhf") != "0.11.2", reason="drops the last answers itself")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        pytest.param(("--algo.dynamic_filtering_enable",), marks=drops),
+        ("--rollout.n_samples_per_prompt", 1),
+    ],
+)
 def test_prompts_that_wait_for_a_step_are_drawn_again_after_a_kill(world, flags):
     """They counted as drawn, and no step trained on them."""
     flags = ("--train.async_enable", "--rollout.vllm_generate_batch_size", 8, "--train.num_episodes", 1,
