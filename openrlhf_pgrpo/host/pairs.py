@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import distributed
 
+from openrlhf_pgrpo.host import resume
+
 ORDER = "openrlhf_pgrpo_order"  # what fixes the order of pairs, in the client states of a checkpoint
 
 
@@ -153,13 +155,9 @@ class WholeEpochs:
         Raises:
             ValueError: the checkpoint that is resumed was made on pairs in another order, or of another number.
         """
-        resumed = getattr(self.strategy, "client_states", {})  # of the checkpoint, if one was loaded
-        for what, there in resumed.get(ORDER, {}).items():
-            if (here := self._order(args)[what]) != there:
-                raise ValueError(
-                    f"resuming needs the pairs of the checkpoint in their order, got {what} {there} there and {here} "
-                    "now: give it the same, or start anew without --ckpt.load_enable"
-                )
+        states = getattr(self.strategy, "client_states", {})  # of the checkpoint, if one was loaded
+        if ORDER in states:
+            resume.check_settings(states[ORDER], self._order(args), resume.ANEW)
         steps = self.epochs * num_update_steps_per_epoch
         complete = consumed_samples >= steps * args.train.batch_size
         if complete:
@@ -182,9 +180,9 @@ class WholeEpochs:
     def _order(self, args) -> dict[str, int]:
         """The host counts the place in an epoch in updates, and draws the order of pairs by the seed."""
         return {
-            "--data.dataset and --data.max_samples with": len(self.train_dataloader.sampler.dataset),
-            "--train.seed": args.train.seed,
-            "--train.batch_size": args.train.batch_size,
+            "data.dataset, rows that --data.max_samples leaves,": len(self.train_dataloader.sampler.dataset),
+            "train.seed": args.train.seed,
+            "train.batch_size": args.train.batch_size,
         }
 
 

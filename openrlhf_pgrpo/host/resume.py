@@ -11,6 +11,7 @@ from pathlib import Path
 CHECKPOINT = re.compile(r"(best_)?global_step\d+")
 KEY = "openrlhf_pgrpo"
 SCHEMA = 2
+ANEW = "start anew without --ckpt.load_enable"  # what to do otherwise, where there is no other way
 
 
 def check_schema(state: dict | None, content: str, otherwise: str) -> None:

@@ -24,8 +24,8 @@ TOKENIZER_FILES = (
 )
 # What a folder of ours may hold: the files above, and those of any tokenizer.
 OUR_FILES = (
-    *(WEIGHTS, USERS, CONFIG, f"{NEW}*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*"),
-    *("merges.txt", "*.model", "*.tiktoken", "chat_template*", "additional_chat_templates"),
+    *(WEIGHTS, USERS, CONFIG, f"{NEW}*", *TOKENIZER_FILES, "tokenizer*", "vocab*", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates"),
 )
 
 
@@ -66,7 +66,7 @@ def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None]
     folder = Path(folder)
     check_output(folder, flag, inputs, again=True)
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in held if not is_ours(name)]
+    foreign = [name for name in held if not any(Path(name).match(pattern) for pattern in OUR_FILES)]
     if not foreign and CONFIG not in held and any(name.startswith(NEW) for name in held):
         return
     if held and not (refit and not foreign and is_fitted(folder)):
@@ -75,11 +75,6 @@ def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None]
             f"{flag} needs a new or empty folder{', or one with a model' if refit else ''}{kept}, got {folder} with "
             f"{listed(foreign or held, 3)}: name another"
         )
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file or folder of this name may be part of a model that we have written."""
-    return any(Path(name).match(pattern) for pattern in OUR_FILES)
 
 
 @contextmanager

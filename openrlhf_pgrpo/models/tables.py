@@ -2,11 +2,12 @@
 or a data set on the hub. The first three are read as they are written, the others through `datasets`, as in the host.
 """
 
+import codecs
 import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,10 +110,8 @@ def read_table(
             raise ValueError(f"--split needs a data set with splits, got {source}, a file of rows: leave it out")
         elif _kind(path) == ".csv":
             table = _in_order(name, _of_csv(path, numbers))
-        elif _kind(path) == ".json" and _is_list(path):
-            table = _in_order(name, _of_list(path))
-        elif _kind(path) == ".json" and (rows := _of_objects(path)) is not None:
-            table = _in_order(name, rows)
+        elif _kind(path) == ".json" and (read := _reader_of_json(path)) is not None:
+            table = _in_order(name, _objects(path, read))
         else:  # JSON lines, whatever the file is called; or a pipe
             lines, rows = zip(*read_rows(path, {}))
             table = Table(name, list(rows), list(lines), "line")
@@ -195,28 +194,30 @@ def _number(field: str | None) -> str | float | None:
         return field
 
 
-def _is_list(path: Path) -> bool:
-    """Whether a file of JSON is one list, and not lines."""
+def _reader_of_json(path: Path) -> Callable[[str], list] | None:
+    """How the text of a file becomes rows: it is one list, or has objects over several lines each, as `jq` writes
+    them; None if every line is a row."""
     with open(path, "rb") as file:
-        return re.match(rb"(\xef\xbb\xbf)?\s*\[", file.read(4096)) is not None
+        begin = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    if begin.startswith(b"["):
+        return json.loads
+    return _one_after_the_other if re.match(rb"\{[ \r]*\n", begin) else None
 
 
-def _of_objects(path: Path) -> list[dict] | None:
-    """JSON objects one after the other, over several lines each, as `jq` writes them; None if the file has lines."""
-    text, decoder, rows = path.read_text(encoding="utf-8-sig", errors="replace").strip(), json.JSONDecoder(), []
-    if text.partition("\n")[0].strip() != "{":
-        return None
-    with reading(str(path)):
-        while text:
-            row, end = decoder.raw_decode(text)
+def _one_after_the_other(text: str) -> list:
+    decoder, rows, place = json.JSONDecoder(), [], 0
+    while place < len(text):
+        if text[place].isspace():
+            place += 1
+        else:
+            row, place = decoder.raw_decode(text, place)
             rows.append(row)
-            text = text[end:].lstrip()
     return rows
 
 
-def _of_list(path: Path) -> list[dict]:
+def _objects(path: Path, read: Callable[[str], list]) -> list[dict]:
     with reading(str(path)):
-        rows = json.loads(path.read_bytes())
+        rows = read(path.read_text(encoding="utf-8-sig"))
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {path} needs a JSON object, got {in_words(row)}: correct it or drop it")

@@ -73,7 +73,7 @@ def test_d7_a_resume_with_other_pairs_names_both_numbers(new_trainer, monkeypatc
     trainer.fit(ARGS, 0, 4)
     monkeypatch.setattr(Loader, "sampler", Space(dataset=range(20)))
     with pytest.raises(
-        ValueError, match="needs the pairs .* in their order, got --data.dataset .* 34 there and 20 now"
+        ValueError, match="got --data.dataset, rows .*, 34 in the checkpoint, 20 now: use those, or start anew"
     ):
         new_trainer(trainer.saved[0]).fit(ARGS, 8, 2)
 
@@ -84,7 +84,9 @@ def test_a_resume_needs_the_order_of_the_pairs(flag, there, here, new_trainer):
     trainer = new_trainer()
     trainer.fit(ARGS, 0, 4)
     other = Space(train=Space(**{**vars(ARGS.train), flag: here}))
-    with pytest.raises(ValueError, match=f"in their order, got --train.{flag} {there} there and {here} now: give it"):
+    with pytest.raises(
+        ValueError, match=f"got --train.{flag} {there} in the checkpoint, {here} now: use those, or start anew"
+    ):
         new_trainer(trainer.saved[0]).fit(other, 8, 4)
 
 

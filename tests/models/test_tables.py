@@ -141,6 +141,22 @@ def test_json_is_read_as_it_is_written(tmp_path):
         read_table(path, {})
 
 
+def test_objects_over_several_lines_are_rows(tmp_path):
+    """As `jq` writes them."""
+    path, rows = tmp_path / "rows.json", [{"day": "2001-01-01", "more": {"a": None}}, {"day": 7}]
+    path.write_text("\ufeff" + "\n".join(json.dumps(row, indent=2) for row in rows) + "\n \n", encoding="utf-8")
+    table = read_table(path, {})
+    assert table.rows == rows and table.place(1) == f"row 1 of {path}"
+    for more, message in (
+        (b"[1]", "row 2 of .* needs a JSON object, got a list"),
+        (b"{", "rows.json"),
+        (b"\xff", "utf-8"),
+    ):
+        path.write_bytes("\n".join(json.dumps(row, indent=2) for row in rows).encode() + more)
+        with pytest.raises(ValueError, match=message):
+            read_table(path, {})
+
+
 def test_no_copy_of_peoples_answers_stays_behind(source, tmp_path, monkeypatch):
     """Copies lay in the cache of `datasets`, and came back for a later file of the same size and time."""
     cache = tmp_path / "cache"

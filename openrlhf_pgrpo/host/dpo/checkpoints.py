@@ -8,8 +8,6 @@ import wrapt
 
 from openrlhf_pgrpo.host import resume, whole_checkpoints
 
-OTHERWISE = "start anew without --ckpt.load_enable"
-
 
 def install(module) -> None:
     """Makes `DeepspeedStrategy.load_ckpt` remember, in `client_states`, what a checkpoint holds besides the model."""
@@ -26,6 +24,6 @@ def saved_state(strategy, settings: dict) -> dict | None:
     if not hasattr(strategy, "client_states"):
         return None
     state = strategy.client_states.get(resume.KEY)
-    resume.check_schema(state, "group-robust weights", OTHERWISE)
-    resume.check_settings(state["settings"], settings, OTHERWISE)
+    resume.check_schema(state, "group-robust weights", resume.ANEW)
+    resume.check_settings(state["settings"], settings, resume.ANEW)
     return state

@@ -295,8 +295,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
             self.weights.load_state_dict(state["weights"])
             self.weights.options = replace(self.weights.options, eta=state["eta"])
             self.plateau = Plateau(**state["plateau"])
-            if self.plateau.ended and not self._plateau_ends():
-                self.plateau.ended = False  # the flags ask for more than they did
+            self.plateau.ended = self.plateau.ended and self._plateau_ends()
             if self.plateau.ended:
                 self.strategy.print(
                     f"[pgrpo] the run is complete: it has ended on a plateau (--robust.patience "

@@ -19,8 +19,6 @@ from openrlhf_pgrpo.host.rm import flags
 from openrlhf_pgrpo.host.rm.model import own_parameters, trained_parameters, without_adapters
 from openrlhf_pgrpo.models import folder
 
-OTHERWISE = "start anew without --ckpt.load_enable"
-
 
 def install(module) -> None:
     """Wraps what `DeepspeedStrategy` does with a model in a training with `--reward.factors`."""
@@ -68,8 +66,8 @@ def check_before_loading(path: Path, tag: str | None, current: dict) -> None:
     if not parts:
         return  # the host itself reports what is missing
     saved = torch.load(parts[0], map_location="cpu", weights_only=False, mmap=True).get(resume.KEY)
-    resume.check_schema(saved, "a factorized reward model", OTHERWISE)
-    resume.check_settings(saved["settings"], current["settings"], OTHERWISE, *_other_users(saved, current))
+    resume.check_schema(saved, "a factorized reward model", resume.ANEW)
+    resume.check_settings(saved["settings"], current["settings"], resume.ANEW, *_other_users(saved, current))
 
 
 def _other_users(saved: dict, current: dict) -> list[str]:
