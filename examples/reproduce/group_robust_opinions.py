@@ -27,7 +27,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -37,6 +36,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.group_weights import GroupWeights, RobustOptions
 from openrlhf_pgrpo.files import whole_file
+from shown import arguments, error, number, save, subplots
 
 FILE = "globalopinionqa_union.jsonl.gz"
 DATA = Path(os.environ.get("OPINIONS_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -258,16 +258,6 @@ def measures(result: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([worst, loss.mean(1), gap, accuracy.min(1), accuracy.mean(1), training])
 
 
-def error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over seeds, the first axis."""
-    return values.std(0, ddof=1) / np.sqrt(len(values))
-
-
-def number(values: np.ndarray) -> str:
-    """Mean and standard error: `.468±.011`."""
-    return re.sub(r"\b0\.", ".", f"{values.mean():.3f}±{error(values):.3f}")
-
-
 def report(results: dict[str, dict], countries: tuple[str, ...]) -> None:
     def table(title, head, rows):
         print(f"\n{title}\n{'':16}" + "".join(f"{name:17}" for name in head).rstrip())
@@ -284,12 +274,7 @@ def report(results: dict[str, dict], countries: tuple[str, ...]) -> None:
 
 def draw(results: dict[str, dict], countries: tuple[str, ...], path: Path) -> None:
     """Loss and accuracy by country on test questions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True)
+    fig, axes = subplots(2, 2, figsize=(9, 6.5), sharex=True)
     for (name, kind), ax in zip(itertools.product(("loss", "accuracy"), BETA), axes.flat):
         for m, (prefix, colour) in enumerate(COLOURS.items()):
             values = results[prefix + kind][name]
@@ -303,9 +288,7 @@ def draw(results: dict[str, dict], countries: tuple[str, ...], path: Path) -> No
         ax.grid(axis="y", alpha=0.3)
         ax.legend(fontsize=8)
     fig.tight_layout()
-    with whole_file(path) as file:
-        fig.savefig(file, format=path.suffix[1:], dpi=100)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main(argv: list[str]) -> None:
@@ -315,11 +298,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="a folder for the features of the frozen model")
     parser.add_argument("--seeds", type=int, default=20, help="splits of the questions; default 20")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+    args = arguments(parser, argv, FIGURE)
     if not (args.data / FILE).is_file():
         print(f"skipped: needs {FILE}, got none in {args.data}; name its folder by --data or $OPINIONS_DATA")
         return
@@ -337,10 +316,8 @@ def main(argv: list[str]) -> None:
     world = World.draw(cells, features(cells, args.cache), countries, args.seeds)
     results = {name: r for kind in BETA for name, r in choose(kind, learn(world, kind)).items()}
     report(results, countries)
-    out = args.out or (None if argv else FIGURE)
-    if out:
-        draw(results, countries, out)
-        print(f"\nfigure: {out}")
+    if args.out:
+        draw(results, countries, args.out)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,6 @@ import numpy as np
 from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
-from openrlhf_pgrpo.files import whole_file
-
-sys.path.append(str(Path(__file__).resolve().parent))
 from pref_jester import (
     ANSWERS,
     CACHE,
@@ -51,11 +48,10 @@ from pref_jester import (
     by_seed,
     compare,
     embeddings_of,
-    error,
-    number,
     sweep,
     tune,
 )
+from shown import arguments, error, number, save, subplots
 
 FILE = "dsp_test.jsonl.gz"
 DATA = Path(os.environ.get("DSP_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -233,12 +229,7 @@ def report(result: Result) -> None:
 
 def draw_figure(result: Result, path: Path) -> None:
     """AUC by answers, for both kinds of base rewards, and by the number of base rewards."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.8))
+    fig, axes = subplots(1, 3, figsize=(12, 3.8))
     for ax, block in zip(axes, BLOCKS):
         seen = by_seed(result.methods[block])
         for m, (method, colour) in enumerate(COLOURS.items()):
@@ -258,9 +249,7 @@ def draw_figure(result: Result, path: Path) -> None:
     axes[0].legend(fontsize=7)
     axes[2].legend(fontsize=7)
     fig.tight_layout()
-    with whole_file(path) as file:
-        fig.savefig(file, format=path.suffix[1:], dpi=100)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main(argv: list[str]) -> None:
@@ -269,11 +258,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="a folder for the embeddings")
     parser.add_argument("--seeds", type=int, default=5, help="splits of users and instructions; default 5")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+    args = arguments(parser, argv, FIGURE)
     if not (args.data / FILE).is_file():
         print(f"skipped: needs {FILE}, got none in {args.data}; name its folder by --data or $DSP_DATA")
         return
@@ -285,10 +270,8 @@ def main(argv: list[str]) -> None:
     items = {"attributes": found, "embeddings": embeddings_of(texts, args.cache)}
     result = run(Judge(tastes() @ found.T), items, owners, args.seeds)
     report(result)
-    out = args.out or (None if argv else FIGURE)
-    if out:
-        draw_figure(result, out)
-        print(f"\nfigure: {out}")
+    if args.out:
+        draw_figure(result, args.out)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -48,9 +47,8 @@ from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, fit
 from openrlhf_pgrpo.core.posterior import Prior, posteriors
 from openrlhf_pgrpo.core.questions import information
 from openrlhf_pgrpo.files import whole_file
-
-sys.path.append(str(Path(__file__).resolve().parent))
 from pref_baselines import per_user, released, shared, simplex
+from shown import arguments, error, number, save, subplots
 
 FILES = "jester5k.csv.gz", "jester_jokes.json"
 DATA = Path(os.environ.get("JESTER_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -376,19 +374,9 @@ def by_seed(results: list[np.ndarray]) -> np.ndarray:
     return np.stack([np.nanmean(own, -1) for own in results])
 
 
-def error(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over seeds, the first axis."""
-    return values.std(0, ddof=1) / np.sqrt(len(values))
-
-
 def error_over_users(results: list[np.ndarray]) -> np.ndarray:
     """Standard error over the users of one seed, the mean over seeds."""
     return np.mean([np.nanstd(own, -1, ddof=1) / np.sqrt((~np.isnan(own)).sum(-1)) for own in results], 0)
-
-
-def number(values: np.ndarray) -> str:
-    """Mean and standard error over seeds: `.612±.004`."""
-    return re.sub(r"\b0\.", ".", f"{values.mean():.3f}±{error(values):.3f}")
 
 
 def report(result: Result) -> None:
@@ -411,12 +399,7 @@ def report(result: Result) -> None:
 
 def draw_figure(result: Result, choice: Choice, path: Path) -> None:
     """AUC by answers and method, AUC by base rewards, and the cross-validated curve."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(2, 2, figsize=(9, 6.5))
+    fig, axes = subplots(2, 2, figsize=(9, 6.5))
     for ax, block in zip(axes.flat, (BLOCKS[0], BLOCKS[2])):
         seen = by_seed(result.methods[block])
         for m, (method, colour) in enumerate(COLOURS.items()):
@@ -439,9 +422,7 @@ def draw_figure(result: Result, choice: Choice, path: Path) -> None:
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     fig.tight_layout()
-    with whole_file(path) as file:
-        fig.savefig(file, format=path.suffix[1:], dpi=100)
-    plt.close(fig)
+    save(fig, path)
 
 
 def embed(texts: list[str], model_folder: Path) -> np.ndarray:
@@ -485,11 +466,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="a folder for the embeddings")
     parser.add_argument("--seeds", type=int, default=5, help="splits of people, jokes and pairs; default 5")
     parser.add_argument("--out", type=Path, help=f"the figure; without arguments {FIGURE.name} beside this file")
-    args = parser.parse_args(argv)
-    if args.seeds < 2:
-        parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+    args = arguments(parser, argv, FIGURE)
     for name in FILES:
         if not (args.data / name).is_file():
             print(f"skipped: needs {name}, got none in {args.data}; name its folder by --data or $JESTER_DATA")
@@ -507,10 +484,8 @@ def main(argv: list[str]) -> None:
     print(choice, flush=True)
     result = run(ratings, embeddings, penalties, args.seeds)
     report(result)
-    out = args.out or (None if argv else FIGURE)
-    if out:
-        draw_figure(result, choice, out)
-        print(f"\nfigure: {out}")
+    if args.out:
+        draw_figure(result, choice, args.out)
 
 
 if __name__ == "__main__":

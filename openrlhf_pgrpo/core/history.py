@@ -22,9 +22,9 @@ class Moments(NamedTuple):
     mean: np.ndarray
     m2: np.ndarray
 
-    def std(self, variance: str = "population") -> np.ndarray:
-        """Standard deviation (G,): M2/n ("population") or M2/(n-1) ("sample"); 0 where that is undefined."""
-        return np.sqrt(ratio(self.m2, self.count - (variance == "sample")))
+    def std(self, ddof: int = 0) -> np.ndarray:
+        """Standard deviation (G,), the root of M2 / (n - ddof); 0 where that is undefined."""
+        return np.sqrt(ratio(self.m2, self.count - ddof))
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

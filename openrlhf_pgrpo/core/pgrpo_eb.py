@@ -75,16 +75,8 @@ class PGRPOEmpiricalBayes(PGRPO):
         return advantages
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
-        h = self.history
-        rows = h.rows(pref_groups)
-        sig2, tau2 = h.sig2(), h.tau2()
-        return {
-            name: {
-                "history_count": h.samples[row],
-                "history_mean": h.mean[row],
-                "history_std": np.sqrt(sig2[row] + tau2[row]),
-                "history_within_std": np.sqrt(sig2[row]),
-                "history_between_std": np.sqrt(tau2[row]),
-            }
-            for name, row in zip(pref_groups, rows)
-        }
+        found, rows = super().metrics(pref_groups), self.history.rows(pref_groups)
+        within, between = np.sqrt(self.history.sig2()), np.sqrt(self.history.tau2())
+        for name, row in zip(pref_groups, rows):
+            found[name] |= {"history_within_std": within[row], "history_between_std": between[row]}
+        return found

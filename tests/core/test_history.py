@@ -96,7 +96,7 @@ def test_standard_deviation_divides_by_n_or_by_n_minus_1():
     history.update(history.rows("aaab"), np.array([1.0, 2.0, 6.0, 7.0]))
     # a: mean 3, M2 = 4 + 1 + 9 = 14; b: a single sample
     np.testing.assert_allclose(history.moments.std(), [np.sqrt(14 / 3), 0])
-    np.testing.assert_allclose(history.moments.std("sample"), [np.sqrt(14 / 2), 0])
+    np.testing.assert_allclose(history.moments.std(ddof=1), [np.sqrt(14 / 2), 0])
 
 
 @both

@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 from scipy import optimize
 from scipy.special import expit
+from worlds import some_prior
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior, posteriors
 
 pytestmark = pytest.mark.core
 
 MODULE = sys.modules[posterior.__module__]
-
-
-def some_prior(rng, rewards):
-    root = rng.normal(0, 1, (rewards, rewards))
-    return Prior(rng.normal(0, 1, rewards), root @ root.T + 0.1 * np.eye(rewards))
 
 
 def loss(coefficients, features, answers, prior):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.special import expit
+from worlds import some_prior
 
 from openrlhf_pgrpo.core import questions
 from openrlhf_pgrpo.core.posterior import Posterior, Prior, posterior
@@ -17,11 +18,6 @@ from openrlhf_pgrpo.core.questions import (
 )
 
 pytestmark = pytest.mark.core
-
-
-def some_prior(rng, rewards):
-    root = rng.normal(0, 1, (rewards, rewards))
-    return Prior(rng.normal(0, 1, rewards), root @ root.T + 0.1 * np.eye(rewards))
 
 
 def entropy(chance):

@@ -1,9 +1,10 @@
-"""Made-up annotations for the tests of factorization."""
+"""Made-up annotations for the tests of factorization, and a prior for those of new users."""
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.posterior import Prior
 
 
 def names(users):
@@ -54,3 +55,8 @@ def gradient(X, known, theta):
 def one_hot(pairs, items):
     rows = np.arange(len(pairs)).repeat(2)
     return csr_matrix((np.tile([1.0, -1.0], len(pairs)), (rows, np.ravel(pairs))), (len(pairs), items))
+
+
+def some_prior(rng, rewards):
+    root = rng.normal(0, 1, (rewards, rewards))
+    return Prior(rng.normal(0, 1, rewards), root @ root.T + 0.1 * np.eye(rewards))

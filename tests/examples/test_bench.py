@@ -8,50 +8,42 @@ from pathlib import Path
 
 import pytest
 
+import bench
+
 pytestmark = pytest.mark.core
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 
 
-def load():
-    """bench.py"""
-    spec = importlib.util.spec_from_file_location("bench", FOLDER / "bench.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    """bench.py, whose benchmarks are two small scripts."""
-    module = load()
-    monkeypatch.setattr(module, "HERE", tmp_path)
-    monkeypatch.setattr(module, "BENCHMARKS", ("one", "two"))
+def two(tmp_path, monkeypatch):
+    """The benchmarks are two small scripts."""
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "BENCHMARKS", ("one", "two"))
     (tmp_path / "one.py").write_text("print('users   1e3  2.00 s'); open('left-behind', 'w')")
     (tmp_path / "two.py").write_text("print('ratio .5')")
-    return module
 
 
-def run(bench, monkeypatch, *words):
+def run(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, words)])
     bench.main()
 
 
-def test_it_runs_them_all_keeps_what_they_print_and_says_what_changed(bench, monkeypatch, tmp_path, capsys):
+def test_it_runs_them_all_keeps_what_they_print_and_says_what_changed(two, monkeypatch, tmp_path, capsys):
     file = tmp_path / "kept.json"
-    run(bench, monkeypatch, file)
+    run(monkeypatch, file)
     kept = json.loads(file.read_text())
     assert [kept[name]["lines"] for name in ("one", "two")] == [["users   1e3  2.00 s"], ["ratio .5"]]
     assert "!" not in capsys.readouterr().out and not (tmp_path / "left-behind").exists()
     (tmp_path / "one.py").write_text("print('users   1e3  3.1 s')")
-    run(bench, monkeypatch, file, "--only", "one")
+    run(monkeypatch, file, "--only", "one")
     assert "  ! users 1e3 3.1 s: 2 -> 3.1\n" in capsys.readouterr().out
     assert json.loads(file.read_text())["two"] == kept["two"]
-    run(bench, monkeypatch, file, "--only", "one", "--noticed", "1.1")
+    run(monkeypatch, file, "--only", "one", "--noticed", "1.1")
     assert "!" not in capsys.readouterr().out
 
 
-def test_what_is_a_change(bench):
+def test_what_is_a_change():
     last = ["a 1.0, .50 to 2e-3", "step-1 of 12"]
     assert bench.changes(None, last, 1.1) == []
     assert bench.changes(last, ["a 1.05, .50 to 2e-3", "step-1 of  12"], 1.1) == []
@@ -67,7 +59,7 @@ def test_what_is_a_change(bench):
 def test_all_benchmarks_are_run():
     parts = {"bench", "probe", "tiny_run", "transport_probe", "two_nodes"}  # what the others are made of
     alone = {"kills", "trl_step"}  # it takes hours; it needs TRL
-    assert {path.stem for path in FOLDER.glob("*.py")} - parts - alone == {*load().BENCHMARKS}
+    assert {path.stem for path in FOLDER.glob("*.py")} - parts - alone == {*bench.BENCHMARKS}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is not None, reason="is about a missing TRL, got one")
@@ -77,13 +69,13 @@ def test_the_comparison_with_trl_says_that_it_needs_it(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_refused(bench, monkeypatch, tmp_path):
+def test_what_is_refused(two, monkeypatch, tmp_path):
     (tmp_path / "two.py").write_text("raise SystemExit('no cores')")
     with pytest.raises(SystemExit, match="two failed:\nno cores"):
-        run(bench, monkeypatch, tmp_path / "kept.json")
+        run(monkeypatch, tmp_path / "kept.json")
     assert json.loads((tmp_path / "kept.json").read_text()).keys() == {"one"}
     for content in ("{", "[]", '{"three": {"lines": []}}', '{"one": {}}'):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(SystemExit, match="needs a file that it wrote before, or a new one, got .*other.json"):
-            run(bench, monkeypatch, tmp_path / "other.json")
+            run(monkeypatch, tmp_path / "other.json")
         assert (tmp_path / "other.json").read_text() == content

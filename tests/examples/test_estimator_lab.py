@@ -1,6 +1,5 @@
 """The estimator lab: one run for all seeds is the runs of single seeds, and what it reports is what it says."""
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import estimator_lab as lab
 from openrlhf_pgrpo.core.estimator import RewardBatch, make_advantage_estimator
 from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 
@@ -17,15 +17,6 @@ pytestmark = pytest.mark.core
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "estimator_lab.py"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("estimator_lab", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pickle looks for what goes to other processes
-    spec.loader.exec_module(module)
-    return module
-
-
-lab = load()
 SMALL = lab.Scenario(difficulty=1.0, noise=0.5, drift=2.0, samples=3, prompts=8, steps=25, actions=6)
 OURS = [*lab.OURS, "pgrpo_global"]
 LEARNING = dict(difficulty=0.0, samples=4, prompts=16, steps=120, actions=8)

@@ -1,23 +1,13 @@
 """The published estimators in the lab are their formulas, written out sample by sample."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+
+from estimator_relatives import RELATIVES
 
 pytestmark = pytest.mark.core
 
 SEEDS, STEPS, PROMPTS, SAMPLES, GROUPS = 2, 3, 7, 3, 2
-
-
-@pytest.fixture(scope="module")
-def relatives():
-    path = Path(__file__).resolve().parents[2] / "examples" / "estimator_relatives.py"
-    spec = importlib.util.spec_from_file_location("estimator_relatives", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.RELATIVES
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +73,8 @@ def rae(batches):
         "rae": rae,
     }.items(),
 )
-def test_advantages_are_the_formula_sample_by_sample(name, formula, relatives, batches):
-    estimator = relatives[name](SEEDS, GROUPS)
+def test_advantages_are_the_formula_sample_by_sample(name, formula, batches):
+    estimator = RELATIVES[name](SEEDS, GROUPS)
     found = [estimator(*batch) for batch in batches]
     for seed in range(SEEDS):
         expected = formula([(rewards[seed], label[seed]) for rewards, label in batches])

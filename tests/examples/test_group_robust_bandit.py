@@ -1,6 +1,5 @@
 """The reproduced bandit: its parts by hand, its weights those of `GroupWeights`, and the paper's claims, reduced."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import group_robust_bandit as bandit
 from openrlhf_pgrpo.core.group_weights import GroupWeights, RobustOptions
 
 pytestmark = pytest.mark.core
@@ -15,15 +15,6 @@ pytestmark = pytest.mark.core
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "reproduce" / "group_robust_bandit.py"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("group_robust_bandit", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bandit = load()
 PLAIN, IS, GR = range(3)
 
 
@@ -184,22 +175,7 @@ def test_the_command_prints_the_table_and_writes_the_figure(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [figure]
 
 
-def test_a_number_has_its_standard_error():
-    # .4 and .5: mean .45, standard deviation .0707, error .05
-    assert bandit.number(np.array([0.4, 0.5]), 3) == ".450±.050"
-    assert bandit.number(np.array([20.0, 22.0]), 2) == "21.00±1.00"
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        ("--seeds 1", "--seeds needs at least 2 for a standard error, got 1"),
-        ("--iterations 0", "--iterations needs at least 1, got 0"),
-        ("--out nowhere/f.png", "--out needs a .png, .svg or .pdf in a folder that exists, got nowhere/f.png"),
-        ("--out f.txt", "--out needs a .png, .svg or .pdf in a folder that exists, got f.txt"),
-    ],
-)
-def test_a_bad_argument_is_refused_with_what_was_needed(argv, message, capsys):
+def test_no_iteration_at_all_is_refused(capsys):
     with pytest.raises(SystemExit):
-        bandit.main(argv.split())
-    assert message in capsys.readouterr().err
+        bandit.main(["--iterations", "0"])
+    assert "--iterations needs at least 1, got 0" in capsys.readouterr().err

@@ -2,12 +2,9 @@
 
 import gzip
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
 import group_robust_opinions_lora as lora
 
 opinions = lora.opinions

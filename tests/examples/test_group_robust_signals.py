@@ -1,17 +1,11 @@
 """The experiment on signals: its bandit is the paper's, and its traps are traps."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.core
+import group_robust_signals as lab
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "group_robust_signals.py"
-spec = importlib.util.spec_from_file_location("group_robust_signals", SCRIPT)
-lab = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lab)
+pytestmark = pytest.mark.core
 
 SMALL = dict(seeds=3, steps=150, prompts=32, samples=8)
 

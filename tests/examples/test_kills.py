@@ -1,6 +1,5 @@
 """The trials that kill parts of runs: what is planned, and one that is made, kept, and not made again."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -8,24 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import kills
+
 pytestmark = pytest.mark.host
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def kills():
-    """kills.py, which imports from its own folder."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("kills")
-    sys.path.remove(str(FOLDER))
 
 
 def run(*words):
     return subprocess.run([sys.executable, FOLDER / "kills.py", *map(str, words)], capture_output=True, text=True)
 
 
-def test_the_plan_covers_all_and_kills_at_least_fifty_times(kills):
+def test_the_plan_covers_all_and_kills_at_least_fifty_times():
     trials = kills.plan(kills.TRIALS, seed=0)
     cases = {(kind, victim) for kind, victims in kills.VICTIMS.items() for victim in victims}
     assert {(one.kind, one.victim) for one in trials} == cases and kills.VICTIMS.keys() == kills.RUNS.keys()
@@ -34,7 +27,7 @@ def test_the_plan_covers_all_and_kills_at_least_fifty_times(kills):
     assert {one.seed for one in trials}.isdisjoint(one.seed for one in kills.plan(kills.TRIALS, seed=1))
 
 
-def test_what_differs_in_two_states_is_named(kills):
+def test_what_differs_in_two_states_is_named():
     import numpy as np
     import torch
 

@@ -1,6 +1,5 @@
 """The language-model lab: what it rewards, that a run is made once, and that wider heads leave a model as it is."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,21 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import language_model_lab as lab
+import wider_heads
+
 pytestmark = pytest.mark.host
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STORIES = Path(os.environ.get("STORIES260K") or EXAMPLES.parents[1] / "shared" / "models" / "stories260k")
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-lab, wider_heads = load("language_model_lab"), load("wider_heads")
 
 
 def test_a_model_that_never_earns_a_liking_is_refused(tiny):
@@ -139,7 +130,8 @@ def test_the_wider_stories_are_the_stories_to_the_character(tmp_path):
 
 def test_the_stack_gets_the_labs_prompts_and_rewards(monkeypatch):
     """A batch as the host hands it over: the text with its tokens' marks, the prompt, and what the label says."""
-    stack = load("reproduce/language_model_stack")
+    import language_model_stack as stack  # it puts the folders of the demo on the path
+
     spread = np.array([0.1, 0.2, 0.25, 0.5])
     rows = stack.rows(spread, seed=3, steps=2)
     assert len(rows) == 2 * lab.BATCH // stack.CELL.samples and rows == stack.rows(spread, seed=3, steps=2)

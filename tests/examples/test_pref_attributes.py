@@ -1,28 +1,15 @@
 """The Attributes experiment: scores of texts, the judge and the split by hand, and the whole on made-up texts."""
 
 import gzip
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pref_attributes as example
+import pref_jester as jester
+
 pytestmark = pytest.mark.core
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "reproduce" / "pref_attributes.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("pref_attributes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load()
 
 
 def texts(size, seed=0):
@@ -42,7 +29,6 @@ def small(monkeypatch):
     sizes = {"SEEN": 60, "RATERS": 20, "PAIRS": 90, "POOL": 30, "TEST": 60, "TRAINED": 50, "VALIDATED": 10}
     for name, size in {**sizes, "FACTORS": 2, "SWEEP": (1, 2, 8)}.items():
         monkeypatch.setattr(example, name, size)
-    jester = sys.modules["pref_jester"]
     monkeypatch.setattr(jester.Released.__init__, "__defaults__", (20,))
     monkeypatch.setattr(jester.lore, "__defaults__", (20, 0.1))
     monkeypatch.setattr(jester, "PENALTIES", (0.3, 3.0))
@@ -166,19 +152,6 @@ def test_without_the_data_it_says_so_and_ends_well(tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"skipped: needs {example.FILE}, got none in {tmp_path}; name its folder by --data or $DSP_DATA\n"
     )
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        ("--seeds 1", "--seeds needs at least 2 for a standard error, got 1"),
-        ("--out f.txt", "--out needs a .png, .svg or .pdf in a folder that exists, got f.txt"),
-    ],
-)
-def test_a_bad_argument_is_refused_with_what_was_needed(argv, message, capsys):
-    with pytest.raises(SystemExit):
-        example.main(argv.split())
-    assert message in capsys.readouterr().err
 
 
 def test_the_real_file_has_3254_texts():

@@ -1,22 +1,15 @@
 """The baselines of the reproductions: each is the optimum of its loss."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from worlds import gradient, names, one_hot, square, world
 
+import pref_baselines
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.factorization import fit
 from openrlhf_pgrpo.core.posterior import Posterior
 from openrlhf_pgrpo.core.questions import next_questions
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "examples" / "reproduce"), str(ROOT / "tests" / "core")]
-from worlds import gradient, names, one_hot, square, world  # noqa: E402
-
-import pref_baselines  # noqa: E402
-from pref_baselines import per_user, released, shared, simplex  # noqa: E402
+from pref_baselines import per_user, released, shared, simplex
 
 pytestmark = pytest.mark.core
 

@@ -1,7 +1,6 @@
 """`examples/benchmarks/transport.py` without its runs: what its probe counts, in a real Ray, and the table made of it;
 and `controller_limit.py` at sizes whose times mean nothing."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,19 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+import transport
+import transport_probe
 from openrlhf_pgrpo.host.tags import TaggedPrompt
 
 pytestmark = pytest.mark.host
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Modules of the benchmarks, which are in one folder."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
 
 
 def run(script, *words):
@@ -72,9 +65,9 @@ def test_controller_limit_refuses_more_preference_groups_than_samples():
         ("async", 2, "1", ["--train.async_enable"]),
     ],
 )
-def test_shape(load, mode, nodes, engines, more):
+def test_shape(mode, nodes, engines, more):
     expected = ["--vllm.num_engines", engines, *more, "--actor.num_gpus_per_node", "1"]
-    assert load("transport").shape(mode, nodes) == expected
+    assert transport.shape(mode, nodes) == expected
 
 
 # ---- the probe ------------------------------------------------------------------------------------------------------
@@ -162,8 +155,8 @@ def test_probe_finds_no_tokenizer_where_there_is_none(probed):
     assert {row["bytes"] for row in probed[0] if row["leg"] == "tokenizer" and row["side"] == "out"} == {0}
 
 
-def test_leg_of(load):
-    leg_of = load("transport_probe").leg_of
+def test_leg_of():
+    leg_of = transport_probe.leg_of
 
     class Experience(SimpleNamespace):
         pass
@@ -178,8 +171,8 @@ def test_leg_of(load):
         assert leg_of(other) is None
 
 
-def test_without_tags(load):
-    without_tags = load("transport_probe").without_tags
+def test_without_tags():
+    without_tags = transport_probe.without_tags
 
     class Experience(SimpleNamespace):
         pass
@@ -197,25 +190,25 @@ def test_without_tags(load):
     assert without_tags("plain") == "plain" and without_tags(7) == 7
 
 
-def test_argument(load):
-    argument = load("transport_probe").argument
+def test_argument():
+    argument = transport_probe.argument
     values = ["prompt", "num_samples ", "images", None, "num_samples", 4]
     assert argument(values, "num_samples") == 4
     assert argument([np.array(["num_samples", "x"]), b"num_samples", 4], "num_samples") is None
 
 
-def test_clock_of_the_log_leaves_out_the_hosts_part(load, monkeypatch):
-    probe, written = load("transport_probe"), []
+def test_clock_of_the_log_leaves_out_the_hosts_part(monkeypatch):
+    written = []
     ticks = iter([0.0, 1.0, 6.0, 8.0])  # ours begins; the host's begins and ends; ours ends
-    monkeypatch.setattr(probe.time, "thread_time", lambda: next(ticks))
-    monkeypatch.setattr(probe, "write", lambda **row: written.append(row))
+    monkeypatch.setattr(transport_probe.time, "thread_time", lambda: next(ticks))
+    monkeypatch.setattr(transport_probe, "write", lambda **row: written.append(row))
 
     class StepLog:
         def step(self, save, number):
             return save(number) + 1
 
     module = SimpleNamespace(StepLog=StepLog)
-    probe.clock_log(module)
+    transport_probe.clock_log(module)
     assert StepLog().step(lambda number: number * 10, 4) == 41
     assert written == [{"part": "log", "seconds": 3.0}]
 
@@ -235,45 +228,45 @@ def ends(leg, samples, size, stock, ours, senders=("A",), node="n1", other="n2")
     return rows
 
 
-def test_bytes_of_a_leg(load):
+def test_bytes_of_a_leg():
     rows = ends("prompts", samples=4, size=100, stock=1e-6, ours=1e-6)
     rows[0]["bytes"] = 140  # 35 and 25 bytes a sample
-    assert load("transport").leg_bytes(rows) == pytest.approx((30.0, 5 / 2**0.5))
+    assert transport.leg_bytes(rows) == pytest.approx((30.0, 5 / 2**0.5))
 
 
-def test_bytes_of_a_leg_of_two_hops_are_added(load):
+def test_bytes_of_a_leg_of_two_hops_are_added():
     rows = ends("queue", samples=4, size=100, stock=1e-6, ours=1e-6, senders=("Generator", "Queue"))
-    assert load("transport").leg_bytes(rows) == (50.0, 0.0)
+    assert transport.leg_bytes(rows) == (50.0, 0.0)
 
 
-def test_times_of_a_leg(load):
+def test_times_of_a_leg():
     rows = ends("queue", samples=4, size=100, stock=8e-6, ours=10e-6)
     rows[2]["ours"] = 14e-6  # 2 and 6 us more, for 4 samples
-    stock, ours, added = load("transport").leg_times(rows, hops=2)
+    stock, ours, added = transport.leg_times(rows, hops=2)
     assert stock == pytest.approx((2 * 2e-6, 0.0))
     assert ours.value == pytest.approx(2 * 3e-6)
     assert added == pytest.approx((2 * 1e-6, 1.2533 * 1.4826 * 2 * 0.5e-6 / 2**0.5))
 
 
-def test_what_is_added_is_the_median_of_pairs(load):
-    times = load("transport").paired([1.0, 10.0, 100.0], [2.0, 11.0, 102.0])
+def test_what_is_added_is_the_median_of_pairs():
+    times = transport.paired([1.0, 10.0, 100.0], [2.0, 11.0, 102.0])
     assert (times.stock.value, times.ours.value, times.added.value) == (10.0, 11.0, 1.0)
 
 
-def test_median_and_its_error(load):
-    value, error = load("transport").median([1.0, 2.0, 3.0, 4.0])
+def test_median_and_its_error():
+    value, error = transport.median([1.0, 2.0, 3.0, 4.0])
     assert (value, error) == pytest.approx((2.5, 1.2533 * 1.4826 * 1.0 / 2))
 
 
-def test_measured_adds_errors_in_squares(load):
-    measured = load("transport").Measured
+def test_measured_adds_errors_in_squares():
+    measured = transport.Measured
     assert measured(5.0, 3.0) - measured(1.0, 4.0) == (4.0, 5.0)
     assert measured(5.0, 3.0) + measured(1.0, 4.0) == (6.0, 5.0)
 
 
 @pytest.mark.parametrize(("node", "other", "share"), [("n1", "n1", 0.0), ("n1", "n2", 0.5)])
-def test_crossed(load, node, other, share):
-    crossed = load("transport").crossed
+def test_crossed(node, other, share):
+    crossed = transport.crossed
     rows = ends("prompts", samples=4, size=100, stock=1e-6, ours=1e-6, node=node, other=other)
     assert crossed(rows) == share
     swapped = [{**row, "side": {"in": "out", "out": "in", "both": "both"}[row["side"]]} for row in rows]
@@ -282,8 +275,7 @@ def test_crossed(load, node, other, share):
     assert crossed(away) == 1.0
 
 
-def test_table_adds_legs_and_own_code(load):
-    transport = load("transport")
+def test_table_adds_legs_and_own_code():
     per_step = transport.PROMPTS * transport.SAMPLES
     stock = [row for leg in ("prompts", "tokens") for row in ends(leg, samples=4, size=100, stock=1.0, ours=1.0)]
     ours = ends("prompts", samples=4, size=140, stock=8e-6, ours=20e-6)
@@ -306,8 +298,7 @@ def test_table_adds_legs_and_own_code(load):
     assert lines["log"][:3] == ["0.0", "2.0", "2.0"]
 
 
-def test_read_refuses_a_leg_that_was_not_seen_whole(load, tmp_path):
-    transport = load("transport")
+def test_read_refuses_a_leg_that_was_not_seen_whole(tmp_path):
     probe = tmp_path / "probe"
     probe.mkdir()
 
@@ -335,8 +326,7 @@ def test_read_refuses_a_leg_that_was_not_seen_whole(load, tmp_path):
         transport.read(tmp_path, 64, queue=True)
 
 
-def test_read_lets_the_host_ask_twice(load, tmp_path):
-    transport = load("transport")
+def test_read_lets_the_host_ask_twice(tmp_path):
     (tmp_path / "probe").mkdir()
     rows = [row for leg in transport.LEGS if leg != "queue" for row in ends(leg, 32, 1, 1e-6, 1e-6)]
     rows += [row for row in rows if (row["leg"], row["side"]) == ("log-probs", "in")]

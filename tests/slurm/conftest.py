@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from two_nodes import free_port
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = {"n1": 1, "n2": 1}  # name: GPUs; plain files take their place
 
@@ -124,12 +126,6 @@ class Slurm:
             daemon.kill()
         for pid in self.processes:
             os.kill(pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def why_not() -> str | None:

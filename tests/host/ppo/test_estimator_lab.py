@@ -1,19 +1,12 @@
 """The estimator lab's formulas for the host's own estimators are the host's."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.host
+import estimator_lab as lab
 
-spec = importlib.util.spec_from_file_location(
-    "host_estimator_lab", Path(__file__).resolve().parents[3] / "examples" / "estimator_lab.py"
-)
-lab = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lab)
+pytestmark = pytest.mark.host
 
 
 @pytest.mark.parametrize("name", lab.HOST)
