@@ -71,6 +71,7 @@ def run(args) -> int | str:
     try:
         if args.curve:
             check_folder(args.curve, "--curve")
+            check_curve(args.curve, args.output)
         given = (args.factors, args.l2, args.pooling, columns_in(args), args.chat_template, args.split)
         choice = factorize(args.data, args.backbone, args.output, *given, args.pairs, args.seed)
     except (ValueError, OSError, RuntimeError) as error:
@@ -81,6 +82,20 @@ def run(args) -> int | str:
             draw(choice, args.curve)
     print(args.output)
     return 0
+
+
+def check_curve(path: Path, output: Path) -> None:
+    """Raises ValueError if there can be no curve, or if it would make the model's folder a foreign one."""
+    if path.resolve().is_relative_to(output.resolve()):
+        raise ValueError(
+            f"--curve needs a place outside of --output {output}, which holds a model alone, got {path}: name another"
+        )
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            f'--curve needs {missing.name}, which is not installed: pip install "openrlhf-pgrpo[pref]" or leave it out'
+        ) from missing
 
 
 def draw(choice, path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+PRINTED_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
 # Blanks that Unicode counts as letters, marks or symbols: fillers of Hangul, an empty cell of Braille, a joiner of
 # graphemes, vowels of Khmer that are not written, and selectors of variants.
-PRINTED_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
 UNSEEN = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {
     chr(code)
     for first, last in ((0x180B, 0x180D), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from openrlhf_pgrpo.models.backbone import read_config
-from openrlhf_pgrpo.models.folder import Folder, is_factorized
+from openrlhf_pgrpo.models.folder import SCALE, Folder, is_factorized
 from openrlhf_pgrpo.models.users import MEAN, Users
 
 REMEDIES = (
@@ -28,15 +28,16 @@ class UserRewards:
         folder: the reward model. users: whose coefficients are known.
 
     Raises:
-        ValueError: as `Users`.
+        ValueError: as `Users` and `check_scale`.
     """
 
     def __init__(self, folder: Folder, options):
         self.folder, self.unknown = folder, options.unknown_user
         self.users = Users(folder, [Path(options.profiles)] if options.profiles else [], REMEDIES)
+        check_scale(folder, options.normalize_enable)
         # Mean and deviation of rewards over all users, from the evaluation in training.
-        mean, std = getattr(folder.config, "mean", 0.0), getattr(folder.config, "std", 1.0)
-        self.mean, self.std = (mean, std) if options.normalize_enable else (0.0, 1.0)
+        found = (getattr(folder.config, key) for key in SCALE) if options.normalize_enable else (0.0, 1.0)
+        self.mean, self.std = found
 
     def __call__(self, base_rewards: np.ndarray, users: Sequence[str | None]) -> np.ndarray:
         """The reward (B,) float64 of each sample for its user, from base rewards (B, D); None is an unknown user.
@@ -46,6 +47,16 @@ class UserRewards:
         """
         coefficients = self.users.of(users, self.unknown)
         return ((np.asarray(base_rewards, np.float64) * coefficients).sum(-1) - self.mean) / self.std
+
+
+def check_scale(folder: Folder, normalize: bool) -> None:
+    """Raises ValueError if rewards are to be normalised, and the model does not say by what: `factorize` does not
+    measure it."""
+    if normalize and not all(hasattr(folder.config, key) for key in SCALE):
+        raise ValueError(
+            f"--reward.normalize_enable needs a mean and deviation of rewards in {folder.name}/config.json, got none: "
+            "evaluate in training, with train_rm --eval.dataset, or leave the flag out"
+        )
 
 
 def factorized_folder(name: str | None, chat_template: str | None = None) -> Folder | None:

@@ -23,6 +23,10 @@ def read_config(name: str | Path) -> Any:
         ValueError, OSError: it is broken, or not there; names the file.
     """
     _check_there(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():  # it comes last when a model is written
+        raise ValueError(
+            f"a model needs a config.json, got none in {name}, so there is none or half of one: write it again"
+        )
     with reading(f"{name}/config.json"):
         return AutoConfig.from_pretrained(name, trust_remote_code=trusted())
 

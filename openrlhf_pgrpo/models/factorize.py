@@ -72,12 +72,15 @@ def write_texts(data: Comparisons, writer: Writer) -> list[Written]:
     return [*zip(users, before, first, second, preferences)]
 
 
-def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annotations]:
-    """The P distinct pairs (prompt, first answer, second answer) in rows of `read`, and their annotations.
+Pair = tuple[str, str, str]  # prompt, first answer, second answer
+
+
+def annotate(rows: Sequence[Written]) -> tuple[list[Pair], Annotations, np.ndarray]:
+    """The P distinct pairs in rows (N,) of `read`, and their annotations, as `in_order`.
 
     Answers are put in alphabetical order, so that a pair that some users saw the other way round is the same pair.
     """
-    pairs: dict[tuple[str, str, str], int] = {}
+    pairs: dict[Pair, int] = {}
     users, numbers, preferences = [], [], []
     for user, prompt, first, second, preference in rows:
         if first > second:
@@ -85,10 +88,22 @@ def annotate(rows: Sequence[Written]) -> tuple[list[tuple[str, str, str]], Annot
         numbers.append(pairs.setdefault((prompt, first, second), len(pairs)))
         users.append(user)
         preferences.append(preference)
-    return list(pairs), Annotations.of(users, np.array(numbers), np.array(preferences))
+    return in_order([*pairs], Annotations.of(users, np.array(numbers), np.array(preferences)))
 
 
-def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], pooling: str) -> Differences:
+def in_order(pairs: Sequence[Pair], annotations: Annotations) -> tuple[list[Pair], Annotations, np.ndarray]:
+    """Pairs (P,) and annotations (N,) sorted, so that no number depends on the order of the rows; and which row each
+    annotation was (N,)."""
+    order = sorted(range(len(pairs)), key=pairs.__getitem__)
+    rank = np.empty(len(pairs), np.int64)
+    rank[order] = np.arange(len(pairs))
+    user, pair, preference = annotations.user, rank[annotations.pair], annotations.preference
+    rows = np.lexsort((preference, pair, user))
+    said = Annotations(user[rows], pair[rows], preference[rows], annotations.users)
+    return [pairs[number] for number in order], said, rows
+
+
+def differences(backbone: str | Path, pairs: Sequence[Pair], pooling: str) -> Differences:
     """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
     texts = _texts(pairs)
     rows = {text: row for row, text in enumerate(texts)}
@@ -99,7 +114,7 @@ def differences(backbone: str | Path, pairs: Sequence[tuple[str, str, str]], poo
     return Differences.between(embeddings, first, second)
 
 
-def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+def _texts(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     """The distinct texts (prompt, answer) of pairs."""
     return list(dict.fromkeys((prompt, answer) for prompt, *answers in pairs for answer in answers))
 
@@ -107,7 +122,7 @@ def _texts(pairs: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
 def check_texts(
     data: Comparisons,
     rows: Sequence[Written],
-    pairs: Sequence[tuple[str, str, str]],
+    pairs: Sequence[Pair],
     tokenizer: Any,
     max_length: int,
 ) -> list[str]:
@@ -205,7 +220,7 @@ def factorize(
     tokenizer = backbones.read_tokenizer(backbone)
     form = form_of(comparisons.rows, chat_template, backbone, tokenizer, say)
     rows = write_texts(comparisons, Writer(form, tokenizer))
-    pairs, annotations = annotate(rows)
+    pairs, annotations, _ = annotate(rows)
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
         check_factors(factors, sizes)
@@ -235,7 +250,7 @@ def factorize(
     return choice
 
 
-def held_out_together(pairs: Sequence[tuple[str, str, str]], annotations: Annotations, say: Say) -> np.ndarray | None:
+def held_out_together(pairs: Sequence[Pair], annotations: Annotations, say: Say) -> np.ndarray | None:
     """What cross-validation holds out, as `together` of `choose_factors`: prompts, because the reward will meet new
     ones. If these are few it is prompts, or answers, whatever they answer: what leaves more in the smallest fold. None
     holds out single pairs: where each has texts of its own, or nothing else is left to do, which is said.

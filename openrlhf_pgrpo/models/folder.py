@@ -15,6 +15,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,23 @@ from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.network import HEAD, POOLINGS, check_pooling, hidden_size, longest_text, skeleton
-from openrlhf_pgrpo.models.output_folder import CONFIG, FITTED, TOKENIZER_FILES, USERS, WEIGHTS, is_fitted, new_files
+from openrlhf_pgrpo.models.output_folder import (
+    CONFIG,
+    FITTED,
+    TOKENIZER_FILES,
+    USERS,
+    WEIGHTS,
+    new_files,
+    put_in_place,
+)
 from openrlhf_pgrpo.models.texts import Texts, Tokens
 from openrlhf_pgrpo.progress import progress
 
 COEFFICIENTS = "coefficients"
+TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+READ = (CONFIG, USERS, WEIGHTS, *TOKENIZER_FILES)
 LENGTH = "base_reward_max_length"
+SCALE = ("mean", "std")  # of rewards, in the config of a reward model that the host has evaluated
 # No backbone has them.
 CONFIG_KEYS = ("base_rewards", "base_reward_users", "base_reward_pooling", LENGTH, FORM, FITTED)
 
@@ -55,7 +67,7 @@ class Folder:
         chat_template: says how texts are written, for a model from before that was recorded; as `form.read`.
 
     Attributes:
-        config. users: (U,) ids in the order of rows.
+        config. users: (U,) ids in the order of rows. coefficients: (U, D) float64.
 
     Raises:
         ValueError, OSError: the folder holds another kind of model, files of different models, or a broken file;
@@ -64,6 +76,7 @@ class Folder:
 
     def __init__(self, name: str | Path, chat_template: str | None = None):
         self.name, self._chat_template = str(name), chat_template
+        self._found = self._files()
         self.config: Any = backbones.read_config(self.name)
         if not is_factorized(self.config):
             raise ValueError(
@@ -75,7 +88,8 @@ class Folder:
             users = json.loads(self.path(USERS).read_text(encoding="utf-8"))
             _check_users(users)
         self.users: list[str] = users
-        self._check_weights()
+        self.coefficients = self._check_weights()
+        self.check_unchanged()
 
     def path(self, file: str) -> Path:
         return Path(cached_file(self.name, file))  # type: ignore[arg-type]  # a missing file raises
@@ -88,11 +102,6 @@ class Folder:
     @property
     def head_name(self) -> str:
         return getattr(self.config, "value_head_prefix", HEAD)
-
-    @cached_property
-    def coefficients(self) -> np.ndarray:
-        """(U, D) float64."""
-        return self.tensor(COEFFICIENTS)
 
     @cached_property
     def max_length(self) -> int:
@@ -132,19 +141,54 @@ class Folder:
         """
         return self.texts.tokens(*self.writer.pairs(prompts, responses))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 over config, users and weights: everything that rewards depend on. Where the config does not record
-        the form of texts and somebody has told it, that form follows, after a +."""
+        """sha256 over config, users, weights and tokenizer: everything that rewards depend on. Where the config does
+        not record the form of texts and somebody has told it, that form follows, after a +.
+
+        Raises:
+            ValueError: as `check_unchanged`, so it is that of the model that was read.
+        """
+        digest = self._digest
+        self.check_unchanged()
+        if self._chat_template is None:
+            return digest
+        form = json.dumps(self.form.record(), sort_keys=True)
+        return f"{digest}+{hashlib.sha256(form.encode()).hexdigest()[:16]}"
+
+    @cached_property
+    def _digest(self) -> str:
+        of_tokenizer = {*type(self._tokenizer).vocab_files_names.values(), *TOKENIZER_SETTINGS}
         digest = hashlib.sha256()
-        for file in (CONFIG, USERS, WEIGHTS):
-            with open(self.path(file), "rb") as content:
+        for file in (CONFIG, USERS, WEIGHTS, *sorted(of_tokenizer)):
+            path = cached_file(self.name, file, _raise_exceptions_for_missing_entries=False)
+            if path is None:  # a tokenizer has some of its files
+                continue
+            digest.update(f"{file}\0".encode())
+            with open(path, "rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
-        if self._chat_template is None:
-            return digest.hexdigest()
-        form = json.dumps(self.form.record(), sort_keys=True)
-        return f"{digest.hexdigest()}+{hashlib.sha256(form.encode()).hexdigest()[:16]}"
+        return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """For those who have read a model, and are about to keep what came of it.
+
+        Raises:
+            ValueError: its files are not those that were there when this was made. Some may have been read before
+                that, and some after it.
+        """
+        if self._files() != self._found:
+            raise ValueError(f"{self.name} needs to stay as it is while it is read, got other files: begin again")
+
+    def _files(self) -> list[tuple]:
+        """What tells the files of this model from others by these names, without reading them."""
+        folder = Path(self.name)
+        with suppress(OSError, ValueError):  # whoever reads what is missing says so
+            if not folder.is_dir():  # a commit on the hub never changes, but the name may lead to a newer one
+                return [(self.path(CONFIG).parent,)]
+            stats = {file: (folder / file).stat() for file in READ if (folder / file).exists()}
+            return [(file, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for file, of in stats.items()]
+        return []
 
     def check_shapes(self) -> None:
         """Raises ValueError if the backbone's weights are not of the shapes that config.json says, or are missing.
@@ -190,8 +234,9 @@ class Folder:
                 found = getattr(self.config, key, None)
                 raise ValueError(f"{self.name}/{CONFIG} needs {need} as {key}, got {found!r}: write it again")
 
-    def _check_weights(self) -> None:
-        """Raises ValueError unless head and coefficients are there, in the shapes of the other files, and finite."""
+    def _check_weights(self) -> np.ndarray:
+        """The coefficients. Raises ValueError unless head and coefficients are there, in the shapes of the other
+        files, and finite."""
         base_rewards, head = self.config.base_rewards, f"{self.head_name}.weight"
         for name, shape, as_said in (
             (COEFFICIENTS, (len(self.users), base_rewards), f"{USERS} and {CONFIG} say"),
@@ -218,6 +263,7 @@ class Folder:
                 f"{self.name} needs no more layers than it has weights, got {layers} in {CONFIG} and "
                 f"{len(self._shapes)} weights in {WEIGHTS}: its files are of different models, write it again"
             )
+        return self.tensor(COEFFICIENTS)
 
 
 def _is_count(value: Any) -> bool:
@@ -290,10 +336,17 @@ def describe(
 
     Without it, they may be as long as the backbone has positions for.
     """
+    forget_scale(config)
     config.base_rewards, config.base_reward_users, config.base_reward_pooling = base_rewards, users, pooling
     config.base_reward_max_length, config.base_reward_form = max_length, form.record()
     config.hidden_size = hidden_size(config)  # The host reads it; a config of several parts has it in one of them.
     config.architectures = ["FactorizedRewardModel"]
+
+
+def forget_scale(config: Any) -> None:
+    """Removes the mean and deviation of rewards: they are of the model that had this config before."""
+    for key in SCALE:
+        config.__dict__.pop(key, None)
 
 
 def save(
@@ -304,7 +357,7 @@ def save(
     tokenizer: Any,
     fitted: bool = False,
 ) -> None:
-    """Writes a complete folder. Each file is replaced as a whole or keeps its content; config.json comes last.
+    """Writes a complete folder. Who is stopped leaves the old model or none, as `put_in_place`.
 
     Weights that no reward depends on are left out: a backbone whose checkpoint lacks them has random ones.
 
@@ -327,13 +380,10 @@ def write_files(
     """Writes the files of any model, and `texts` by file name, as `save` does.
 
     All files are written to a temporary folder first, so that a full disk leaves the old ones. They get the mode that
-    the umask gives. Of a model that `write` made no file of a tokenizer stays: its chat template would count as that
-    of the new one.
+    the umask gives.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = (*TOKENIZER_FILES, "additional_chat_templates/*.jinja") if is_fitted(folder) else ()
-    old = {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
     with progress(f"writing {folder}"), new_files(folder) as new:
         tokenizer.save_pretrained(new)
         save_file(_apart(weights), new / WEIGHTS, {"format": "pt"})
@@ -346,11 +396,7 @@ def write_files(
             (new / file).chmod(mode)
             with open(new / file, "rb") as content:
                 os.fsync(content.fileno())
-        for file in sorted(files, key=lambda file: (file.name == CONFIG, file)):
-            (folder / file).parent.mkdir(exist_ok=True)
-            os.replace(new / file, folder / file)
-    for file in old.difference(files):
-        (folder / file).unlink()
+        put_in_place(new, folder, files)
 
 
 def _apart(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openrlhf_pgrpo.core.names import listed
+from openrlhf_pgrpo.files import locked
 
 WEIGHTS, USERS, CONFIG = "model.safetensors", "users.json", "config.json"
 FITTED = "base_reward_fitted"  # in the config of a model that `openrlhf-pgrpo factorize` made
 NEW = ".new-"  # what the temporary folder of a writer begins with
+UNFINISHED = f"{NEW}unfinished"  # a file that is there while a model is put in place, and all by our names is ours
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 # What tells a folder that holds a model, whoever wrote it.
 MODEL_FILES = (CONFIG, USERS, "adapter_config.json", *WEIGHT_FILES, "*.index.json", "tokenizer*")
@@ -67,9 +69,9 @@ def check_new(folder: str | Path, flag: str, inputs: Iterable[str | Path | None]
     check_output(folder, flag, inputs, again=True)
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in held if not any(Path(name).match(pattern) for pattern in OUR_FILES)]
-    if not foreign and CONFIG not in held and any(name.startswith(NEW) for name in held):
+    if is_unfinished(folder) and not foreign or all(name.startswith(NEW) for name in held):
         return
-    if held and not (refit and not foreign and is_fitted(folder)):
+    if not (refit and not foreign and is_fitted(folder)):
         kept = " that factorize has written, alone" if refit else ""
         raise ValueError(
             f"{flag} needs a new or empty folder{', or one with a model' if refit else ''}{kept}, got {folder} with "
@@ -89,9 +91,43 @@ def new_files(folder: Path) -> Iterator[Path]:
         yield Path(made)
 
 
+def put_in_place(new: Path, folder: Path, files: Iterable[Path]) -> None:
+    """Moves files, whose content is on the disk, from one folder to the other, by their paths in both.
+
+    Whoever stops in between, or dies, leaves no model: config.json goes first and comes last. A mixture of two models
+    would be read as one. Another writer waits. Of a model that `write` made, or that is unfinished, no file of a
+    tokenizer stays: its chat template would count as that of the new one.
+    """
+    with locked(folder / f"{NEW[1:]}model"):  # not the folder itself: a training of this process holds that one
+        kinds = (*TOKENIZER_FILES, "additional_chat_templates/*.jinja")
+        old = {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
+        if ours := not old or is_fitted(folder) or is_unfinished(folder):
+            (folder / UNFINISHED).touch()
+        (folder / CONFIG).unlink(missing_ok=True)
+        _to_disk(folder)
+        for file in sorted(set(files) - {Path(CONFIG)}):
+            (folder / file).parent.mkdir(exist_ok=True)
+            os.replace(new / file, folder / file)
+        for file in old.difference(files) if ours else ():
+            (folder / file).unlink()
+        _to_disk(folder)
+        os.replace(new / CONFIG, folder / CONFIG)
+        _to_disk(folder)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """The names in a folder are on the disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a temporary folder; whether it could. The lock ends with its process."""
+    """Holds the lock of a folder; whether it could. The lock ends with its process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
@@ -102,6 +138,11 @@ def _held(folder: Path) -> Iterator[bool]:
         yield held
     finally:
         os.close(descriptor)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder holds what a writer left that was stopped while it put a model into its place."""
+    return (folder / UNFINISHED).is_file() and not (folder / CONFIG).exists()
 
 
 def is_fitted(folder: Path) -> bool:

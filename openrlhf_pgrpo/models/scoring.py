@@ -47,6 +47,7 @@ class RewardModel(Folder):
         with progress(f"loading {self.name}"), reading(f"the weights of {self.name}"):
             self.model = model.from_pretrained(self.name, config=self.config, dtype=dtype, trust_remote_code=trusted())
         backbones.check_finite(self.model.named_parameters(), self.path(WEIGHTS))
+        self.check_unchanged()
         self.model = self.model.eval().to(_device())
 
     def base_rewards(
@@ -141,7 +142,8 @@ def check(model: Any, texts: Texts, tokens: Tokens, first: int = 0) -> None:
 def read(
     forward: Callable[..., torch.Tensor], model: Any, texts: Texts, ids: Iterable[Sequence[int]], batch_size: int
 ) -> np.ndarray:
-    """As `score`, of the token ids of texts that were looked at."""
+    """What `forward` makes of each text (N,), given by its token ids, float64; equal texts are read once. They have
+    been looked at by `check`."""
     rows: dict[bytes, int] = {}  # four bytes a token: there may be a billion
     row_of = [rows.setdefault(np.array(one, np.int32).tobytes(), len(rows)) for one in ids]
     distinct = [np.frombuffer(row, np.int32) for row in rows]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
 
 ASK = "ask them with openrlhf-pgrpo elicit and give their profile with --profile"
 ERROR, MEAN = "error", "mean"  # for an unknown user: an error, or the average user
+OF_AVERAGE = "the rewards are the average user's"
 MOST_FAULTS = 20  # profiles that one error names
 
 
@@ -107,7 +108,8 @@ class Users:
 def coefficients_for(
     model: "Folder", user: str | None, profile: Path | None, unknown: str = ERROR, remedies: str = ASK
 ) -> np.ndarray:
-    """The coefficients (D,) in the file of a profile, else of a trained user.
+    """The coefficients (D,) in the file of a profile, else of a trained user. Says so if MEAN makes them the average
+    user's instead.
 
     Raises:
         ValueError: an unknown user, or a profile without an answer, unless `unknown` is MEAN; or as `Profile.load`.
@@ -117,7 +119,11 @@ def coefficients_for(
         loaded = Profile.load(profile, model.fingerprint, Prior.of(model.coefficients))
         if not loaded.answers and unknown == ERROR:
             raise ValueError(_no_answer(profile, loaded))
+        if not loaded.answers:
+            print(f"{OF_AVERAGE}: {profile} has no answer of {loaded.user!r}", flush=True)
         return loaded.coefficients
+    if unknown == MEAN and user is not None and user not in model.users:
+        print(f"{OF_AVERAGE}: {user!r} is none of the {len(model.users)} users of {model.name}", flush=True)
     return Users(model, remedies=remedies).of([user], unknown, "--user")[0]
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from openrlhf_pgrpo.files import json_object, reading
 from openrlhf_pgrpo.host import device, hooks, versions
 from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
@@ -178,10 +179,17 @@ def _check_folder(choice: str, folder: Path) -> Iterator[Finding]:
     if not (folder / "config.json").is_file():
         yield Finding(FAULT, "weights", f"{folder} has no config.json", "name a Hugging Face model folder")
         return
-    config = json.loads((folder / "config.json").read_text())
-    index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
-    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    index, shards = folder / "model.safetensors.index.json", []
+    try:
+        with reading(str(folder / "config.json")):
+            size = _head_size(json_object((folder / "config.json").read_bytes(), "config.json"))
+        if index.is_file():
+            with reading(str(index)):
+                shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+    except (ValueError, OSError) as error:
+        yield Finding(FAULT, "weights", str(error).removesuffix(": write it again"), "copy the folder again")
+        return
     if missing:
         yield Finding(FAULT, "weights", f"{folder} lacks {', '.join(missing)}", "copy the folder again")
     elif not shards and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
@@ -190,11 +198,14 @@ def _check_folder(choice: str, folder: Path) -> Iterator[Finding]:
         yield Finding(FAULT, "weights", f"{folder} has no tokenizer", "save it beside the weights")
     else:
         yield Finding(OK, "weights", f"{folder}")
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    size = config.get("head_dim") or (width // heads if heads and width else None)
     if choice == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
         found = f"attention heads of size {size}; vLLM on a CPU supports {', '.join(map(str, CPU_HEAD_SIZES))}"
         yield Finding(FAULT, "weights", found, "choose another model")
+
+
+def _head_size(config: dict) -> int | None:
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    return config.get("head_dim") or (width // heads if heads and width else None)
 
 
 def _check_hub(model: str) -> Finding:

@@ -12,7 +12,7 @@ from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.output_folder import CONFIG, WEIGHT_FILES
-from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user, same_model
+from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.people.elicit import base_rewards
 from openrlhf_pgrpo.people.pool import Pair, readable, tell_apart
@@ -60,7 +60,7 @@ def learn(
         )
     if same := [names for names in alike([*folder.users, *said]) if not set(names) <= set(folder.users)]:
         print(f"warning: users count as people of their own whose names {alike_listed(same)}", flush=True)
-    there = profiles_there(profiles, "--profiles", said, folder.fingerprint)
+    there = profiles_there(profiles, "--profiles", said, folder)
     pairs, texts = readable(folder, placed, answers)
     pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
     found = Profile.many(answers_of(said, pairs, (a - b).tolist()), folder.fingerprint, Prior.of(folder.coefficients))
@@ -142,23 +142,19 @@ def check_profiles_folder(folder: Path, flag: str) -> None:
     check_folder(folder / "profile.json" if folder.is_dir() else folder, flag)
 
 
-def profiles_there(folder: Path, flag: str, users: Iterable[str], fingerprint: str) -> dict[str, Profile]:
-    """The profiles of these users for that model that are in the folder already.
+def profiles_there(folder: Path, flag: str, users: Iterable[str], model: Folder) -> dict[str, Profile]:
+    """The profiles of these users for that model that are in the folder already, as everybody takes them.
 
     Raises:
         ValueError: another file has the name of a profile that is to be written.
     """
-    found, others = {}, []
-    for user in users:
-        path = folder / profile_name(user)
-        try:
-            profile = Profile.read(path)
-        except FileNotFoundError:
-            continue
-        except (ValueError, IsADirectoryError):
-            others.append(path)
-            continue
-        if profile.user == user and same_model(profile.fingerprint, fingerprint):
+    paths = {user: path for user in users if (path := folder / profile_name(user)).exists()}
+    others = [path for path in paths.values() if not path.is_file()]
+    files = {user: path for user, path in paths.items() if path.is_file()}
+    loaded = Profile.load_all([*files.values()], model.fingerprint, Prior.of(model.coefficients))
+    found = {}
+    for (user, path), profile in zip(files.items(), loaded):
+        if isinstance(profile, Profile) and profile.user == user:
             found[user] = profile
         else:
             others.append(path)
@@ -166,7 +162,7 @@ def profiles_there(folder: Path, flag: str, users: Iterable[str], fingerprint: s
         more = f" and {len(others) - 1} more" * (len(others) > 1)
         raise ValueError(
             f"{flag} needs a folder without other files of these names, got {others[0]}{more}, which is no profile of "
-            "that user for this model: name another folder, or move the file away"
+            "that user for this model, or an edited one: name another folder, or move the file away"
         )
     return found
 

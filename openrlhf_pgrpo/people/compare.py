@@ -126,9 +126,9 @@ def compare(
             done = {verdict["line"] for verdict in verdicts}
             todo = [row for row in read.rows if row.line not in done]
             if todo and model is not None:
-                for row, verdict in judge_by_rewards(
-                    load(model, chat_template=chat_template), users, read, todo, texts
-                ):
+                loaded = load(model, chat_template=chat_template)
+                users.model.check_unchanged()  # hours may have passed
+                for row, verdict in judge_by_rewards(loaded, users, read, todo, texts):
                     add({**_about(row), **verdict})
             elif todo:
                 pairs = [

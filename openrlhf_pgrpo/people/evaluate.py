@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo import __version__
-from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.asking import coefficients_after, hold_out, pools
 from openrlhf_pgrpo.core.evaluation import (
     METRICS,
@@ -97,10 +96,12 @@ def evaluate(
         say(sentence)
     reward_model = load(model, chat_template=chat_template)
     written = write_texts(comparisons, reward_model.writer)
-    pairs, annotations = annotate(written)
+    texts, annotations, order = annotate(written)
+    pairs = [Pair(*pair) for pair in texts]
+    of_rows = None if groups is None else np.array(groups, object)[order]
+    said = Said(annotations.user, annotations.pair, annotations.preference, of_rows)
     for sentence in check_texts(comparisons, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
         say(sentence)
-    pairs, said = in_order(pairs, annotations, groups)
     v = differences(reward_model, pairs, scores, batch_size, say)
     known = Names(reward_model.users)
     new = [user for user in annotations.users if user not in known]
@@ -139,21 +140,6 @@ def evaluate(
     if output is not None:
         write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
-
-
-def in_order(
-    pairs: list[tuple[str, str, str]], annotations: Annotations, groups: Sequence[str] | None
-) -> tuple[list[Pair], Said]:
-    """Pairs and annotations sorted, so that no number depends on the order of the rows."""
-    order = sorted(range(len(pairs)), key=pairs.__getitem__)
-    rank = np.empty(len(pairs), np.int64)
-    rank[order] = np.arange(len(pairs))
-    group = None if groups is None else np.array(groups, object)
-    said = Said(annotations.user, rank[annotations.pair], annotations.preference, group)
-    columns = [said.preference, said.pair, said.user]
-    if group is not None:
-        columns.insert(0, np.unique(np.array(groups), return_inverse=True)[1])
-    return [Pair(*pairs[row]) for row in order], said.select(np.lexsort(columns))
 
 
 def differences(model: RewardModel, pairs: list[Pair], scores: Path | None, batch_size: int, say: Say) -> np.ndarray:

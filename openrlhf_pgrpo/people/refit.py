@@ -52,7 +52,7 @@ def refit(
             f"--profile needs people whom the model was not trained on, got none in {len(known)} profiles: the model "
             "has coefficients of its own for them"
         )
-    there = profiles_there(output, "--output", [profile.user for profile in old.values()], folder.fingerprint)
+    there = profiles_there(output, "--output", [profile.user for profile in old.values()], folder)
     read, left_out = _read_by(folder, chat_template, old, batch_size)
     if nothing := [path for path, profile in read.items() if old[path].answers and not profile.answers]:
         raise _all_faults(

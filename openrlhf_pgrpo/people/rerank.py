@@ -110,7 +110,9 @@ def rerank(
             print(line, flush=True)
         # vLLM takes most of the free memory, so the reward model is loaded after vLLM has ended.
         loaded = load(model, chat_template=chat_template)
-        write(rank_responses(loaded, prompts, responses, coefficients, batch_size))
+        ranking = rank_responses(loaded, prompts, responses, coefficients, batch_size)
+        folder.check_unchanged()
+        write(ranking)
     except KeyboardInterrupt:
         if policy is None:
             raise

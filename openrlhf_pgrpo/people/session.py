@@ -111,8 +111,8 @@ class Session:
             raise ValueError(f"{path} needs answers to fit a user to, got {error}: restore it or ask again") from error
 
     def _open(self, user: str, fingerprint: str) -> tuple[tuple[Answer, ...], tuple[Skipped, ...]]:
-        """The answers in the file and what was skipped, none where there is no file. The first choice makes one: who
-        has said nothing is not known."""
+        """The answers in the file and what was skipped, none where there is no file. The first choice makes one, to
+        skip is one, too. Without an answer its user is not known."""
         with locked(self.path):  # fails now if the folder cannot be written
             self._content = content(self.path)
             if self._content is None:
@@ -123,6 +123,11 @@ class Session:
                 f"{self.path} needs a profile of {user!r}, got one of {profile.user!r}: name another file"
             )
         return profile.answers, profile.skipped
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._content is not None
 
     def _continue_from(self, profile: Profile) -> None:
         """Chooses the next question after the answers of this profile."""

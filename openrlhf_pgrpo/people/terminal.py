@@ -111,5 +111,7 @@ def summary(session: Session) -> str:
         for number, one in enumerate(ranked, 1):
             lines += [f"    {number}. {one.reward:+.2f} ± {one.deviation:.2f}", block(one.answer, "       ")]
         lines.append("")
-    kept = plain(str(session.path)) if session.profile.answers else "none without an answer"
+    kept = plain(str(session.path)) if session.is_kept else "none before the first choice"
+    if session.is_kept and not session.profile.answers:
+        kept += ", without an answer yet, so it is refused"
     return "\n".join((*lines, f"profile: {kept}"))

@@ -1,6 +1,7 @@
 """`openrlhf-pgrpo factorize`: the model it writes, the curve it draws, and what is refused."""
 
 import json
+import sys
 
 import datasets
 import pytest
@@ -37,12 +38,31 @@ def test_the_command_writes_a_model_that_predicts_its_users(annotations, tiny, t
         (("--factors", 2, "--curve", "no/c.png"), "--curve needs a .png, .svg or .pdf in a folder that exists"),
         (("--factors", 2, "--l2", 1, "--curve", "c.png"), "--curve needs something to choose"),
         (("--factors", 2, "--curve", "folder.png"), "--curve needs the name of a file, got folder.png, a folder"),
+        (
+            ("--factors", 2, "--curve", "m/c.png"),
+            "--curve needs a place outside of --output m, which holds a model alone",
+        ),
+        (
+            ("--factors", 2, "--curve", "link/c.png"),
+            "--curve needs a place outside of --output m, which holds a model a",
+        ),
     ],
 )
 def test_wrong_flags_are_refused_and_nothing_is_written(run, annotations, tiny, tmp_path, flags, message):
-    (tmp_path / "folder.png").mkdir()
+    for name in ("folder.png", "m"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("m")
     code, _ = run("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", *flags)
-    assert message in code and not (tmp_path / "m").exists()
+    assert message in str(code) and not [*(tmp_path / "m").iterdir()]
+
+
+def test_a_curve_without_matplotlib_is_refused_before_the_work(run, annotations, tiny, tmp_path, monkeypatch):
+    """It was a traceback after the work."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m", "--factors", 1)
+    code, _ = run(*words, "--curve", "c.png")
+    assert code.startswith("openrlhf-pgrpo factorize: --curve needs matplotlib, which is not installed: pip install")
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])

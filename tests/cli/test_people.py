@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -12,9 +13,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
+from openrlhf_pgrpo.models import scalar_reward
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.profiles import Answer, Profile
-from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.users import Users
 from openrlhf_pgrpo.people.generation import Answer as Answered
 
@@ -90,10 +92,14 @@ def test_rerank_for_a_trained_a_new_and_an_unknown_user(run, folder, jsonl, tmp_
     for who, coefficients in (
         (("--user", "user3"), model.coefficients[3]),
         (("--profile", tmp_path / "ana.json"), ana.coefficients),
+        (("--user", "user4", "--population"), model.coefficients[4]),
         (("--user", "ana", "--population"), model.coefficients.mean(0)),
+        (("--population",), model.coefficients.mean(0)),
     ):
         code, shown = run(*rerank, out, *who)
-        assert code == 0 and shown == f"{out}\n"
+        unknown = "the rewards are the average user's: 'ana' is none of the 30 users of" if "ana" in who else ""
+        assert code == 0 and shown.endswith(f"{out}\n") and shown.startswith(unknown)
+        assert shown.count("\n") == 1 + bool(unknown)
         for prompt, row in zip(PROMPTS, read_lines(out)):
             rewards = model.base_rewards([prompt] * 4, ANSWERS) @ coefficients
             assert row["rewards"] == pytest.approx(rewards, abs=1e-4)
@@ -501,3 +507,39 @@ def test_the_page_is_served_until_ctrl_c(folder, pool, tmp_path):
         process.kill()
         process.wait()
     assert not (tmp_path / "ana.json").exists()
+
+
+@pytest.mark.parametrize("command", ["elicit", "learn", "refit", "evaluate", "rerank", "export-user"])
+def test_a_model_that_is_replaced_meanwhile_is_refused(run, folder, tiny, pool, jsonl, tmp_path, monkeypatch, command):
+    """Coefficients or a fingerprint of one model came together with scores of another, and were believed."""
+    mine, other, rng = shutil.copytree(folder, tmp_path / "rm"), tmp_path / "other", np.random.default_rng(7)
+    users = [f"user{number}" for number in range(30)]
+    write(other, tiny / "model", rng.normal(0, 0.5, (3, 64)), rng.normal(0, 1, (30, 3)), users)
+    rows = [
+        {"user": f"new{n}", "prompt": PROMPTS[0], "chosen": ANSWERS[n], "rejected": ANSWERS[n - 1]} for n in (1, 2)
+    ]
+    data, candidates = jsonl("d.jsonl", rows), jsonl("c.jsonl", [{"prompt": "p", "responses": ["x", "y"]}])
+    run("elicit", "--model", folder, "--answers", data, "--profiles", "old")
+    words = {
+        "elicit": ("elicit", "--pool", pool, "--user", "ana", "--scores", "out.scores", "--profile", "out.json"),
+        "learn": ("elicit", "--answers", data, "--profiles", "out", "--scores", "out.scores"),
+        "refit": ("refit", "--profile", "old", "--output", "out"),
+        "evaluate": ("evaluate", "--data", data, "--output", "out.json", "--scores", "out.scores"),
+        "rerank": ("rerank", "--user", "user3", "--candidates", candidates, "--output", "out.jsonl"),
+        "export-user": ("export-user", "--user", "user3", "--output", "out"),
+    }[command]
+
+    def replaced(work):
+        def work_and_replace(*given, **more):
+            found = work(*given, **more)
+            for path in other.iterdir():
+                shutil.copyfile(path, mine / path.name)
+            return found
+
+        return work_and_replace
+
+    monkeypatch.setattr(RewardModel, "of_written", replaced(RewardModel.of_written))
+    monkeypatch.setattr(scalar_reward, "load_file", replaced(scalar_reward.load_file))
+    code, _ = run(words[0], "--model", mine, *words[1:], typed="1")
+    assert "rm needs to stay as it is while it is read, got other files: begin again" in str(code)
+    assert not list(tmp_path.glob("out*"))

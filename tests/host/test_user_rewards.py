@@ -64,3 +64,11 @@ def test_profiles_add_users(factorized, tmp_path):
     replace(profile, user="ina", fingerprint="another model").save(tmp_path / "ana.json")
     with pytest.raises(ValueError, match="got one for another model"):
         UserRewards(folder, options(profiles=str(tmp_path)))
+
+
+def test_rewards_without_mean_and_deviation_are_not_normalised_in_silence(factorized):
+    folder = Folder(factorized)
+    with pytest.raises(
+        ValueError, match="--reward.normalize_enable needs a mean and deviation of rewards in .*, got none: evaluate"
+    ):
+        UserRewards(folder, options(normalize_enable=True))

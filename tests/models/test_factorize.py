@@ -20,16 +20,49 @@ def row(user, prompt, chosen, rejected, **more):
 
 def test_a_pair_is_the_same_either_way_round():
     rows = [("ana", "p", "b", "a", 1.0), ("ben", "p", "a", "b", 0.75), ("ana", "q", "a", "b", 0.5)]
-    pairs, annotations = fast.annotate(rows)
-    assert pairs == [("p", "a", "b"), ("q", "a", "b")]
+    pairs, annotations, order = fast.annotate(rows)
+    assert pairs == [("p", "a", "b"), ("q", "a", "b")] and order.tolist() == [0, 2, 1]
     assert annotations.users == ["ana", "ben"]
-    assert annotations.user.tolist() == [0, 1, 0] and annotations.pair.tolist() == [0, 0, 1]
-    assert annotations.preference.tolist() == [0.0, 0.75, 0.5]
+    assert annotations.user.tolist() == [0, 0, 1] and annotations.pair.tolist() == [0, 1, 0]
+    assert annotations.preference.tolist() == [0.0, 0.5, 0.75]
+
+
+def test_pairs_and_annotations_do_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    answers = rng.integers(0, 4, (60, 2))
+    rows = [(f"u{n % 7}", f"p{n % 5}", *map(str, answers[n]), float(n % 3 / 2)) for n in range(60)]
+    rows = [row for row in rows if row[2] != row[3]]
+    pairs, said, _ = fast.annotate(rows)
+    for _ in range(3):
+        moved = rng.permutation(len(rows))
+        its_pairs, its_said, its_order = fast.annotate([rows[row] for row in moved])
+        assert its_pairs == pairs
+        for column in ("user", "pair", "preference"):
+            assert np.array_equal(getattr(its_said, column), getattr(said, column))
+        assert sorted(its_order.tolist()) == list(range(len(rows)))
+
+
+def test_the_order_of_rows_chooses_and_fits_nothing(jsonl, tiny, tmp_path, monkeypatch):
+    """Where single pairs are dealt to folds, their numbers count."""
+    monkeypatch.setattr(fast, "MOST_FACTORS", 2)
+    rng, words = np.random.default_rng(1), "sun moon tree river stone cloud".split()
+    taste, rows = rng.normal(size=(8, 6)), []
+    for user, number in np.ndindex(8, 10):
+        one, other = rng.choice(6, 2, replace=False)
+        if taste[user, one] + rng.normal() < taste[user, other]:
+            one, other = other, one
+        texts = (f"{words[word]} {user}{number}" for word in (one, other))
+        rows.append(row(f"u{user}", f"p{number} ", *texts))
+    found = []
+    for name, moved in (("one", rows), ("two", [rows[n] for n in rng.permutation(len(rows))])):
+        choice = fast.factorize(jsonl(f"{name}.jsonl", moved), tiny / "model", tmp_path / name, l2=0.1)
+        found.append((choice.loss.tolist(), (tmp_path / name / "model.safetensors").read_bytes()))
+    assert found[0] == found[1]
 
 
 def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     assert fast.factorize(annotations, tiny / "model", tmp_path / "m", factors=1, l2=2.0) is None
-    pairs, found = fast.annotate(fast.read(annotations).rows)
+    pairs, found, _ = fast.annotate(fast.read(annotations).rows)
     X = fast.differences(tiny / "model", pairs, "last")
     X = X.over(np.sqrt(X.squares() / len(pairs)))
     fitted = fast.fit(X, found, 1, 2.0)
@@ -241,7 +274,7 @@ def test_noise_in_ratings_of_one_prompt_is_no_better_than_a_coin(jsonl, tiny, tm
 
 def held_out(rows):
     """What is held out together of rows (user, prompt, one answer, other answer), and what is said."""
-    pairs, annotations = fast.annotate([(*row, 1.0) for row in rows])
+    pairs, annotations, _ = fast.annotate([(*row, 1.0) for row in rows])
     said = []
     return fast.held_out_together(pairs, annotations, said.append), pairs, said
 

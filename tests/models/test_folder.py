@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from openrlhf_pgrpo.host import one_run
 from openrlhf_pgrpo.models import folder as folders
 from openrlhf_pgrpo.models import output_folder
 from openrlhf_pgrpo.models.folder import Folder, write
@@ -38,7 +44,7 @@ def copied(folder: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", ["users.json", "config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["users.json", "config.json", "model.safetensors", "tokenizer.json"])
 def test_the_fingerprint_is_of_all_that_rewards_depend_on(made, tmp_path, name):
     mine = copied(made[0], tmp_path / "copy")
     assert Folder(mine).fingerprint == Folder(made[0]).fingerprint
@@ -215,8 +221,10 @@ def test_e2_what_a_killed_writer_left_is_written_again_and_goes(made, tmp_path, 
     """It was killed before or between the files; the config is the last one."""
     folder = copied(made[0], tmp_path / "half")
     (folder / "config.json").unlink()
+    (folder / f"{output_folder.NEW}other").mkdir()
     with pytest.raises(ValueError, match="--output needs a new or empty folder"):  # not by a writer that was killed
         output_folder.check_new(folder, "--output", refit=refit)
+    (folder / output_folder.UNFINISHED).touch()
     killed, alive = folder / f"{output_folder.NEW}killed", folder / f"{output_folder.NEW}alive"
     for left in (killed, alive):
         left.mkdir()
@@ -272,3 +280,135 @@ def test_weights_that_share_memory_are_written(tmp_path, made):
     folders.save(tmp_path / "tied", model.config, weights, model.users, model.texts.tokenizer)
     found = load_file(tmp_path / "tied" / "model.safetensors")
     assert (found["model.tied.weight"] == found["model.embed_tokens.weight"]).all()
+
+
+def stop_at(number, how, patch):
+    """Stops at this change of a name on the disk, counted from 0, by calling `how`."""
+    changes = count()
+
+    def stopping(change):
+        def stop_or_change(*given, **more):
+            if next(changes) == number:
+                how()
+            return change(*given, **more)
+
+        return stop_or_change
+
+    for name in ("replace", "unlink"):
+        patch.setattr(os, name, stopping(getattr(os, name)))
+
+
+def stop_by(error):
+    def raise_it():
+        raise error
+
+    return raise_it
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(output_folder.NEW)}
+
+
+@pytest.fixture
+def two(made, backbone, tmp_path):
+    """The folders of two models, and what writes the second one. Their tokenizers have files of other names."""
+    old, new, rng = copied(made[0], tmp_path / "old"), tmp_path / "new", np.random.default_rng(1)
+    (old / "chat_template.jinja").write_text("of the old")
+    write(new, backbone, rng.normal(size=(2, 64)), rng.normal(size=(3, 2)), ["cy", "dee", "eve"], made[3])
+    model = Folder(new)
+    weights, tokenizer = load_file(new / "model.safetensors"), model._tokenizer
+    return old, new, lambda to: folders.save(to, model.config, weights, model.users, tokenizer, fitted=True)
+
+
+@pytest.mark.parametrize("how", ["signal", "error", "kill"])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_writer_that_is_stopped_leaves_the_old_model_the_new_one_or_none(two, tmp_path, monkeypatch, how, again):
+    """Weights of the new one with users of the old gave people the coefficients of others. The same command begins
+    again, and nothing of the old model or of the half one stays."""
+    old, new, save = two
+    before, after, stop = content(old), content(new), stop_by(KeyboardInterrupt() if how == "signal" else OSError(5))
+    refused = 0
+    for number in count():
+        folder = tmp_path / f"{number}"
+        copied(old, folder) if again else folder.mkdir()
+        if how == "kill":
+            if not (child := os.fork()):
+                with suppress(BaseException):
+                    stop_at(number, lambda: os._exit(1), monkeypatch)
+                    save(folder)
+                    os._exit(0)
+                os._exit(2)
+            if not (ended := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])):
+                break
+            assert ended == 1
+        else:
+            with monkeypatch.context() as patch, suppress(KeyboardInterrupt, OSError):
+                stop_at(number, stop, patch)
+                save(folder)
+                break
+        if (folder / "config.json").exists():
+            assert content(folder) in (before, after)
+            assert Folder(folder).fingerprint == Folder(old if content(folder) == before else new).fingerprint
+        else:
+            refused += 1
+            with pytest.raises(ValueError, match="a model needs a config.json, got none in .* half of one: write it"):
+                Folder(folder)
+            output_folder.check_new(folder, "--output")
+        output_folder.check_new(folder, "--output", refit=True)
+        save(folder)
+        assert content(folder) == after and not [*folder.glob(f"{output_folder.NEW}*")]
+    assert content(folder) == after and refused >= 4 and number > 5
+
+
+def test_two_writers_at_once_leave_the_model_of_one(two, tmp_path, monkeypatch):
+    old, new, save = two
+    folder, replace, model = tmp_path / "both", os.replace, Folder(old)
+    weights, tokenizer = load_file(old / "model.safetensors"), model._tokenizer
+    other = Thread(target=lambda: folders.save(folder, model.config, weights, model.users, tokenizer, fitted=True))
+
+    def replace_while_another_begins(*names):
+        replace(*names)
+        if names[1] == folder / "model.safetensors" and not other.ident:
+            other.start()
+            other.join(1)
+
+    monkeypatch.setattr(os, "replace", replace_while_another_begins)
+    save(folder)
+    other.join()
+    assert Folder(folder).fingerprint in (Folder(old).fingerprint, Folder(new).fingerprint)
+
+
+def test_a_training_that_holds_its_folder_can_write_its_model_there(two, tmp_path, monkeypatch):
+    """It waited for itself for ever."""
+    monkeypatch.setattr(one_run, "_held", {})
+    _, _, save = two
+    one_run.hold_folders(SimpleNamespace(ckpt=SimpleNamespace(path=tmp_path / "ckpt", output_dir=tmp_path / "out")))
+    writer = Thread(target=lambda: save(tmp_path / "out"), daemon=True)
+    writer.start()
+    writer.join(30)
+    assert not writer.is_alive() and Folder(tmp_path / "out").users
+    for descriptor in one_run._held.values():
+        os.close(descriptor)
+
+
+def test_what_is_read_of_a_folder_is_of_one_model(two, tmp_path):
+    """A fingerprint that is taken after the scores was that of another model."""
+    old, new, _ = two
+    mine = copied(old, tmp_path / "mine")
+    folder, untouched = Folder(mine), Folder(mine)
+    assert untouched.fingerprint == Folder(old).fingerprint
+    shutil.rmtree(mine)
+    copied(new, mine)
+    for one in (folder, untouched):
+        with pytest.raises(ValueError, match="mine needs to stay as it is while it is read, got other files: begin"):
+            one.fingerprint  # noqa: B018
+    (mine / "config.json").unlink()
+    with pytest.raises(ValueError, match="needs to stay as it is"):
+        folder.check_unchanged()
+
+
+def test_mean_and_deviation_of_another_models_rewards_are_not_taken_over(backbone, tmp_path):
+    """The host writes those of a reward model into its config, and it may be the backbone of this one."""
+    other = with_config(backbone, tmp_path / "other", mean=5.0, std=2.0)
+    write(tmp_path / "made", other, **GOOD)
+    assert not {"mean", "std"} & json.loads((tmp_path / "made" / "config.json").read_text()).keys()

@@ -70,3 +70,20 @@ def test_what_cannot_be_exported_is_refused(factorized, tiny, tmp_path):
     with pytest.raises(ValueError, match="base rewards of the last token, got a mean over all"):
         export_user(Folder(tmp_path / "mean"), np.ones(2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size, found", [(1e25, "inf or nan"), (1e-25, "only zeros")])
+def test_weights_that_float32_cannot_hold_are_refused(tiny, tmp_path, size, found):
+    """They are a product of two numbers, each of which it holds."""
+    write(tmp_path / "rm", tiny / "model", np.full((2, 64), size), np.full((2, 2), size), ["a", "b"])
+    model = Folder(tmp_path / "rm")
+    with pytest.raises(ValueError, match=f"needs weights that float32 can hold, got {found}"):
+        export_user(model, model.coefficients[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mean_and_deviation_of_all_users_are_not_those_of_one(factorized, tmp_path):
+    model = Folder(factorized)
+    model.config.mean, model.config.std = 5.0, 2.0
+    export_user(model, np.ones(3), tmp_path / "out")
+    assert not {"mean", "std"} & json.loads((tmp_path / "out" / "config.json").read_text()).keys()

@@ -126,6 +126,18 @@ def test_the_folder_of_a_policy_is_looked_into(tmp_path):
     assert of("sharded") == [(FAULT, f"{tmp_path / 'sharded'} lacks model-2.safetensors")]
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "text", [b"{", b"[]", b"\xff", b'{"weight_map": 3, "num_attention_heads": "x", "hidden_size": 7}']
+)
+def test_a_broken_file_of_a_policy_is_a_fault(tmp_path, file, text):
+    """It was a traceback."""
+    save_model(tmp_path / "broken")
+    (tmp_path / "broken" / file).write_bytes(text)
+    *_, fault = doctor.check_weights("cpu", str(tmp_path / "broken"))
+    assert fault.level == FAULT and str(tmp_path / "broken" / file) in fault.found and fault.remedy
+
+
 def test_a_name_of_the_hub(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     (note,) = doctor.check_weights("gpu", "nobody/nothing")

@@ -220,3 +220,19 @@ def test_the_same_choices_in_another_order_are_no_other_choices(factorized, json
     learn(str(factorized), jsonl("c.jsonl", more), tmp_path / "profiles")
     after = {path.name: path.read_bytes() for path in (tmp_path / "profiles").iterdir()}
     assert len(after) == 3 and before.items() <= after.items()
+
+
+@pytest.mark.parametrize("edit", [lambda x: x["coefficients"].__setitem__(0, 9.0), lambda x: x.update(answers=[])])
+def test_a_profile_that_others_would_refuse_is_no_success(factorized, everybody, tmp_path, edit):
+    """It was counted as written, and every other command refused it."""
+    folder = tmp_path / "people"
+    learn(str(factorized), everybody, folder)
+    content = json.loads((folder / "eve.json").read_text())
+    edit(content)
+    (folder / "eve.json").write_text(json.dumps(content))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match="other files of these names, got .*eve.json, which is no .* or an edited one"
+    ):
+        learn(str(factorized), everybody, folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -5,6 +5,7 @@ import pytest
 
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.names import Names
+from openrlhf_pgrpo.models.factorize import in_order
 from openrlhf_pgrpo.people.evaluate import (
     CHOSEN,
     MAJORITY,
@@ -13,7 +14,6 @@ from openrlhf_pgrpo.people.evaluate import (
     SHARED,
     Predictions,
     Said,
-    in_order,
     notes,
     texts_of,
 )
@@ -50,9 +50,10 @@ class World:
         place = {number: row for row, number in enumerate(first)}
         users = [f"u{number:02}" for number in self.user[rows]]
         said = Annotations.of(users, np.array([place[number] for number in pair]), preference)
-        groups = [self.group[number] for number in np.arange(len(self.user))[rows]] if group else None
-        pairs, said_ = in_order([PAIRS[number] for number in first], said, groups)
-        numbers = np.array([PAIRS.index(tuple(pair)) for pair in pairs])
+        pairs, said, order = in_order([PAIRS[number] for number in first], said)
+        groups = np.array(self.group, object)[rows][order] if group else None
+        said_ = Said(said.user, said.pair, said.preference, groups)
+        numbers = np.array([PAIRS.index(pair) for pair in pairs])
         v = np.where(swap[:, None], -self.v, self.v)[numbers]
         known = Names([f"u{number:02}" for number in range(40)])
         return Predictions(v, said_, said.users, self.coefficients[:40], known, TEXTS[numbers])

@@ -213,3 +213,18 @@ def test_a_model_of_messages_reads_the_messages_as_they_were_given(tiny, tmp_pat
     eve = read(tmp_path / "new" / "eve.json", tmp_path / "two")
     assert np.abs(eve.coefficients - direct.coefficients).max() < 1e-9
     assert [said.prompt for said in eve.answers][0][0]["role"] == "user"
+
+
+def test_an_edited_profile_in_the_way_is_refused_by_name(new, tmp_path):
+    """It was reported as fitted again, and everybody else refused it."""
+    save(tmp_path / "old", "eve", ("p ", "yes", "no"))
+    refit(str(new), [tmp_path / "old"], tmp_path / "new")
+    path = tmp_path / "new" / "eve.json"
+    content = json.loads(path.read_text())
+    content["coefficients"][0] += 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="--output needs a folder without other files .* got .*eve.json, .* edited one"
+    ):
+        refit(str(new), [tmp_path / "old"], tmp_path / "new")
+    assert json.loads(path.read_text()) == content

@@ -177,7 +177,8 @@ def test_the_pool_ends_for_who_skips_it_all_and_has_no_answer(session_of, model,
     while session.question:
         session.answer(session.question.name, SKIP)
         assert session.questions == min(10, 12 - len(session.profile.skipped))
-    assert len(session.profile.skipped) == 12 and "profile: none without an answer" in summary(session)
+    assert len(session.profile.skipped) == 12
+    assert f"profile: {session.path}, without an answer yet, so it is refused" in summary(session)
     see_everything(session)
     with pytest.raises(ValueError, match="ana.json needs an answer of 'ana', got none"):
         Users(model, [session.path])
@@ -406,9 +407,11 @@ def test_a14_who_opened_and_left_has_no_profile(session_of):
     """A profile without answers made a user known, with the coefficients of the average one."""
     session = session_of()
     see_everything(session)
-    assert not session.path.exists() and "profile: none without an answer" in summary(session)
+    assert not session.path.exists() and summary(session).endswith("profile: none before the first choice")
     session.answer(session.question.name, LEFT)
-    assert session.path.exists() and f"profile: {session.path}" in summary(session)
+    assert session.path.exists() and summary(session).endswith(f"profile: {session.path}")
+    session.undo()
+    assert session.path.exists() and f"profile: {session.path}, without an answer yet" in summary(session)
 
 
 def test_messages_are_shown_with_their_roles(session_of):
