@@ -302,7 +302,8 @@ def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: in
         if robust is not None:
             owners = [names[g] for g in label for _ in range(cell.samples)]
             nothing = [None] * BATCH
-            a = a * robust(RewardBatch(rewards.ravel(), np.arange(BATCH) // cell.samples, owners, nothing, nothing))
+            batch = RewardBatch(rewards.ravel(), np.arange(BATCH) // cell.samples, owners, nothing, nothing)
+            a = a * robust(batch, seen[:, begin:].sum(1).numpy())
         a = torch.from_numpy(a.reshape(-1, 1)).float()
         log_probs = stories.log_probs(model, tokens, seen, begin)
         loss, *_ = stories.loss(log_probs, log_probs.detach(), a.expand_as(log_probs), seen[:, begin:])

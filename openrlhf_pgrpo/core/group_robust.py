@@ -2,6 +2,10 @@
 
     max over the policy of  min over preference groups g of  J_g,      A_i <- w_i A_i,    w_i ~ alpha_g(i) / p_g(i)
 
+A policy loss that is a mean over tokens counts a sample as often as it has tokens. There w_i is also divided by the
+mean length of the preference group's samples in the batch, or people with short answers would get less than their
+alpha.
+
 A signal, see `signals.py`, says how badly off a preference group is; the weights follow by mirror ascent, see
 `group_weights.py`. A preference group without a signal yet (new, or its rewards never varied) counts as average.
 Losses enter the weights as differences from their mean over preference groups. In expectation this changes no ratio of
@@ -48,8 +52,11 @@ class GroupRobust:
         self.latest = np.full(len(self.weights), np.nan)
         self.applied: dict[str, float] = {}
 
-    def __call__(self, batch: RewardBatch) -> np.ndarray:
-        """Weights (B,) of the samples, mean 1, after this step's losses.
+    def __call__(self, batch: RewardBatch, tokens: np.ndarray | None = None) -> np.ndarray:
+        """Weights (B,) of the samples after this step's losses; their mean is 1, that over tokens if these are given.
+
+        Args:
+            tokens: (B,) of each sample, if the policy loss is a mean over tokens. They change no state.
 
         Raises:
             ValueError: a preference group that the option mu or bounds leaves out. Nothing is changed.
@@ -68,6 +75,9 @@ class GroupRobust:
         self.weights.update(rows, np.where(np.isnan(losses), 0.0, losses - average), samples)
         self.latest = latest
         weights = self.weights.sample_weights(rows[codes])
+        if tokens is not None:
+            tokens = np.asarray(tokens, np.float64)
+            weights = weights * (tokens.mean() / segment_means(codes, tokens, len(names))[1])[codes]
         self.applied = dict(zip(names, segment_owners(codes, weights, len(names))))
         return weights
 

@@ -7,7 +7,6 @@ import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -99,7 +98,7 @@ class Door:
                 launch.replace_gpu_defaults(nested)
                 launch.refuse_unsupported(nested)
                 for name in vars(args):
-                    setattr(args, name, reduce(getattr, name.split("."), nested))
+                    setattr(args, name, flags.value(nested, name))
         except (ValueError, OSError) as refusal:
             parser.error(str(refusal))
         return args

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from functools import reduce
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -115,6 +116,16 @@ def nest(args: argparse.Namespace) -> SimpleNamespace:
     return root
 
 
+def value(args, flag: str, *default) -> Any:
+    """The value of a flag among nested arguments; of a script that has no such flag, the default."""
+    try:
+        return reduce(getattr, flag.split("."), args)
+    except AttributeError:
+        if not default:
+            raise
+        return default[0]
+
+
 def set_flags(add: Callable[[argparse.ArgumentParser], None], flat: Mapping[str, Any]) -> list[str]:
     """Which flags, of those that `add` puts on a parser, do not have their default value."""
     defaults = argparse.ArgumentParser(allow_abbrev=False)
@@ -123,6 +134,28 @@ def set_flags(add: Callable[[argparse.ArgumentParser], None], flat: Mapping[str,
 
 
 # ---- flags of several doors ----
+
+
+def refuse_idle(given: Collection[str], *rows: tuple[str, str, Any, bool]) -> None:
+    """Refuses flags that do nothing beside the others.
+
+    Args:
+        given: those that have not their default value.
+        rows: a flag, what it needs, what there is instead, and whether it does nothing then.
+    """
+    for name, need, got, idle in rows:
+        if idle and name in given:
+            raise ValueError(
+                f"--{name} needs {need}, got {got}, with which it does nothing: change that, or leave --{name} out"
+            )
+
+
+def idle_at_chi(chi: float) -> list[tuple[str, str, Any, bool]]:
+    """What `refuse_idle` looks at for the weights of preference groups, in all trainers."""
+    return [
+        ("robust.mu", "--robust.chi below 1", chi, chi == 1),
+        ("robust.eta", "--robust.chi above 0", chi, chi == 0),
+    ]
 
 
 def are_ours(args) -> bool:

@@ -3,7 +3,7 @@
 The host trains in Ray actors that import it afresh, so a patch made in the driver alone is silently lost there.
 Instead, every process registers post-import hooks (wrapt) on the modules that *define* what we replace: the driver in
 `Door.activate`, before it imports the host, and every Ray worker in `ppo.worker.setup`, which Ray calls first. A hook
-checks the shape of its seam and then hands over to one short file of the door's folder.
+checks the shape of its seam and then hands over to short files, most of them in the door's folder.
 """
 
 import importlib
@@ -25,7 +25,7 @@ class Seam(NamedTuple):
     """A place of the host that we replace: the functions it must have, with parameters, and what replaces them."""
 
     contract: dict[str, tuple[str, ...]]
-    install: str  # "package.module:function", called with the host's module
+    installs: tuple[str, ...]  # each "package.module:function", called with the host's module, in this order
 
 
 def register(seams: dict[str, Seam]) -> None:
@@ -58,8 +58,9 @@ def _hook(seam: Seam):
     def check_and_install(module) -> None:
         for path, expected in seam.contract.items():
             check_contract(module, path, expected)
-        where, function = seam.install.split(":")
-        getattr(importlib.import_module(where), function)(module)
+        for install in seam.installs:
+            where, function = install.split(":")
+            getattr(importlib.import_module(where), function)(module)
 
     return check_and_install
 

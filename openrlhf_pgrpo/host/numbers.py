@@ -4,7 +4,9 @@ learning rates and sizes are in `plan`.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from openrlhf_pgrpo.host import flags
 
 
 class Range(NamedTuple):
@@ -46,13 +48,13 @@ RANGES = {
     "algo.kl.init_coef": Range(0),
     "algo.advantage.gamma": SHARE,
     "algo.advantage.lambd": SHARE,
-    "train.ema_beta": SHARE,
     "model.beta": ABOVE_0._replace(because="it would reverse the preferences, or undo them"),
     "model.label_smoothing": Range(0, 0.5, with_high=False, because="it would reverse the preferences, or undo them"),
     "model.nll_loss_coef": Range(0),
     "model.aux_loss_coef": Range(0),
     "actor.aux_loss_coef": Range(0),
 }
+EMA = {"train.ema_beta": PART._replace(because="the average is saved, and at 1 it stays the untrained model")}
 LORA = {"ds.lora.alpha": ABOVE_0._replace(because="adapters would stay zero"), "ds.lora.dropout": PART}
 
 
@@ -63,6 +65,8 @@ def check(args) -> None:
         ValueError: one is out of its range, or not finite.
     """
     ranges = dict(RANGES) | (LORA if args.ds.lora.rank else {})
+    if flags.value(args, "train.enable_ema", False):
+        ranges |= EMA
     for section in ("", "actor.", "critic."):
         ranges |= {section + flag: its for flag, its in SCHEDULES.items()}
     for flag, its in ranges.items():
@@ -73,8 +77,6 @@ def check(args) -> None:
 
 def _numbers(args, flag: str) -> Iterator[float]:
     """The numbers of a flag; none where it is not set, or of another script."""
-    found: Any = args
-    for name in flag.split("."):
-        found = getattr(found, name, None)
+    found = flags.value(args, flag, None)
     if found is not None:
         yield from found if isinstance(found, (list, tuple)) else [found]

@@ -17,6 +17,8 @@ across rollouts and epochs.
 import math
 from typing import NamedTuple
 
+from openrlhf_pgrpo.host.flags import value
+
 # Schedules of transformers that know no warm-up. With one, the first update has the learning rate 0.
 NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 LEAST_PAIRS = 100
@@ -54,7 +56,6 @@ def ppo(args, rows: int | None) -> Plan:
     _check_every(args)
     _check_lengths(args)
     _check_rate(args.actor, "actor.")
-    _check_average(args.train)
     _check_freezing(args)
     _check_generated(args.rollout)
     _check_clip(args.reward.clip_range)
@@ -63,7 +64,7 @@ def ppo(args, rows: int | None) -> Plan:
     if args.eval.dataset:
         _check_numbers(args, "eval.n_samples_per_prompt")
     sizes = Sizes(args)
-    _check_colocated(args, _roles(args))
+    _check_colocated(args, roles(args))
     prompts, n, batch = args.rollout.batch_size, args.rollout.n_samples_per_prompt, args.train.batch_size
     if rows is not None:
         rows = min(rows, args.data.max_samples)
@@ -113,7 +114,7 @@ class Sizes:
         self.rollout_micro, self.dynamic = args.rollout.micro_batch_size, args.train.dynamic_batch_enable
         self.zero_3 = args.ds.zero_stage == 3
         # Ranks of every model, and of those that train.
-        self.ranks = {role: _ranks(args, role) for role in _roles(args)}
+        self.ranks = {role: _ranks(args, role) for role in roles(args)}
         self.trained = {role: ranks for role, ranks in self.ranks.items() if role in ("actor", "critic")}
         for role, ranks in self.trained.items():
             micro = 1 if self.dynamic else args.train.micro_batch_size
@@ -184,16 +185,21 @@ class Sizes:
             )
 
 
-def _roles(args) -> list[str]:
+def roles(args) -> list[str]:
     """The models of a run, by their section of the flags."""
-    roles = ["actor"]
+    found = ["actor"]
     if args.algo.kl.init_coef > 0:
-        roles.append("ref")
+        found.append("ref")
     if args.algo.advantage.estimator == "gae":
-        roles.append("critic")
-    if not (args.reward.remote_url or args.train.agent_func_path):
-        roles.append("reward")
-    return roles
+        found.append("critic")
+    if rewards_are_local(args):
+        found.append("reward")
+    return found
+
+
+def rewards_are_local(args) -> bool:
+    """Whether rewards come of a model that the run holds itself, and of no server, function or agent."""
+    return not (args.reward.remote_url or args.train.agent_func_path)
 
 
 def _ranks(args, role: str) -> int:
@@ -257,14 +263,6 @@ def _check_freezing(args) -> None:
         )
 
 
-def _check_average(train) -> None:
-    if train.enable_ema and not 0 <= train.ema_beta < 1:
-        raise ValueError(
-            f"--train.ema_beta needs a number from 0 to below 1, got {train.ema_beta}: lower it, because the average "
-            "is what is saved, and at 1 it stays the untrained model"
-        )
-
-
 def _check_clip(bounds) -> None:
     low, high = bounds
     if not low < high:  # nor is nan
@@ -320,8 +318,6 @@ def pairs(args, rows: int | None, ranks: int) -> Plan:
     trains_rewards = not hasattr(args, "ref")  # only the preference trainer has a reference model
     if not trains_rewards or args.reward.factors is None:  # users have a learning rate of their own
         _check_rate(args, "")
-    if not trains_rewards:
-        _check_loss(args.model)
     batch, epochs = args.train.batch_size, args.train.max_epochs
     replicas = _divided(ranks, args.ds.ring_attn_size * args.ds.tensor_parallel_size, "training")
     _check_update(batch, args.train.micro_batch_size, replicas, "the number of processes")
@@ -345,17 +341,6 @@ def pairs(args, rows: int | None, ranks: int) -> Plan:
     return Plan(updates, updates, rows - left, sentences)
 
 
-def _check_loss(model) -> None:
-    """Refuses what makes the loss of DPO or IPO the same for all policies, or lowest for the wrong one."""
-    if not (math.isfinite(model.beta) and model.beta > 0):
-        raise ValueError(f"--model.beta needs a finite number > 0, got {model.beta}: raise it")
-    if not model.ipo_enable and not 0 <= model.label_smoothing < 0.5:
-        raise ValueError(
-            f"--model.label_smoothing needs a number from 0 to below 0.5, got {model.label_smoothing}: lower it, "
-            "because at 0.5 both answers are preferred alike"
-        )
-
-
 # ---- both ----
 
 
@@ -369,18 +354,12 @@ def _never(args, steps: int, evaluation: tuple[str, ...]) -> list[str]:
     """Says which checkpoints and evaluations are due only after the last step."""
     flags = {"ckpt.save_steps": "checkpoint"}
     flags |= dict.fromkeys(evaluation, "evaluation") if args.eval.dataset else {}
-    found = {flag: (_value(args, flag), what) for flag, what in flags.items()}
+    found = {flag: (value(args, flag), what) for flag, what in flags.items()}
     return [
         f"there will be no {what}: --{flag} is {every}, and the run has {_count(steps, 'step')}"
         for flag, (every, what) in found.items()
         if steps < every < math.inf
     ]
-
-
-def _value(args, flag: str):
-    for name in flag.split("."):
-        args = getattr(args, name)
-    return args
 
 
 def _count(number: int, what: str) -> str:
@@ -389,15 +368,15 @@ def _count(number: int, what: str) -> str:
 
 def _check_numbers(args, *flags: str) -> None:
     for flag in flags:
-        if _value(args, flag) < 1:
-            raise ValueError(f"--{flag} needs a number of at least 1, got {_value(args, flag)}: raise it")
+        if value(args, flag) < 1:
+            raise ValueError(f"--{flag} needs a number of at least 1, got {value(args, flag)}: raise it")
 
 
 def _check_every(args) -> None:
     """The host takes the number of the step modulo these."""
     _check_numbers(args, "logger.logging_steps")
     for flag in ("ckpt.save_steps", "eval.steps"):
-        if (every := _value(args, flag)) < 1 and every != -1:
+        if (every := value(args, flag)) < 1 and every != -1:
             raise ValueError(f"--{flag} needs a number of steps of at least 1, or -1 for none, got {every}: change it")
 
 

@@ -29,12 +29,15 @@ class JSONLines:
     Half a line of a killed run goes too. If no row is of an earlier step, the file is of another run: it is kept
     beside the new one, as NAME.old-1.jsonl or the next number that is free.
 
+    Args:
+        run: what the first row also has, under that name.
+
     Raises:
         ValueError: the older file is none of metrics, or `path` cannot be a file.
     """
 
-    def __init__(self, path: str):
-        self.path = Path(path)
+    def __init__(self, path: str, run: dict | None = None):
+        self.path, self.run = Path(path), run
         self._begun = False
         for _ in self._rows():
             pass
@@ -42,6 +45,7 @@ class JSONLines:
     def append(self, row: dict) -> None:
         if not self._begun:
             self._begin(row["step"])
+            row = {**row, "run": self.run} if self.run else row
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

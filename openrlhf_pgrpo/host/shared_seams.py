@@ -6,7 +6,7 @@ REWARD_MODEL = Seam(
     {
         "_get_reward_model": ("base_pretrained_model", "base_llm_model", "value_head_prefix", "packing_samples"),
     },
-    "openrlhf_pgrpo.host.reward_factory:install",
+    ("openrlhf_pgrpo.host.reward_factory:install",),
 )
 
 CHECKPOINTS = Seam(
@@ -26,7 +26,7 @@ CHECKPOINTS = Seam(
         "DeepspeedStrategy.save_model": ("self", "model", "tokenizer", "output_dir", "kwargs"),
         "DeepspeedStrategy._read_ckpt_metric": ("self", "ckpt_dir"),
     },
-    "openrlhf_pgrpo.host.whole_checkpoints:install",
+    ("openrlhf_pgrpo.host.whole_checkpoints:install",),
 )
 
 READING = Seam(
@@ -36,7 +36,7 @@ READING = Seam(
             *("stopping_strategy", "dataset_split"),
         )
     },
-    "openrlhf_pgrpo.host.columns:install",
+    ("openrlhf_pgrpo.host.columns:install",),
 )
 
 # Pairs of a chosen and a rejected response, for DPO and for reward models.

@@ -52,6 +52,17 @@ def test_a_group_without_signal_keeps_the_average_weight_and_a_new_one_starts_th
     assert weights.weights.log_alpha[0] < weights.weights.log_alpha[3] < weights.weights.log_alpha[1]
 
 
+def test_with_tokens_weights_have_mean_one_over_tokens_and_a_group_counts_as_without():
+    rewards = batch(short=[0.0, 1.0, 2.0], long=[4.0, 5.0, 6.0, 7.0, 8.0])
+    tokens = np.array([3, 5, 4, 40, 60, 50, 30, 70])
+    by_samples, by_tokens = robust(eta=1.0), robust(eta=1.0)
+    samples, weights = by_samples(rewards), by_tokens(rewards, tokens)
+    assert samples.mean() == pytest.approx(1) and (tokens * weights).sum() / tokens.sum() == pytest.approx(1)
+    shares = [(tokens * weights)[part].sum() / tokens.sum() for part in (slice(3), slice(3, None))]
+    assert shares == pytest.approx([samples[:3].sum() / 8, samples[3:].sum() / 8])
+    assert_equal(by_tokens.state_dict(), by_samples.state_dict())
+
+
 # --- what must not move the weights --------------------------------------------------------------------------------
 
 CHANGES = {"offset -10": (1, -10), "scale x5": (5, 0), "both": (5, -10)}

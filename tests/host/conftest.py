@@ -1,5 +1,7 @@
 """The host tier: the real OpenRLHF modules, imported in this process through our hooks, without Ray."""
 
+import copy
+from functools import partial
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -41,6 +43,39 @@ class Tokenizer:
 def stand_ins():
     """Stand-ins for Ray's actors and a tokenizer, for tests that build a trainer of the host."""
     return SimpleNamespace(ActorGroup=ActorGroup, Tokenizer=Tokenizer)
+
+
+class Strategy:
+    """What trainers on pairs ask of DeepspeedStrategy, for one process and plain SGD."""
+
+    def __init__(self, process_group, args, micro_batches):
+        self.args, self.accumulated_gradient = args, micro_batches
+        self.ds_device_mesh = {"dp": SimpleNamespace(get_group=lambda: process_group)}
+        self.printed, self.saved, self.micro_steps = [], [], 0
+        self.print = lambda *words: self.printed.append(" ".join(map(str, words)))
+        self.is_rank_0, self.get_grad_norm = lambda: True, lambda model: 0.0
+        self.all_reduce = self.all_gather = self._unwrap_model = lambda given: given
+
+    def backward(self, loss, model, optimizer):
+        (loss / self.accumulated_gradient).backward()
+
+    def optimizer_step(self, optimizer, model, scheduler):
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulated_gradient == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+
+    def save_ckpt(self, model, path, tag, max_num, max_mem, client_states, **metric):
+        self.saved.append((tag, copy.deepcopy(client_states), metric))
+
+
+@pytest.fixture
+def make_strategy(tmp_path):
+    """A strategy of this process alone, for nested arguments and a number of micro batches a step."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield partial(Strategy, torch.distributed.group.WORLD)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ from openrlhf_pgrpo.host.cpu import launch
 SEAMS = defaultdict(list)  # module of the host -> what installs our seams there
 for door in (doors.PPO, doors.DPO, doors.RM, doors.SERVE):
     for name, seam in door.seams.items():
-        if seam.install not in SEAMS[name]:
-            SEAMS[name].append(seam.install)
+        SEAMS[name] += [install for install in seam.installs if install not in SEAMS[name]]
 FILES = {os.path.realpath(script.path_of(name)): name for name in SEAMS}
 # A test of the host cuts `evaluate` out of these files and runs it alone, where no seam can be.
 CUT_FROM = {"openrlhf.trainer.dpo_trainer", "openrlhf.trainer.rm_trainer"}
@@ -52,8 +51,8 @@ def execute(exec_module, loader, args, kwargs) -> None:
     if name := host_module(loader.path):
         (module,) = args
         before = contents(module)
-        for seam in SEAMS[name]:
-            where, function = seam.split(":")
+        for install in SEAMS[name]:
+            where, function = install.split(":")
             getattr(importlib.import_module(where), function)(module)
         replaced[name].append(sorted(key for key, value in contents(module).items() if value is not before.get(key)))
 

@@ -98,4 +98,4 @@ def test_a7_names_that_look_alike_are_a_warning():
 
 @pytest.mark.parametrize("seams", [DPO, RM])
 def test_the_trainers_on_pairs_name_it_too(seams):
-    assert seams["openrlhf.datasets.utils"].install == "openrlhf_pgrpo.host.columns:install"
+    assert seams["openrlhf.datasets.utils"].installs == ("openrlhf_pgrpo.host.columns:install",)

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from openrlhf_pgrpo.host import doors, flags, look, script
+from openrlhf_pgrpo.host import doors, flags, reader, script
+from openrlhf_pgrpo.host.ppo import reward_sources
 
 pytestmark = pytest.mark.host
 
@@ -84,6 +85,7 @@ def test_a_look_says_how_many_updates_a_run_makes(name, said, seen):
         ("RM", "min_lr_ratio", (2,), "a number from 0 to 1"),
         ("DPO", "ds.lora.rank 8 --ds.lora.alpha", (0,), "a finite number above 0"),
         ("DPO", "ds.lora.rank 8 --ds.lora.dropout", (1,), "a number from 0 to below 1"),
+        ("PPO", "train.enable_ema --train.ema_beta", (1, -0.1), "a number from 0 to below 1"),
     ],
 )
 def test_a8_numbers_that_train_nonsense_or_nothing_are_refused(door, flag, wrong, need, seen):
@@ -303,7 +305,7 @@ def test_an_agent_is_read_as_a_reward_function_is(seen, here):
 
 def test_the_last_definition_counts():
     tree = ast.parse(REWARD + "async def reward_func(a, b, c): pass\n")
-    assert "async" in look._reward_function(tree)
+    assert "async" in reward_sources._reward_function(tree)
 
 
 def test_a6_messages_without_their_template_are_refused_before_anything_starts(seen, here):
@@ -391,8 +393,8 @@ def test_a_look_at_many_rows_takes_little_beside_reading_them(seen, here, monkey
         reading.append(time.process_time() - began)
         return dataset
 
-    read = look._read
-    monkeypatch.setattr(look, "_read", timed)
+    read = reader._read
+    monkeypatch.setattr(reader, "_read", timed)
     began = time.process_time()
     said = seen("PPO", "--advantage_estimator", "pgrpo", "--data.pref_group_key", "g")
     spent = time.process_time() - began - sum(reading)

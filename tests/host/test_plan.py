@@ -141,7 +141,7 @@ def simulate(args, drawn):
     rollout, n = args.rollout, args.rollout.n_samples_per_prompt
     if not args.train.batch_size:
         raise Defect("division by zero")
-    sizes = {role: getattr(args, role).num_gpus_per_node for role in plan._roles(args)}
+    sizes = {role: getattr(args, role).num_gpus_per_node for role in plan.roles(args)}
     kind = DynamicEngine if args.train.dynamic_batch_enable else Engine
     engines = {role: kind(args, ranks) for role, ranks in sizes.items() if role in ("actor", "critic")}
     global_step = 0
@@ -476,11 +476,6 @@ REFUSED = [
     ),
     (dict(eval__dataset="x", eval__n_samples_per_prompt=0), 24, "--eval.n_samples_per_prompt needs a number of at le"),
     (
-        dict(train__enable_ema=True, train__ema_beta=1.0),
-        24,
-        "--train.ema_beta needs a number from 0 to below 1, got 1",
-    ),
-    (
         dict(train__colocate_all=True, vllm__num_engines=2),
         24,
         "as many GPUs for the vllm engines as for the actor, got",
@@ -509,12 +504,6 @@ def test_a_run_that_cannot_work_is_refused_in_a_sentence(changes, rows, words):
         (dict(train__batch_size=6), 24, "--train.batch_size needs a multiple of 8"),
         (dict(adam=Space(lr=0.0)), 24, "--adam.lr needs a number > 0, got 0"),
         (dict(), 8, "needs a second update, got one"),
-        (
-            dict(model__beta=0.0),
-            24,
-            "--model.beta needs a finite number > 0, got 0.0: raise",
-        ),
-        (dict(model__label_smoothing=0.5), 24, "--model.label_smoothing needs .* below 0.5, got 0.5"),
         (dict(), 0, "training needs rows in --data.dataset, got none"),
         (dict(eval__steps=0), 24, "--eval.steps needs a number of steps of at least 1, or -1 for none, got 0"),
         (dict(ds__tensor_parallel_size=4), 24, "training needs a multiple of .* = 4 GPUs, got 2"),

@@ -24,6 +24,16 @@ def test_rows_are_on_disk_one_by_one(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_the_first_row_of_a_process_says_what_runs(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for first in (1, 3):
+        file = JSONLines(path, {"started": first})
+        for step in (first, first + 1):
+            file.append({"step": step})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row.get("run") for row in rows] == [{"started": 1}, None, {"started": 3}, None]
+
+
 def test_a_resumed_run_writes_its_steps_again_and_drops_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tra')  # killed in step 4, checkpoint at 2

@@ -2,6 +2,8 @@
 
 import os
 
+from openrlhf_pgrpo.host import flags, plan
+
 ENGINE_THREADS = "OPENRLHF_PGRPO_ENGINE_THREADS"  # environment variable, read where engines are started
 
 
@@ -45,13 +47,7 @@ def logical_gpus(args) -> int:
 
     Colocated models need fewer; spare ones cost nothing.
     """
-    roles = [args.actor]
-    if args.algo.kl.init_coef > 0:
-        roles.append(args.ref)
-    if args.algo.advantage.estimator == "gae":
-        roles.append(args.critic)
-    if not (args.reward.remote_url or args.train.agent_func_path):
-        roles.append(args.reward)
+    roles = [getattr(args, role) for role in plan.roles(args)]
     engines = (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
     return sum(role.num_nodes * role.num_gpus_per_node for role in roles) + engines
 
@@ -116,9 +112,7 @@ def refuse_unsupported(args) -> None:
     for flag, (refused, need) in REFUSED.items():
         if flag == "ds.lora.rank" and not hasattr(args, "vllm"):  # the preference trainers do not send weights
             continue
-        value = args
-        for name in flag.split("."):
-            value = getattr(value, name, None)  # the preference trainers have fewer flags
+        value = flags.value(args, flag, None)  # the preference trainers have fewer flags
         if value is not None and refused(value):
             raise ValueError(
                 f"--{flag} needs {need}, got {value} on a machine without a GPU; leave it out, or use a GPU."

@@ -7,12 +7,12 @@ number of consumed samples. So we keep the rest on the strategy until the traine
 import wrapt
 
 from openrlhf_pgrpo.host import resume, whole_checkpoints
+from openrlhf_pgrpo.host.flags import PREF_GROUP_KEY
 
 
 def install(module) -> None:
     """Makes `DeepspeedStrategy.load_ckpt` remember, in `client_states`, what a checkpoint holds besides the model."""
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", whole_checkpoints.keep_states)
-    whole_checkpoints.install(module)
 
 
 def saved_state(strategy, settings: dict) -> dict | None:
@@ -27,3 +27,15 @@ def saved_state(strategy, settings: dict) -> dict | None:
     resume.check_schema(state, "group-robust weights", resume.ANEW)
     resume.check_settings(state["settings"], settings, resume.ANEW)
     return state
+
+
+def refuse_robust(strategy) -> None:
+    """For a run of the host's own method.
+
+    Raises:
+        ValueError: it resumed a checkpoint of group-robust training, whose weights it would drop.
+    """
+    state = getattr(strategy, "client_states", {}).get(resume.KEY)
+    if state is not None:
+        resume.check_schema(state, "group-robust weights", resume.ANEW)
+        resume.check_settings(state["settings"], {**state["settings"], PREF_GROUP_KEY: None}, resume.ANEW)

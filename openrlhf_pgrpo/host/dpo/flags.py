@@ -69,9 +69,32 @@ def check(args: argparse.Namespace) -> None:
     for name in ("save_best", "patience"):
         if flat[f"robust.{name}"] and not flat["eval.dataset"]:
             raise ValueError(f"--robust.{name} needs --eval.dataset, got none: name pairs to evaluate on")
-    if flat[flags.PREF_GROUP_KEY] is None and (given := flags.set_flags(_add_robust_flags, flat)):
+    given = flags.set_flags(_add_robust_flags, flat)
+    if given and flat[flags.PREF_GROUP_KEY] is None:
         raise ValueError(
             f"--{', --'.join(given)} needs --{flags.PREF_GROUP_KEY}, got none: name the column of preference groups"
+        )
+    _refuse_idle(given, flat)
+
+
+def _refuse_idle(given: list[str], flat: dict) -> None:
+    """Refuses flags that do nothing beside the others; `given` are those of ours that have not their default value."""
+    chi, patience = flat["robust.chi"], flat["robust.patience"]
+    flags.refuse_idle(
+        given,
+        *flags.idle_at_chi(chi),
+        ("robust.weights", "--robust.chi above 0", chi, chi == 0),
+        ("robust.plateau", "--robust.patience above 0", patience, patience == 0),
+    )
+    if flat["robust.save_best"] and flat["ckpt.disable_ds"] and not flat["ckpt.save_hf"]:
+        raise ValueError(
+            "--robust.save_best needs something to keep, got --ckpt.disable_ds without --ckpt.save_hf: leave "
+            "--ckpt.disable_ds out, or add --ckpt.save_hf"
+        )
+    if flat["model.ipo_enable"] and flat["model.label_smoothing"]:
+        raise ValueError(
+            "--model.label_smoothing needs the loss of DPO, got --model.ipo_enable, which does not read it: leave "
+            "one of them out"
         )
 
 
@@ -88,6 +111,6 @@ def method(args) -> str:
 def settings(args) -> dict:
     """Everything that gives the weights their meaning, for the check at resume."""
     names = ["data.pref_group_key", "robust.weights", *(f"robust.{name}" for name in USED)]
-    names += ["model.ipo_enable", "model.beta", "model.label_smoothing"]
+    names += ["model.ipo_enable", "model.beta", "model.label_smoothing", "ref.model_name_or_path"]
     flat = flags.flatten(args)
     return {name: flat[name] for name in names}

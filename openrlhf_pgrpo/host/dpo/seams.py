@@ -5,8 +5,10 @@ from openrlhf_pgrpo.host.shared_seams import CHECKPOINTS, PAIRS, READING
 
 SEAMS = {
     "openrlhf.datasets.utils": READING,
-    "openrlhf.datasets.reward_dataset": Seam(PAIRS, "openrlhf_pgrpo.host.dpo.data:install"),
-    "openrlhf.utils.deepspeed.deepspeed": Seam(CHECKPOINTS.contract, "openrlhf_pgrpo.host.dpo.checkpoints:install"),
+    "openrlhf.datasets.reward_dataset": Seam(PAIRS, ("openrlhf_pgrpo.host.dpo.data:install",)),
+    "openrlhf.utils.deepspeed.deepspeed": Seam(
+        CHECKPOINTS.contract, ("openrlhf_pgrpo.host.dpo.checkpoints:install", *CHECKPOINTS.installs)
+    ),
     "openrlhf.trainer.dpo_trainer": Seam(
         {
             "DPOTrainer.__init__": (
@@ -25,6 +27,6 @@ SEAMS = {
                 "reference_rejected_logps",
             ),
         },
-        "openrlhf_pgrpo.host.dpo.trainer:install",
+        ("openrlhf_pgrpo.host.dpo.trainer:install",),
     ),
 }

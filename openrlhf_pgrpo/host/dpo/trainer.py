@@ -9,7 +9,7 @@ The weights move once a step, by sums over all its micro batches and all ranks, 
 matter. But all losses must be known before the first backward pass. With one micro batch they are. If there are
 several, all of them run without gradient first (`--robust.weights exact`), or the step uses the weights of the step
 before (`previous`).
-With fixed weights (`--robust.chi 0`) this is importance sampling: IS-DPO and IS-IPO.
+With fixed weights (`--robust.chi 0`) no loss has to be known first. This is importance sampling: IS-DPO and IS-IPO.
 
 It runs in every DeepSpeed rank.
 
@@ -27,8 +27,9 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.core.group_weights import GroupWeights
 from openrlhf_pgrpo.core.names import listed
+from openrlhf_pgrpo.host import text_forms
 from openrlhf_pgrpo.host.dpo import flags
-from openrlhf_pgrpo.host.dpo.checkpoints import saved_state
+from openrlhf_pgrpo.host.dpo.checkpoints import refuse_robust, saved_state
 from openrlhf_pgrpo.host.flags import metrics_path
 from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeEpochs, log_evaluation, with_last_batch
 from openrlhf_pgrpo.host.resume import KEY, SCHEMA
@@ -49,7 +50,15 @@ def install(module) -> None:
 
 
 class PlainTrainer(WholeEpochs, DPOTrainer):
-    """The host's own method."""
+    """The host's own method.
+
+    Raises:
+        ValueError: the checkpoint that is resumed is one of group-robust training.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        refuse_robust(self.strategy)
 
 
 @dataclass
@@ -64,7 +73,8 @@ class Plateau:
 class GroupRobustTrainer(WholeEpochs, DPOTrainer):
     """`DPOTrainer` whose loss weighs preference groups. Loop, forward passes and the loss of a pair are the host's.
 
-    Attributes: weights, the adversary; plateau, what evaluations have shown so far. Both are in every checkpoint.
+    Attributes: weights, the adversary; plateau, what evaluations have shown so far; settings, what gives the weights
+    their meaning. All are in every checkpoint.
 
     Raises:
         ValueError: a single preference group, one that is only in the evaluation, or a checkpoint that does not fit.
@@ -73,6 +83,8 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         options = self.args.robust
+        form = text_forms.asked_form(self.args.data, self.args.model.model_name_or_path)
+        self.settings = flags.settings(self.args) | text_forms.settings(self.args.data, form)
         training = self.train_dataloader.sampler.dataset.pref_groups
         self.weights = GroupWeights(flags.robust_options(self.args), dict(sorted(training.items())))
         self.plateau = Plateau()
@@ -82,7 +94,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
         self._restore()
 
         micro_batches = self.strategy.accumulated_gradient
-        self.looks_ahead = options.weights == "exact" and micro_batches > 1
+        self.looks_ahead = options.weights == "exact" and micro_batches > 1 and options.chi > 0
         if self.looks_ahead:
             self.train_dataloader.before_step = self._move_weights_ahead
         self.train_dataloader.ended = lambda: self.plateau.ended
@@ -92,8 +104,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
         self.tally = Tally(len(self.weights), self.device, ranks)
         self.evaluation = Evaluation(len(self.weights), self.device, ranks)
         self.micro_batches_seen = 0
-        self.file = JSONLines(metrics_path(self.args))
-        self.description = description(self.args)
+        self.file = JSONLines(metrics_path(self.args), description(self.args))
         self.strategy.print(
             f"[pgrpo] {flags.method(self.args)} (openrlhf_pgrpo {__version__}) replaces the loss of "
             f"DPOTrainer; pairs of each preference group: {dict(training)}"
@@ -274,23 +285,21 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
 
     def _write_row(self) -> None:
         if self.strategy.is_rank_0():
-            first = {"run": self.description} if self.description else {}
-            self.file.append({**self.row, **first})
-        self.description = None
+            self.file.append(self.row)
 
     # ---- state ----
 
     def _state(self) -> dict:
         return {
             "schema": SCHEMA,
-            "settings": flags.settings(self.args),
+            "settings": self.settings,
             "weights": self.weights.state_dict(),
             "eta": self.weights.options.eta,
             "plateau": asdict(self.plateau),
         }
 
     def _restore(self) -> None:
-        state = saved_state(self.strategy, flags.settings(self.args))
+        state = saved_state(self.strategy, self.settings)
         if state is not None:
             self.weights.load_state_dict(state["weights"])
             self.weights.options = replace(self.weights.options, eta=state["eta"])

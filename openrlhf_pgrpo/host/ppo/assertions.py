@@ -4,6 +4,8 @@ The host does so after a minute of imports, with a traceback, and names the base
 has typed. `tests/host/ppo/test_assertions.py` compares these refusals with its assertions.
 """
 
+from openrlhf_pgrpo.host import plan
+
 COMPARE_ANSWERS = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")  # of one prompt: one alone teaches nothing
 
 
@@ -64,7 +66,7 @@ def _check_async(args) -> None:
 
 def _check_rewards(args) -> None:
     """What a local reward model, which the host asks only in training, cannot do."""
-    local = not (args.reward.remote_url or args.train.agent_func_path)
+    local = plan.rewards_are_local(args)
     algo, samples = args.algo, args.rollout.n_samples_per_prompt
     if args.eval.dataset and local:
         raise ValueError(

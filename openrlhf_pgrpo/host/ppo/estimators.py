@@ -18,7 +18,7 @@ from openrlhf_pgrpo.core.group_robust import GroupRobust, check_names
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
-from openrlhf_pgrpo.host import flags
+from openrlhf_pgrpo.host import flags, plan
 from openrlhf_pgrpo.host.ppo import reward_model
 
 # Value of `--advantage_estimator` -> the estimator whose advantages are weighted, unless --robust.base names another.
@@ -53,6 +53,13 @@ def make_robust(args) -> GroupRobust | None:
     return GroupRobust(robust, SIGNALS[signal.signal](signal))
 
 
+def loss_counts_tokens(args) -> bool:
+    """Whether the host's policy loss is a mean over the tokens of a batch, and not over its samples. Hosts before
+    0.11.2 have no flag for it; with GSPO it never is."""
+    mode = getattr(args.actor, "loss_agg_mode", "token-mean")
+    return mode == "token-mean" and args.actor.policy_loss_type != "gspo"
+
+
 def _robust_options(args) -> tuple[RobustOptions, SignalOptions]:
     flat = flags.flatten(args)
     robust, signal = (flags.read_options(options, "robust", flat) for options in (RobustOptions, SignalOptions))
@@ -67,7 +74,7 @@ def make_user_rewards(args):
     """
     from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder  # transformers
 
-    if args.reward.remote_url or args.train.agent_func_path:
+    if not plan.rewards_are_local(args):
         return None
     reward_model.check_texts(args)
     folder = factorized_folder(args.reward.model_name_or_path, args.reward.chat_template)

@@ -217,7 +217,10 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
 
         Returns stay as they are, because a critic learns them.
         """
-        weights = torch.as_tensor(self.robust(batch), dtype=torch.float32)
+        tokens = None
+        if estimators.loss_counts_tokens(self.args):
+            tokens = torch.cat([experience.action_mask.sum(-1) for experience in experiences]).numpy()
+        weights = torch.as_tensor(self.robust(batch, tokens), dtype=torch.float32)
         sizes = [len(experience.index) for experience in experiences]
         for experience, weight in zip(experiences, weights.split(sizes)):
             experience.advantages = experience.advantages * weight[:, None]
@@ -262,7 +265,7 @@ def _pref_group_rows(prompts) -> tuple[list[str], np.ndarray]:
 def _prompt_group_stds(batch: RewardBatch) -> torch.Tensor:
     """The host's `group_reward_std`: sample standard deviation of each sample's prompt group, (B,)."""
     moments = segment_moments(batch.prompt_groups, batch.rewards, batch.prompt_groups.max() + 1)
-    return torch.as_tensor(moments.std("sample")[batch.prompt_groups], dtype=torch.float32)
+    return torch.as_tensor(moments.std(ddof=1)[batch.prompt_groups], dtype=torch.float32)
 
 
 def _refuse_infinite_rewards(experiences, prompts) -> None:

@@ -21,6 +21,12 @@ from openrlhf_pgrpo.host.user_flags import add_user_flags
 
 ESTIMATOR = "algo.advantage.estimator"
 ROBUST = "robust.estimator"  # not a flag: keeps the name of a robust estimator after its base replaced it
+# Options of `SignalOptions`, and the signals that use them; bounds remember no rewards.
+USED_BY = {
+    "reference_samples": ("excess",),
+    "improvement_lambda": ("improvement",),
+    "outliers": ("quantiles", "excess", "improvement"),
+}
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
@@ -111,10 +117,9 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_robust(flat: dict) -> None:
-    name = flat[ESTIMATOR]
+    name, found = flat[ESTIMATOR], flags.set_flags(lambda parser: _add_robust_flags(parser, []), flat)
+    given = [flag for flag in found if flag != ROBUST]
     if name not in ROBUST_ESTIMATORS:
-        found = flags.set_flags(lambda parser: _add_robust_flags(parser, []), flat)
-        given = [flag for flag in found if flag != ROBUST]
         if given:
             raise ValueError(
                 f"--{', --'.join(given)} needs --advantage_estimator {' or '.join(ROBUST_ESTIMATORS)}, got {name}: "
@@ -122,12 +127,13 @@ def _check_robust(flat: dict) -> None:
             )
         return
     _need_pref_groups(name, flat)
-    flags.read_options(RobustOptions, "robust", flat)
+    flags.refuse_idle(given, *flags.idle_at_chi(flags.read_options(RobustOptions, "robust", flat).chi))
     signal = flags.read_options(SignalOptions, "robust", flat)
-    for option, owner in {"reference_samples": "excess", "improvement_lambda": "improvement"}.items():
-        if signal.signal != owner and getattr(signal, option) != getattr(SignalOptions, option):
+    for option, owners in USED_BY.items():
+        if signal.signal not in owners and getattr(signal, option) != getattr(SignalOptions, option):
             raise ValueError(
-                f"--robust.{option} needs --robust.signal {owner}, got {signal.signal}: leave one of them out"
+                f"--robust.{option} needs --robust.signal {' or '.join(owners)}, got {signal.signal}: leave one of "
+                "them out"
             )
     flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
 

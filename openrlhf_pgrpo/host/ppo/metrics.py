@@ -42,7 +42,7 @@ class StepLog:
 
     def __init__(self, trainer):
         self.args, self.maker, self.actors = trainer.args, trainer.experience_maker, trainer.actor_model_group
-        self.file = JSONLines(flags.metrics_path(self.args))
+        self.file = JSONLines(flags.metrics_path(self.args), description(self.args))
         self.progress = None
 
     def step(self, save_logs_and_checkpoints, global_step, logs_dict=None, client_states=None):
@@ -59,7 +59,7 @@ class StepLog:
         if self.progress is None:
             total = self._total_prompts()
             self.progress = Progress(total, self.args.rollout.batch_size)
-            row["run"] = {**description(self.args), "total_prompts": total}
+            self.file.run["total_prompts"] = total
         self.file.append(row)
         line = self.progress.line(
             global_step,

@@ -55,7 +55,6 @@ def install_check(module) -> None:
             check(dataset, host_args, repr(files), training)
         return dataset
 
-    columns.install(module)
     wrapt.wrap_function_wrapper(module, "blending_datasets", load)
 
 

@@ -4,9 +4,10 @@ A reward model behind a server reads text, so it may have another tokenizer.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openrlhf_pgrpo.host import device, flags, look
+from openrlhf_pgrpo.host import columns, device, flags, here, plan
 from openrlhf_pgrpo.host.rows import TEMPLATE
 from openrlhf_pgrpo.host.user_flags import CHAT_TEMPLATE, check_profiles, set_user_flags
 from openrlhf_pgrpo.models.users import ERROR, MEAN
@@ -28,7 +29,7 @@ def check(flat: Mapping) -> None:
     """
     name, folder = flat[NAME], None
     if name and not (flat["reward.remote_url"] or flat["train.agent_func_path"]):
-        if look.model(NAME, name, remote=device.cluster() is not None):
+        if here.model(NAME, name, remote=device.cluster() is not None):
             return  # the trainer actor, on the cluster, checks the rest
         from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
 
@@ -43,7 +44,10 @@ def check(flat: Mapping) -> None:
 
 
 def _check_users(flat: Mapping, folder: "Folder") -> None:
+    from openrlhf_pgrpo.host.user_rewards import check_scale  # transformers, which takes ten seconds
+
     check_profiles(folder, flat["reward.profiles"])
+    check_scale(folder, flat["reward.normalize_enable"])
     if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
         raise ValueError(
             f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "
@@ -58,6 +62,33 @@ def _check_users(flat: Mapping, folder: "Folder") -> None:
         raise ValueError(
             f"--data.max_len needs at most {folder.max_length} tokens, the longest text of the reward model "
             f"{folder.name}, got {flat['data.max_len']}: lower it, or train the reward model on longer texts"
+        )
+
+
+def check_users(dataset, args, source: str) -> None:
+    """Refuses prompts of users whom a factorized reward model in a folder here does not know; nested host arguments.
+    Else training ends in the step that draws one.
+
+    Raises:
+        ValueError: there is one, and it is not to get the average user's reward.
+    """
+    name, reward, data = args.reward.model_name_or_path, args.reward, args.data
+    here_too = plan.rewards_are_local(args) and name and Path(name).is_dir()
+    if not here_too or data.user_key is None or reward.unknown_user == MEAN:
+        return
+    from openrlhf_pgrpo.host.user_rewards import (
+        UserRewards,
+        factorized_folder,
+    )  # transformers, which takes ten seconds
+
+    if (folder := factorized_folder(name, reward.chat_template)) is None:
+        return
+    names = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source, data.label_key)
+    if new := set(names) - set(folder.users):  # reading profiles takes its time
+        users = UserRewards(folder, reward).users
+        rows = [row for row, user in enumerate(names) if user in new and user not in users]
+        users.check(
+            [names[row] for row in rows[:1]], f"every prompt of --data.prompt_dataset ({columns.at(rows, source)})"
         )
 
 
@@ -76,7 +107,7 @@ def check_texts(args) -> None:
     from openrlhf_pgrpo.models.texts import end_of_text
 
     policy, name = args.actor.model_name_or_path, args.reward.model_name_or_path
-    if not name or args.reward.remote_url or args.train.agent_func_path:
+    if not name or not plan.rewards_are_local(args):
         return
     theirs, ours = backbone.read_tokenizer(policy), backbone.read_tokenizer(name)
     if theirs.get_vocab() != ours.get_vocab():

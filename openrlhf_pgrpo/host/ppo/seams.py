@@ -4,10 +4,12 @@ from openrlhf_pgrpo.host.hooks import Seam
 from openrlhf_pgrpo.host.shared_seams import CHECKPOINTS, READING, REWARD_MODEL
 
 SEAMS = {
-    "openrlhf.datasets.utils": Seam(READING.contract, "openrlhf_pgrpo.host.ppo.prompts:install_check"),
+    "openrlhf.datasets.utils": Seam(
+        READING.contract, (*READING.installs, "openrlhf_pgrpo.host.ppo.prompts:install_check")
+    ),
     "openrlhf.datasets.prompts_dataset": Seam(
         {"PromptDataset.__init__": ("self", "dataset", "tokenizer", "strategy", "input_template")},
-        "openrlhf_pgrpo.host.ppo.prompts:install_tags",
+        ("openrlhf_pgrpo.host.ppo.prompts:install_tags",),
     ),
     "openrlhf.models.model": REWARD_MODEL,
     "openrlhf.utils.agent": Seam(
@@ -17,7 +19,7 @@ SEAMS = {
             "SingleTurnAgentExecutor._fetch_rewards_via_http": ("self", "queries_list", "prompts_list", "labels_list"),
             "MultiTurnAgentExecutor.__init__": ("self", "agent_instance_cls"),
         },
-        "openrlhf_pgrpo.host.ppo.rewards:install_executors",
+        ("openrlhf_pgrpo.host.ppo.rewards:install_executors",),
     ),
     "openrlhf.trainer.ppo_utils.samples_generator": Seam(
         {
@@ -26,7 +28,12 @@ SEAMS = {
             "SamplesGenerator.generate_samples": ("self", "generate_kwargs"),
             "SamplesGenerator.generate_eval_samples": ("self", "generate_kwargs"),
         },
-        "openrlhf_pgrpo.host.ppo.samples:install",
+        (
+            "openrlhf_pgrpo.host.ppo.rewards:install_samples",
+            "openrlhf_pgrpo.host.ppo.waiting:install",
+            "openrlhf_pgrpo.host.ppo.loader:install_whole_updates",
+            "openrlhf_pgrpo.host.ppo.tokenizer:install",
+        ),
     ),
     "openrlhf.trainer.ppo_utils.experience_maker": Seam(
         {
@@ -41,7 +48,7 @@ SEAMS = {
             "apply_length_penalties": ("experiences", "args"),
             "compute_reward": ("r", "kl_coef", "kl", "action_mask", "reward_clip_range"),
         },
-        "openrlhf_pgrpo.host.ppo.experience_maker:install",
+        ("openrlhf_pgrpo.host.ppo.experience_maker:install",),
     ),
     "openrlhf.trainer.ppo_trainer": Seam(
         {
@@ -53,7 +60,7 @@ SEAMS = {
             "BasePPOTrainer.init_checkpoint_states": ("self",),
             "prepare_datasets": ("strategy", "tokenizer"),
         },
-        "openrlhf_pgrpo.host.ppo.trainer:install",
+        ("openrlhf_pgrpo.host.ppo.loader:install", "openrlhf_pgrpo.host.ppo.metrics:install"),
     ),
     "openrlhf.utils.deepspeed.deepspeed": CHECKPOINTS,
 }

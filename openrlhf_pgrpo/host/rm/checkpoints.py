@@ -13,15 +13,17 @@ from deepspeed import zero
 from deepspeed.utils import safe_get_full_fp32_param
 from peft.tuners.lora import LoraLayer
 
-from openrlhf_pgrpo.host import resume, whole_checkpoints
+from openrlhf_pgrpo.host import resume, text_forms, whole_checkpoints
 from openrlhf_pgrpo.host.flags import in_our_runs
 from openrlhf_pgrpo.host.rm import flags
 from openrlhf_pgrpo.host.rm.model import own_parameters, trained_parameters, without_adapters
 from openrlhf_pgrpo.models import folder
+from openrlhf_pgrpo.models.form import Form
 
 
 def install(module) -> None:
-    """Wraps what `DeepspeedStrategy` does with a model in a training with `--reward.factors`."""
+    """Wraps what `DeepspeedStrategy` does with a model in a training with `--reward.factors`, and with checkpoints and
+    copies of plain ones."""
 
     def parameters(wrapped, strategy, args, kwargs):
         if strategy.args.reward.factors is None:
@@ -29,32 +31,37 @@ def install(module) -> None:
         return trained_parameters(strategy, wrapped, *args, **kwargs)
 
     def load(wrapped, strategy, args, kwargs):
-        if strategy.args.reward.factors is not None:
-            call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
-            check_before_loading(Path(call["load_dir"]), call.get("tag"), state(strategy, call["model"]))
+        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        current = None if strategy.args.reward.factors is None else state(strategy, call["model"])
+        check_before_loading(Path(call["load_dir"]), call.get("tag"), current)
         return whole_checkpoints.keep_states(wrapped, strategy, args, kwargs)
 
     def save(wrapped, strategy, args, kwargs):
+        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
+        # The host's script says it of the last model alone, and whoever reads a copy made before would draw a head.
+        strategy._unwrap_model(call["model"]).config.value_head_prefix = strategy.args.ds.value_head_prefix
         if strategy.args.reward.factors is None:
             return wrapped(*args, **kwargs)
-        call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         return _save(strategy, call["model"], call["tokenizer"], call["output_dir"])
 
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy._get_model_parameters", in_our_runs(parameters))
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.load_ckpt", in_our_runs(load))
     wrapt.wrap_function_wrapper(module, "DeepspeedStrategy.save_model", in_our_runs(save))
-    whole_checkpoints.install(module)
 
 
 def state(strategy, model) -> dict:
     """Our state in a checkpoint of this run."""
-    pooling = strategy._unwrap_model(model).config.base_reward_pooling
-    users = list(strategy.reward_users)
-    return {"schema": resume.SCHEMA, "settings": flags.settings(strategy.args, pooling), "users": users}
+    config, args = strategy._unwrap_model(model).config, strategy.args
+    settings = flags.settings(args, config.base_reward_pooling)
+    settings |= text_forms.settings(args.data, Form(**config.base_reward_form))
+    return {"schema": resume.SCHEMA, "settings": settings, "users": list(strategy.reward_users)}
 
 
-def check_before_loading(path: Path, tag: str | None, current: dict) -> None:
+def check_before_loading(path: Path, tag: str | None, current: dict | None) -> None:
     """Refuses a checkpoint of other users or settings before DeepSpeed finds tensors of other shapes in it.
+
+    Args:
+        current: our state in a checkpoint of this run; None if it trains the host's one reward.
 
     Raises:
         ValueError: names all that differs, with both values.
@@ -66,7 +73,11 @@ def check_before_loading(path: Path, tag: str | None, current: dict) -> None:
     if not parts:
         return  # the host itself reports what is missing
     saved = torch.load(parts[0], map_location="cpu", weights_only=False, mmap=True).get(resume.KEY)
+    if saved is None and current is None:
+        return
     resume.check_schema(saved, "a factorized reward model", resume.ANEW)
+    if current is None:
+        return resume.check_settings(saved["settings"], {**saved["settings"], "reward.factors": None}, resume.ANEW)
     resume.check_settings(saved["settings"], current["settings"], resume.ANEW, *_other_users(saved, current))
 
 
@@ -123,5 +134,10 @@ def _weights(module, prefix: str, split: bool):
 def _float32_parameters(model) -> dict[str, torch.Tensor]:
     """Head and table, float32."""
     names = (f"{model.value_head_prefix}.weight", "coefficients")
-    found = zip(names, own_parameters(model))
-    return {name: safe_get_full_fp32_param(parameter).float().cpu().clone() for name, parameter in found}
+    return {name: _float32(parameter) for name, parameter in zip(names, own_parameters(model))}
+
+
+def _float32(parameter) -> torch.Tensor:
+    """The optimizer's copy. DeepSpeed does not give it away without ZeRO: then what the model itself computes with."""
+    copy = safe_get_full_fp32_param(parameter)
+    return (parameter if copy is None else copy).float().cpu().clone()

@@ -14,6 +14,7 @@ REFUSED = {
     "model.loss_type": (lambda name: name != "sigmoid", "the loss of one reward"),
     "ds.packing_samples": (bool, "texts without a row of their own"),
     "ds.tensor_parallel_size": (lambda size: size > 1, "a head in one piece"),
+    "ds.load_in_4bit": (bool, "adapters that stay apart from the weights"),
     "optim": (lambda name: name != "adam", "a matrix for Muon, which a table of users is not"),
 }
 
@@ -98,6 +99,11 @@ def check(args: argparse.Namespace) -> None:
                 f"--ds.lora.rank {flat['ds.lora.rank']} needs --reward.factors, got none: leave it out, because the "
                 "host saves adapters without the head that they were trained with, and whoever loads them draws "
                 "another"
+            )
+        if flat["model.margin_loss_enable"] and flat["model.loss_type"] != "sigmoid":
+            raise ValueError(
+                f"--model.margin_loss_enable needs --model.loss_type sigmoid, got {flat['model.loss_type']}, which "
+                "reads no margin: leave one of them out"
             )
         return
     if flat[flags.USER_KEY] is None:

@@ -18,7 +18,7 @@ from openrlhf_pgrpo.host.rows import TEMPLATE
 from openrlhf_pgrpo.host.text_forms import asked_form
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
 from openrlhf_pgrpo.models import backbone
-from openrlhf_pgrpo.models.folder import LENGTH
+from openrlhf_pgrpo.models.folder import LENGTH, forget_scale
 from openrlhf_pgrpo.models.form import KEY as FORM
 from openrlhf_pgrpo.models.form import Writer, recorded
 from openrlhf_pgrpo.models.network import longest_text, skeleton
@@ -34,7 +34,6 @@ def install(module) -> None:
             kwargs = {**kwargs, "init_value_head": False}
         return wrapped(*args, **kwargs)
 
-    reward_factory.install(module)
     wrapt.wrap_function_wrapper(module, "get_llm_for_sequence_regression", build)
 
 
@@ -104,6 +103,7 @@ def trained_parameters(strategy, get, model, **kwargs):
     Head and table train even where adapters have frozen the rest.
     """
     plain, args = without_adapters(model), strategy.args
+    forget_scale(plain.config)
     setattr(plain.config, LENGTH, args.data.max_len)
     setattr(plain.config, FORM, asked_form(args.data, args.model.model_name_or_path).record())
     setattr(plain.config, FITTED, False)  # from here on it holds more than `openrlhf-pgrpo factorize` can make

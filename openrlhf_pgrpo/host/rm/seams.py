@@ -15,17 +15,17 @@ SEAMS = {
                 "kwargs",
             ),
         },
-        "openrlhf_pgrpo.host.rm.model:install",
+        (*REWARD_MODEL.installs, "openrlhf_pgrpo.host.rm.model:install"),
     ),
     "openrlhf.datasets.reward_dataset": Seam(
-        {**PAIRS, "RewardDataset.__getitem__": ("self", "idx")}, "openrlhf_pgrpo.host.rm.data:install"
+        {**PAIRS, "RewardDataset.__getitem__": ("self", "idx")}, ("openrlhf_pgrpo.host.rm.data:install",)
     ),
     "openrlhf.utils.deepspeed.deepspeed": Seam(
         {
             **CHECKPOINTS.contract,
             "DeepspeedStrategy._get_model_parameters": ("self", "model", "optim", "weight_decay"),
         },
-        "openrlhf_pgrpo.host.rm.checkpoints:install",
+        ("openrlhf_pgrpo.host.rm.checkpoints:install", *CHECKPOINTS.installs),
     ),
     "openrlhf.trainer.rm_trainer": Seam(
         {
@@ -43,6 +43,6 @@ SEAMS = {
             "RewardModelTrainer.evaluate": ("self", "eval_dataloader", "steps"),
             "PairWiseLoss.forward": ("self", "chosen_reward", "reject_reward", "margin"),
         },
-        "openrlhf_pgrpo.host.rm.trainer:install",
+        ("openrlhf_pgrpo.host.rm.trainer:install",),
     ),
 }

@@ -77,7 +77,7 @@ class FactorizedRewardTrainer(WholeEpochs, RewardModelTrainer):
         whole = with_last_batch(self.strategy, self.eval_dataloader)
         self.eval_dataloader = EachBatch(whole, self._read_margins)
         self.loss_fn = self._loss
-        self.file, self.description = JSONLines(metrics_path(self.args)), description(self.args)
+        self.file = JSONLines(metrics_path(self.args), description(self.args))
         self.strategy.print(
             f"[pgrpo] {self.args.reward.factors} base rewards and the coefficients of {len(self.users)} users "
             f"(openrlhf_pgrpo {__version__}) replace the one reward of RewardModelTrainer"
@@ -126,9 +126,7 @@ class FactorizedRewardTrainer(WholeEpochs, RewardModelTrainer):
             "estimator": "PReF",
             "train": logs_dict,
             "pref_groups": {},
-            **({"run": self.description} if self.description else {}),
         }
-        self.description = None
         client_states[resume.KEY] = checkpoints.state(self.strategy, self.model)
         ends_epoch = global_step % self.num_update_steps_per_epoch == 0
         if not len(self.eval_dataloader) or (global_step % args.eval.steps and not ends_epoch):

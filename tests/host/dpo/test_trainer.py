@@ -62,7 +62,24 @@ REFUSED = {
     "--robust.patience needs --eval.dataset, got none": (*GROUP, "--robust.patience", 4),
     "--robust.save_best needs --eval.dataset, got none": (*GROUP, "--robust.save_best"),
     "--robust.chi needs --data.pref_group_key, got none": ("--robust.chi", 0),
+    # What would do nothing.
+    "--robust.save_best needs something to keep, got --ckpt.disable_ds without --ckpt.save_hf": (
+        *(*GROUP, "--robust.save_best", "--ckpt.disable_ds", "--eval.dataset", "pairs.jsonl"),
+    ),
+    "--robust.mu needs --robust.chi below 1, got 1.0, with which it does": (*GROUP, "--robust.mu", "share"),
+    "--robust.eta needs --robust.chi above 0, got 0.0": (*GROUP, "--robust.chi", 0, "--robust.eta", 1),
+    "--robust.weights needs --robust.chi above 0": (*GROUP, "--robust.chi", 0, "--robust.weights", "previous"),
+    "--robust.plateau needs --robust.patience above 0, got 0": (*GROUP, "--robust.plateau", "reduce_lr"),
+    "--model.label_smoothing needs the loss of DPO, got --model.ipo_enable": (
+        *("--model.ipo_enable", "--model.label_smoothing", 0.3),
+    ),
 }
+TAKEN = [
+    (*GROUP, "--robust.save_best", "--ckpt.disable_ds", "--ckpt.save_hf", "--eval.dataset", "pairs.jsonl"),
+    (*GROUP, "--robust.chi", 0, "--robust.mu", "share"),
+    (*GROUP, "--robust.chi", 0.5, "--robust.mu", "share", "--robust.eta", 1, "--robust.weights", "previous"),
+    ("--model.label_smoothing", 0.3),
+]
 
 
 @pytest.mark.parametrize("message", REFUSED)
@@ -70,6 +87,11 @@ def test_bad_values_are_a_usage_message(parse, capsys, message):
     with pytest.raises(SystemExit):
         parse(*REFUSED[message])
     assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", TAKEN)
+def test_what_has_an_effect_is_taken(parse, words):
+    parse(*words)
 
 
 def test_without_a_launcher_this_is_the_only_process(parse, monkeypatch):
@@ -384,13 +406,6 @@ def test_d19_a_template_that_does_not_begin_with_the_prompt_is_refused(parse, fo
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield torch.distributed.group.WORLD
-    torch.distributed.destroy_process_group()
-
-
 class Table(torch.nn.Module):
     """A policy that knows each pair by its number: log-probabilities of the chosen and the rejected answer."""
 
@@ -402,35 +417,11 @@ class Table(torch.nn.Module):
         self.logps = torch.nn.Parameter(torch.randn(pairs, 2, generator=torch.Generator().manual_seed(seed)))
 
 
-class Strategy:
-    """What the trainer asks of DeepspeedStrategy, for one process and plain SGD."""
-
-    def __init__(self, args, process_group, micro_batches):
-        self.args, self.accumulated_gradient = args, micro_batches
-        self.ds_device_mesh = {"dp": SimpleNamespace(get_group=lambda: process_group)}
-        self.printed, self.saved, self.micro_steps = [], [], 0
-        self.print = lambda *words: self.printed.append(" ".join(map(str, words)))
-        self.is_rank_0, self.all_reduce, self.get_grad_norm = lambda: True, lambda data: data, lambda model: 0.0
-
-    def backward(self, loss, model, optimizer):
-        (loss / self.accumulated_gradient).backward()
-
-    def optimizer_step(self, optimizer, model, scheduler):
-        self.micro_steps += 1
-        if self.micro_steps % self.accumulated_gradient == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-
-    def save_ckpt(self, model, path, tag, max_num, max_mem, client_states, **kwargs):
-        self.saved.append((tag, copy.deepcopy(client_states), kwargs))
-
-
 NAMES = ["a", "b", "a", "a", "b", "a", "a", "a"]
 
 
 @pytest.fixture
-def make(parse, process_group, monkeypatch):
+def make(parse, make_strategy, monkeypatch):
     """A trainer of the host's script on `names`, one pair each, as many a step, evaluated on `evaluation`."""
     runpy.run_module(MODULE, run_name="imported")
     import openrlhf.trainer.dpo_trainer as host
@@ -442,10 +433,10 @@ def make(parse, process_group, monkeypatch):
     monkeypatch.setattr(importlib.import_module("openrlhf_pgrpo.host.dpo.trainer").DPOTrainer,
                         "concatenated_forward", rows)  # fmt: skip
 
-    def make(*flags, names=NAMES, evaluation=None, micro_batches=1, states=None, replicas=1, seed=1):
-        args = parse(*GROUP, *flags, *(("--eval.dataset", "pairs.jsonl") if evaluation else ()))
+    def make(*flags, key=GROUP, names=NAMES, evaluation=None, micro_batches=1, states=None, replicas=1, seed=1):
+        args = parse(*key, *flags, *(("--eval.dataset", "pairs.jsonl") if evaluation else ()))
         args.train.batch_size = len(names)
-        strategy = Strategy(args, process_group, micro_batches)
+        strategy = make_strategy(args, micro_batches)
         if states is not None:
             strategy.client_states = states
         policy = Table(len(names), seed)
@@ -546,6 +537,22 @@ def test_fixed_weights_are_importance_sampling(make):
     assert row["estimator"] == "IS-DPO"
     assert row["pref_groups"]["a"]["weight"] == pytest.approx(0.5 / 0.75)
     assert row["pref_groups"]["b"]["weight"] == pytest.approx(0.5 / 0.25)
+
+
+def test_fixed_weights_need_no_look_ahead(make):
+    """It costs a forward pass, and nothing is other than with it, to the bit."""
+    found = {}
+    for ahead in (False, True):
+        trainer = make("--robust.chi", "0", micro_batches=4)
+        assert not trainer.looks_ahead
+        if ahead:
+            trainer.looks_ahead, trainer.train_dataloader.before_step = True, trainer._move_weights_ahead
+        trainer.model.dropout = 0.5
+        torch.manual_seed(0)
+        trainer.fit(trainer.args, 0, 1)
+        (row,) = steps(trainer)
+        found[ahead] = trainer.model.logps, {key: row[key] for key in ("train", "pref_groups")}
+    assert torch.equal(found[False][0], found[True][0]) and found[False][1] == found[True][1]
 
 
 def test_a_step_starts_and_ends_with_its_epoch(make):
@@ -679,20 +686,37 @@ def test_state_is_restored_to_the_bit(make):
     assert resumed.plateau == trainer.plateau and resumed.plateau.best < np.inf
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(make):
+def test_a_checkpoint_that_does_not_fit_is_refused(make, chat_policy):
     trainer = make()
     trainer.client_states = {}
+    chat = ("--data.apply_chat_template", "--model.model_name_or_path", chat_policy)
     state = trainer._state()
     for states, flags, message in (
         ({"consumed_samples": 8}, (), "in schema 2, got one without"),
         ({"openrlhf_pgrpo": {**state, "schema": 7}}, (), "in schema 2, got schema 7"),
         ({"openrlhf_pgrpo": state}, ("--robust.eta", "0.2"), "--robust.eta 0.1 in the checkpoint, 0.2 now"),
         ({"openrlhf_pgrpo": state}, ("--model.beta", "0.2"), "--model.beta 0.1 in the checkpoint, 0.2 now"),
+        ({"openrlhf_pgrpo": state}, ("--data.max_len", "9"), "--data.max_len 512 in the checkpoint, 9 now"),
+        ({"openrlhf_pgrpo": state}, ("--data.chosen_key", "x"), "--data.chosen_key 'chosen' in the checkpoint, 'x'"),
+        ({"openrlhf_pgrpo": state}, ("--data.input_template", "Q: {}"), "_template None in the checkpoint, 'Q: {}'"),
+        ({"openrlhf_pgrpo": state}, chat, "template, the digest of the template, None in the checkpoint, '"),
+        ({"openrlhf_pgrpo": state}, ("--ref.model_name_or_path", "x"), "_path None in the checkpoint, 'x' now"),
     ):
         with pytest.raises(ValueError, match=message):
             make(*flags, states=states)
     with pytest.raises(ValueError, match="resuming needs the data on which the weights were made"):
         make(names=["a", "b"], states={"openrlhf_pgrpo": state})
+
+
+def test_the_checkpoint_of_another_method_is_refused(make):
+    trainer = make()
+    plain, robust = {"consumed_samples": 8}, {"consumed_samples": 8, "openrlhf_pgrpo": trainer._state()}
+    with pytest.raises(ValueError, match="--data.pref_group_key 'who' in the checkpoint, None now: use those, or"):
+        make(key=(), states=robust)
+    with pytest.raises(ValueError, match="a checkpoint that holds group-robust weights in schema 2, got one without"):
+        make(states=plain)
+    for states in (plain, None):
+        make(key=(), states=states)
 
 
 def test_loading_keeps_what_the_hosts_script_throws_away(hooks):

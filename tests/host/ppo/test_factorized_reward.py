@@ -28,6 +28,10 @@ GROUPS = ("--data.pref_group_key", "persona")
         (("--reward.remote_url", "x", "--reward.profiles", "p"), "--reward.profiles needs a factorized reward model"),
         (("--reward.model_name_or_path", "FOLDER"), "needs --data.user_key, got none"),
         (
+            ("--reward.model_name_or_path", "FOLDER", "--reward.normalize_enable"),
+            "--reward.normalize_enable needs a mean and deviation of rewards in .*, got none",
+        ),
+        (
             ("--reward.model_name_or_path", "FOLDER", "--reward.unknown_user", "mean"),  # gae is the host's default
             "a critic cannot start from the base rewards of .*: name another model with --critic.model_name_or_path",
         ),
@@ -110,6 +114,16 @@ def look(host_args, tiny, tmp_path):
         return look.ppo(host_args(*map(str, (*run, *words))))
 
     return take
+
+
+def test_a_user_whom_nobody_knows_is_found_before_the_run(look, factorized, tiny, tmp_path):
+    """Not in the step that draws the row."""
+    rows = [{"input": "why?", "who": who} for who in ["ana"] * 11 + ["zed"] + ["bob"] * 4]
+    (tmp_path / "users.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = tiny / "model", factorized, "--data.prompt_dataset", tmp_path / "users.jsonl"
+    with pytest.raises(ValueError, match=r"every prompt .*row 11 of .*one of the 3 users of .*, got 'zed': ask them"):
+        look(*words)
+    look(*words, "--reward.unknown_user", "mean")
 
 
 @pytest.fixture

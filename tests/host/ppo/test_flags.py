@@ -74,6 +74,16 @@ WITHOUT_EFFECT = {
     "--robust.improvement_lambda needs --robust.signal improvement, got quantiles": (
         *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.improvement_lambda", "0.2"),
     ),
+    "--robust.mu needs --robust.chi below 1, got 1.0, with which it does nothing": (
+        *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.mu", "share"),
+    ),
+    "--robust.eta needs --robust.chi above 0, got 0.0, with which it does nothing": (
+        *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.eta", "5", "--robust.chi", "0"),
+    ),
+    "--robust.outliers needs --robust.signal quantiles or excess or improvement, got bounds": (
+        *("--advantage_estimator", "pgrpo_robust", *GROUP, "--robust.outliers", "clip"),
+        *("--robust.signal", "bounds", "--robust.bounds", "[0, 1]"),
+    ),
     "--pgrpo.fresh_history needs --ckpt.load_enable, got a new run": (*PGRPO, "--pgrpo.fresh_history"),
     "--pgrpo.fresh_history needs an estimator that remembers rewards, got gae": (
         *("--pgrpo.fresh_history", "--ckpt.load_enable"),

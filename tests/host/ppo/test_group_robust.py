@@ -42,8 +42,11 @@ def least(base):
 
 
 def robust_args(host_args, *argv, base="group_norm"):
+    """Those of a policy loss that counts samples; hosts before 0.11.2 have no flag for it."""
     argv = ("--robust.base", base, *least(base), *argv)
-    return host_args("--advantage_estimator", "group_robust", *RUN, *BOUNDS, *argv)
+    args = host_args("--advantage_estimator", "group_robust", *RUN, *BOUNDS, *argv)
+    args.actor.loss_agg_mode = "seq-mean-token-mean"
+    return args
 
 
 @pytest.mark.parametrize("base", [*STOCK, *advantage_estimators()])
@@ -68,13 +71,43 @@ def test_final_advantages_of_any_base_are_weighted(base, host_args, make_maker, 
 
 def test_equal_weights_change_no_bit(host_args, make_maker, make_experiences):
     # chi 0 and mu share: importance weights 1, whatever the losses
-    equal = ("--robust.chi", "0", "--robust.mu", "share")
+    equal = ("--robust.chi", "0", "--robust.mu", "share", "--robust.eta", "0.1")
     outputs = [
         make_maker(args).compute_advantages_and_returns(make_experiences(rewards()))
         for args in (robust_args(host_args, *equal), host_args("--advantage_estimator", "group_norm", *RUN))
     ]
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one.advantages, other.advantages)
+
+
+@pytest.mark.parametrize(
+    "mode, loss_type", [("token-mean", "ppo"), ("seq-mean-token-mean", "ppo"), ("token-mean", "gspo")]
+)
+def test_a_preference_group_gets_its_alpha_whatever_its_length(
+    mode, loss_type, host_args, make_maker, make_experiences
+):
+    """Of the gradient of the host's own loss, which by default is a mean over tokens."""
+    from openrlhf.models.loss import PolicyLoss
+
+    fixed = ("--robust.chi", "0", "--robust.eta", "0.1")
+    args = robust_args(host_args, *fixed, "--actor.policy_loss_type", loss_type, base="pgrpo_global")
+    args.actor.loss_agg_mode = mode
+    maker = make_maker(args)
+    experiences = make_experiences(rewards(), tokens=40)
+    for e in experiences:
+        short = torch.tensor([prompt.pref_group == "a" for prompt in e.prompts])
+        e.action_mask[short, 5:] = False
+    found = maker.compute_advantages_and_returns(experiences)
+    weights = torch.cat(
+        [e.advantages.new_tensor([maker.robust.applied[p.pref_group] for p in e.prompts]) for e in found]
+    )
+    mask = torch.cat([e.action_mask for e in found])
+    log_probs = torch.zeros(mask.shape, requires_grad=True)
+    loss = PolicyLoss(token_level_loss=mode == "token-mean", policy_loss_type=loss_type)
+    loss(log_probs, log_probs.detach(), weights[:, None].expand(mask.shape), mask)[0].backward()
+    groups = np.array([prompt.pref_group for e in found for prompt in e.prompts])
+    by_group = [-log_probs.grad[groups == name].sum().item() for name in "ab"]
+    assert by_group == pytest.approx([0.5, 0.5], rel=1e-5)
 
 
 @pytest.mark.parametrize("name, base", ROBUST_ESTIMATORS.items())
@@ -280,7 +313,7 @@ def test_a_group_of_the_data_that_mu_or_bounds_leave_out_is_refused_at_the_start
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"input": "hi", "persona": name}) + "\n" for name in ("ann", "bob", "cleo")))
     given = {
-        "mu": ("--robust.mu", '{"ann": 0.5, "bob": 0.5}'),
+        "mu": ("--robust.chi", "0.5", "--robust.mu", '{"ann": 0.5, "bob": 0.5}'),
         "bounds": ("--robust.signal", "bounds", "--robust.bounds", '{"ann": [0, 1], "bob": [0, 1]}'),
     }
     args = host_args(*ROBUST, *given[flag], "--data.prompt_dataset", str(path))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from openrlhf_pgrpo.core.names import Names
+from openrlhf_pgrpo.models.form import PLAIN, Form
 
 pytestmark = pytest.mark.host
 
@@ -51,23 +52,30 @@ class Host:
 
 @pytest.fixture
 def new_strategy(hooks):
-    """A strategy of the host, with our hook, in a training with these settings."""
+    """A strategy of the host, with our hooks, in a training with these settings."""
+    from openrlhf_pgrpo.host import whole_checkpoints
     from openrlhf_pgrpo.host.rm import checkpoints
 
     module = SimpleNamespace(DeepspeedStrategy=type("DeepspeedStrategy", (Host.DeepspeedStrategy,), {}))
     checkpoints.install(module)
+    whole_checkpoints.install(module)
 
     def new_strategy(users=USERS, user_key="user", **options):
         strategy = module.DeepspeedStrategy()
         reward = SimpleNamespace(**{"factors": 2, "l2": 0.3, **options})
-        data = SimpleNamespace(user_key=user_key, preference_key=None)
+        keys = dict(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected")
+        data = SimpleNamespace(user_key=user_key, preference_key=None, max_len=64, **keys)
         strategy.args.reward, strategy.args.data, strategy.reward_users = reward, data, Names(users)
         return strategy
 
     return new_strategy
 
 
-MODEL = SimpleNamespace(config=SimpleNamespace(base_reward_pooling="last"))
+def model_of(pooling="last", form=PLAIN):
+    return SimpleNamespace(config=SimpleNamespace(base_reward_pooling=pooling, base_reward_form=form.record()))
+
+
+MODEL = model_of()
 
 
 @pytest.fixture
@@ -97,7 +105,7 @@ def test_a_checkpoint_that_fits_is_taken(new_strategy, folder, tmp_path_factory)
 def test_a_checkpoint_of_other_settings_is_refused(new_strategy, folder):
     other = new_strategy(factors=3, l2=0.1, user_key="who")
     with pytest.raises(ValueError) as refused:
-        other.load_ckpt(SimpleNamespace(config=SimpleNamespace(base_reward_pooling="mean")), str(folder))
+        other.load_ckpt(model_of("mean"), str(folder))
     for message in (
         "--reward.factors 2 in the checkpoint, 3 now",
         "--reward.pooling 'last' in the checkpoint, 'mean' now",
@@ -105,6 +113,21 @@ def test_a_checkpoint_of_other_settings_is_refused(new_strategy, folder):
         "--data.user_key 'user' in the checkpoint, 'who' now",
     ):
         assert message in str(refused.value)
+
+
+def test_a_checkpoint_of_other_texts_is_refused(new_strategy, folder):
+    """It went on, and the model's folder said of all texts that they had been written in the new way."""
+    other = new_strategy()
+    other.args.data.max_len, other.args.data.prompt_key = 32, None
+    for form, message in (
+        (Form(input_template="Q: {}"), "--data.input_template None in the checkpoint, 'Q: {}' now"),
+        (Form("{{ x }}"), "--data.apply_chat_template, the digest of the template, None in the checkpoint, '"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            other.load_ckpt(model_of(form=form), str(folder))
+        assert message in str(refused.value)
+        assert "--data.max_len 64 in the checkpoint, 32 now" in str(refused.value)
+        assert "--data.prompt_key 'prompt' in the checkpoint, None now" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +156,9 @@ def test_a_plain_reward_model_is_left_to_the_host(new_strategy, folder):
     ((group),) = strategy._get_model_parameters(model)[1]
     assert len(group["params"]) == 2
     assert strategy.load_ckpt(None, str(folder)) == ("loaded", {})
+
+
+def test_a_plain_run_refuses_the_checkpoint_of_a_factorized_one(new_strategy, folder):
+    """DeepSpeed would speak of a head of another shape."""
+    with pytest.raises(ValueError, match="--reward.factors 2 in the checkpoint, None now: use those, or start anew"):
+        new_strategy(factors=None).load_ckpt(None, str(folder))

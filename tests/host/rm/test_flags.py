@@ -40,6 +40,10 @@ REFUSED = {
     "--model.loss_type logexp needs the loss of one reward": (*FACTORS, "--model.loss_type", "logexp"),
     "--model.margin_loss_enable True needs a margin on one": (*FACTORS, "--model.margin_loss_enable"),
     "--optim muon needs a matrix for Muon": (*FACTORS, "--optim", "muon"),
+    "--ds.load_in_4bit True needs adapters that stay apart from": (*FACTORS, "--ds.load_in_4bit"),
+    "--model.margin_loss_enable needs --model.loss_type sigmoid, got logexp": (
+        *("--model.margin_loss_enable", "--model.loss_type", "logexp"),
+    ),
     # Old names, and abbreviations, which argparse would take.
     "--reward.metrics_path is now called --logger.metrics_path": (*FACTORS, "--reward.metrics_path", "m.jsonl"),
     "--reward.user_key is now called --data.user_key": ("--reward.factors", 3, "--reward.user_key=who"),

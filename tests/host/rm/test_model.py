@@ -1,5 +1,6 @@
 """From a plain backbone to a factorized reward model with as many users as the data have."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +120,55 @@ def test_two_trainings_in_one_process_do_not_know_each_other(parse, build):
     assert [model.config.base_reward_pooling for model in models] == ["last", "mean"]
     plain = build(parse())  # the host's own, after both
     assert type(plain).__qualname__ == "_get_reward_model.<locals>.RewardModel"
+
+
+# ---- folders that a run leaves ----
+
+
+@pytest.fixture
+def save(fresh, tmp_path, monkeypatch):
+    """Saves a model that has had an update, in a run of one process, by the host's own class with our hooks."""
+    from transformers import AutoTokenizer
+
+    from openrlhf_pgrpo.host import whole_checkpoints
+    from openrlhf_pgrpo.host.rm import checkpoints
+
+    module = fresh("openrlhf.utils.deepspeed.deepspeed")
+    monkeypatch.setattr(module, "torch_dist_barrier_and_cuda_sync", lambda: None)
+    monkeypatch.setattr("openrlhf.utils.distributed_util.torch_dist_barrier_and_cuda_sync", lambda: None)
+    checkpoints.install(module)
+    whole_checkpoints.install(module)
+
+    def save(args, model, users):
+        strategy = module.DeepspeedStrategy.__new__(module.DeepspeedStrategy)
+        strategy.args, strategy.reward_users = args, Names(users)
+        strategy.all_reduce = lambda value, op: value
+        model.optimizer, model.global_steps, model.skipped_steps = "an optimizer", 1, 0
+        strategy.save_model(model, AutoTokenizer.from_pretrained(args.model.model_name_or_path), tmp_path / "copy")
+        return tmp_path / "copy"
+
+    return save
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_copy_of_a_run_without_zero_is_whole(parse, build, save, rank):
+    """DeepSpeed knows no float32 copy of a weight then. And the host names the head in the last model alone."""
+    args = parse(*FACTORS, "--ds.zero_stage", 0, "--ds.value_head_prefix", "foo")
+    lora = {**LORA, "lora_rank": rank} if rank else {}
+    model = build(args, value_head_prefix="foo", **lora)
+    parameters(args, "ab", model)
+    folder = Folder(save(args, model, "ab"))
+    plain = model.get_base_model() if rank else model
+    assert (folder.head_name, folder.users) == ("foo", ["a", "b"])
+    assert np.array_equal(folder.tensor("foo.weight"), plain.foo.weight.detach())
+    assert np.array_equal(folder.coefficients, plain.coefficients.detach())
+
+
+def test_a_copy_of_a_plain_run_names_its_head(parse, build, save):
+    """Whoever read the copy drew another head."""
+    args = parse("--ds.value_head_prefix", "foo")
+    folder = save(args, build(args, value_head_prefix="foo"), "")
+    assert json.loads((folder / "config.json").read_text())["value_head_prefix"] == "foo"
 
 
 # ---- a factorized model to start from ----

@@ -10,6 +10,7 @@ import torch
 
 from openrlhf_pgrpo.core.names import Names
 from openrlhf_pgrpo.host.tags import TaggedMargin
+from openrlhf_pgrpo.models.form import PLAIN
 
 pytestmark = pytest.mark.host
 
@@ -17,13 +18,7 @@ L2 = 0.3
 USERS = ["ana", "bob", "cleo"]
 ROWS = [0, 1, 0, 2, 1, 0]  # of the users of six pairs
 SHARES = [1.0, 1.0, 0.75, 1.0, 0.5, 1.0]
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield torch.distributed.group.WORLD
-    torch.distributed.destroy_process_group()
+KEYS = dict(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected")
 
 
 class Table(torch.nn.Module):
@@ -34,35 +29,10 @@ class Table(torch.nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.phi = torch.nn.Parameter(torch.randn(2 * len(ROWS), 2, generator=generator))
         self.coefficients = torch.nn.Parameter(torch.randn(len(USERS), 2, generator=generator))
-        self.config = SimpleNamespace(base_reward_pooling="last")
+        self.config = SimpleNamespace(base_reward_pooling="last", base_reward_form=PLAIN.record())
 
     def forward(self, input_ids, attention_mask, users):
         return self.phi[input_ids[:, 0]], self.coefficients[users], {}
-
-
-class Strategy:
-    """What the trainer asks of DeepspeedStrategy, for one process and plain SGD."""
-
-    def __init__(self, args, process_group, micro_batches):
-        self.args, self.accumulated_gradient, self.reward_users = args, micro_batches, Names(USERS)
-        self.ds_device_mesh = {"dp": SimpleNamespace(get_group=lambda: process_group)}
-        self.printed, self.saved, self.micro_steps = [], [], 0
-        self.print = lambda *words: self.printed.append(" ".join(map(str, words)))
-        self.is_rank_0, self.all_reduce, self.get_grad_norm = lambda: True, lambda data: data, lambda model: 0.0
-        self.all_gather = self._unwrap_model = lambda data: data
-
-    def backward(self, loss, model, optimizer):
-        (loss / self.accumulated_gradient).backward()
-
-    def optimizer_step(self, optimizer, model, scheduler):
-        self.micro_steps += 1
-        if self.micro_steps % self.accumulated_gradient == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-
-    def save_ckpt(self, model, path, tag, max_num, max_mem, client_states):
-        self.saved.append((tag, copy.deepcopy(client_states)))
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -94,7 +64,7 @@ def loader(pairs, size, replicas=1):
 
 
 @pytest.fixture
-def make(hooks, process_group, tmp_path):
+def make(hooks, make_strategy, tmp_path):
     """The trainer of the host's script, with users, and a learning rate of 1."""
     from openrlhf_pgrpo.host.rm.trainer import FactorizedRewardTrainer
 
@@ -105,13 +75,14 @@ def make(hooks, process_group, tmp_path):
             reward=SimpleNamespace(factors=2, l2=L2, coefficients_lr=1.0),
             model=SimpleNamespace(aux_loss_coef=0, margin_loss_enable=False, compute_fp32_loss_enable=False),
             ds=SimpleNamespace(packing_samples=False),
-            data=SimpleNamespace(user_key="user", preference_key=None),
+            data=SimpleNamespace(user_key="user", preference_key=None, max_len=64, **KEYS),
             ckpt=SimpleNamespace(output_dir=str(tmp_path), path=str(tmp_path), save_steps=1, max_num=1, max_mem=1),
             eval=SimpleNamespace(steps=1),
             train=SimpleNamespace(batch_size=len(ROWS), seed=seed),
             logger=logger,
         )
-        strategy, model = Strategy(args, process_group, micro_batches), Table(seed)
+        strategy, model = make_strategy(args, micro_batches), Table(seed)
+        strategy.reward_users = Names(USERS)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         trainer = FactorizedRewardTrainer(
             model=model,
@@ -237,7 +208,7 @@ def test_numbers_that_are_not_finite_stop_training(make):
 def test_a_checkpoint_holds_users_and_settings(make):
     trainer = make()
     trainer.fit(trainer.args, 0, 1)
-    ((tag, states),) = trainer.strategy.saved
+    ((tag, states, _),) = trainer.strategy.saved
     assert (tag, states["consumed_samples"]) == ("global_step1", len(ROWS))
     assert states["openrlhf_pgrpo"] == {
         "schema": 2,
@@ -248,5 +219,9 @@ def test_a_checkpoint_holds_users_and_settings(make):
             "reward.l2": L2,
             "data.user_key": "user",
             "data.preference_key": None,
+            **{f"data.{key}": name for key, name in KEYS.items()},
+            "data.max_len": 64,
+            "data.input_template": None,
+            "data.apply_chat_template, the digest of the template,": None,
         },
     }
