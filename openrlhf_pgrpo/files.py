@@ -85,7 +85,7 @@ def _keep_mode(path: Path, descriptor: int) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, needed: bool = True) -> Iterator[None]:
     """Waits until nobody else holds this lock, in any process or thread, and holds it for the block.
 
         with locked(path):
@@ -95,14 +95,21 @@ def locked(path: Path) -> Iterator[None]:
     It is for a file that several writers read, change and write again. `path` itself need not exist; the lock is a
     file beside it, `.NAME.lock`, which is removed at the end. A process that dies gives its lock back.
 
+    Args:
+        needed: False goes on where the file system has no locks.
+
     Raises:
-        OSError: the lock's file cannot be made, or is a link.
+        OSError: the lock's file cannot be made, or is a link; or there are no locks, and one is needed.
     """
     lock = path.with_name(f".{path.name}.lock")
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                if needed:
+                    raise
             if _is_at(lock, descriptor):  # else another holder has removed it while we waited
                 try:
                     yield

@@ -77,7 +77,8 @@ class GroupRobust:
         weights = self.weights.sample_weights(rows[codes])
         if tokens is not None:
             tokens = np.asarray(tokens, np.float64)
-            weights = weights * (tokens.mean() / segment_means(codes, tokens, len(names))[1])[codes]
+            lengths = segment_means(codes, tokens, len(names))[1].clip(1)  # a group may have no token to train
+            weights = weights * (tokens.mean() / lengths)[codes]
         self.applied = dict(zip(names, segment_owners(codes, weights, len(names))))
         return weights
 

@@ -60,8 +60,12 @@ class RobustOptions:
         "share of the data; with chi 0, ordinary training, but for lengths in a loss over tokens. Or a JSON object of "
         'numbers that add up to 1, {"ana": 0.7, "ben": 0.3}.',
     )
-    weight_min: float = option(0.1, "Least weight of a sample; the mean over a batch stays 1. Default 0.1 (ours).")
-    weight_max: float = option(10.0, "Largest weight of a sample; the mean over a batch stays 1. Default 10 (ours).")
+    weight_min: float = option(
+        0.1, "Least weight of a sample, before lengths count; the mean over a batch stays 1. Default 0.1 (ours)."
+    )
+    weight_max: float = option(
+        10.0, "Largest weight of a sample, before lengths count; the mean over a batch stays 1. Default 10 (ours)."
+    )
 
     def __post_init__(self):
         check_options(

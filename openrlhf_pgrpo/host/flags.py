@@ -150,11 +150,14 @@ def refuse_idle(given: Collection[str], *rows: tuple[str, str, Any, bool]) -> No
             )
 
 
-def idle_at_chi(chi: float) -> list[tuple[str, str, Any, bool]]:
-    """What `refuse_idle` looks at for the weights of preference groups, in all trainers."""
+def idle_at_chi(flat: Mapping[str, Any]) -> list[tuple[str, str, Any, bool]]:
+    """What `refuse_idle` looks at for the weights of preference groups, in all trainers. A mu by name is never idle:
+    it says which preference groups there are."""
+    chi, shares = flat["robust.chi"], flat["robust.mu"] == "share"
+    moving = ("robust.eta", "robust.sampling", "robust.weights")
     return [
-        ("robust.mu", "--robust.chi below 1", chi, chi == 1),
-        ("robust.eta", "--robust.chi above 0", chi, chi == 0),
+        ("robust.mu", "--robust.chi below 1", chi, chi == 1 and shares),
+        *((name, "--robust.chi above 0", chi, chi == 0) for name in moving),
     ]
 
 

@@ -38,8 +38,8 @@ def ppo(args, tokens: bool = False) -> list[str]:
         raise ValueError(
             f"PPO needs engines that generate, got --vllm.num_engines {args.vllm.num_engines}: pass 1 or more"
         )
-    policy = here.model("actor.model_name_or_path", args.actor.model_name_or_path, remote)
-    said = [*reward_sources.check(args, remote), *policy]
+    said = reward_sources.check(args, remote)
+    said += here.model("actor.model_name_or_path", args.actor.model_name_or_path, remote)
     if not said:  # both models are here
         reward_model.check_texts(args)
     if args.critic.model_name_or_path:
@@ -83,13 +83,13 @@ def rm(args, tokens: bool = False) -> list[str]:
 def serve(args, tokens: bool = False) -> list[str]:
     """What there is to say of a reward server, which has no rows. Raises as `ppo`."""
     from openrlhf_pgrpo.host.user_flags import check_profiles
-    from openrlhf_pgrpo.host.user_rewards import check_scale, factorized_folder  # transformers: ten seconds
+    from openrlhf_pgrpo.host.user_rewards import check_scale, factorized_folder  # transformers, ten seconds
 
     name = args.reward.model_name_or_path
     said = here.model("reward.model_name_or_path", name, remote=False)
+    check_scale(name, args.reward.normalize_enable)
     if (folder := factorized_folder(name, args.reward.chat_template)) is not None:
         folder.form  # noqa: B018  refused unless it is known
-        check_scale(folder, args.reward.normalize_enable)
         check_profiles(folder, args.reward.profiles)
     return said
 

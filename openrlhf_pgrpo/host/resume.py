@@ -37,8 +37,11 @@ def check_settings(saved: dict, current: dict, otherwise: str, *others: str) -> 
     Raises:
         ValueError: names every setting that differs, with both values.
     """
-    pairs = [(name, saved.get(name), current.get(name)) for name in sorted(saved.keys() | current.keys())]
-    told = [f"--{name} {there!r} in the checkpoint, {here!r} now" for name, there, here in pairs if there != here]
+    told = []
+    for name in sorted(saved.keys() | current.keys()):
+        if saved.get(name) != (here := current.get(name)):
+            there = repr(saved[name]) if name in saved else "not recorded"
+            told.append(f"--{name} {there} in the checkpoint, {here!r} now")
     told.extend(others)
     if told:
         raise ValueError(

@@ -47,8 +47,7 @@ from openrlhf_pgrpo.models.texts import Texts, Tokens
 from openrlhf_pgrpo.progress import progress
 
 COEFFICIENTS = "coefficients"
-TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-READ = (CONFIG, USERS, WEIGHTS, *TOKENIZER_FILES)
+READ = (CONFIG, USERS, WEIGHTS, *sorted(set(TOKENIZER_FILES) - {"chat_template.jinja"}))  # the form has the template
 LENGTH = "base_reward_max_length"
 SCALE = ("mean", "std")  # of rewards, in the config of a reward model that the host has evaluated
 # No backbone has them.
@@ -158,9 +157,8 @@ class Folder:
 
     @cached_property
     def _digest(self) -> str:
-        of_tokenizer = {*type(self._tokenizer).vocab_files_names.values(), *TOKENIZER_SETTINGS}
         digest = hashlib.sha256()
-        for file in (CONFIG, USERS, WEIGHTS, *sorted(of_tokenizer)):
+        for file in READ:
             path = cached_file(self.name, file, _raise_exceptions_for_missing_entries=False)
             if path is None:  # a tokenizer has some of its files
                 continue
@@ -187,7 +185,7 @@ class Folder:
             if not folder.is_dir():  # a commit on the hub never changes, but the name may lead to a newer one
                 return [(self.path(CONFIG).parent,)]
             stats = {file: (folder / file).stat() for file in READ if (folder / file).exists()}
-            return [(file, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for file, of in stats.items()]
+            return [(file, of.st_size, of.st_mtime_ns) for file, of in stats.items()]
         return []
 
     def check_shapes(self) -> None:

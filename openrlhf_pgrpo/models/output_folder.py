@@ -98,7 +98,8 @@ def put_in_place(new: Path, folder: Path, files: Iterable[Path]) -> None:
     would be read as one. Another writer waits. Of a model that `write` made, or that is unfinished, no file of a
     tokenizer stays: its chat template would count as that of the new one.
     """
-    with locked(folder / f"{NEW[1:]}model"):  # not the folder itself: a training of this process holds that one
+    # Not the folder itself, which a training of this process holds. The work is done: no lock is no reason to lose it.
+    with locked(folder / f"{NEW[1:]}model", needed=False):
         kinds = (*TOKENIZER_FILES, "additional_chat_templates/*.jinja")
         old = {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
         if ours := not old or is_fitted(folder) or is_unfinished(folder):

@@ -96,9 +96,11 @@ def evaluate(
         say(sentence)
     reward_model = load(model, chat_template=chat_template)
     written = write_texts(comparisons, reward_model.writer)
-    texts, annotations, order = annotate(written)
+    # By preference group first: whoever gave one answer twice, for two groups, counts in any order of rows alike.
+    by_group = range(len(written)) if groups is None else sorted(range(len(written)), key=groups.__getitem__)
+    texts, annotations, order = annotate([written[row] for row in by_group])
     pairs = [Pair(*pair) for pair in texts]
-    of_rows = None if groups is None else np.array(groups, object)[order]
+    of_rows = None if groups is None else np.array([groups[by_group[row]] for row in order], object)
     said = Said(annotations.user, annotations.pair, annotations.preference, of_rows)
     for sentence in check_texts(comparisons, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
         say(sentence)

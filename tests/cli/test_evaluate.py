@@ -60,13 +60,15 @@ def test_table_json_and_scores(run, command, folder, rows, tmp_path):
 
 
 def test_neither_the_order_of_rows_nor_that_of_answers_matters(run, command, rows, jsonl, tmp_path):
-    assert run(*command, "--output", "a.json")[0] == 0
+    rows = [*rows, *({**row, "group": "both"} for row in rows if row["user"] == "n0")]  # who gives an answer twice
+    flags = ("--pref_group_key", "group", "--output")
+    assert run(*command[:-1], jsonl("straight.jsonl", rows), *flags, "a.json")[0] == 0
     turned = [
         {**row, "chosen": row["rejected"], "rejected": row["chosen"], "preference": 0} if number % 3 else
         {**row, "preference": 1}
         for number, row in enumerate(rows)
     ]  # fmt: skip
-    assert run(*command[:-1], jsonl("turned.jsonl", turned[::-1]), "--output", "b.json")[0] == 0
+    assert run(*command[:-1], jsonl("turned.jsonl", turned[::-1]), *flags, "b.json")[0] == 0
     one, other = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert one["known"] == other["known"] and one["new"] == other["new"]
 

@@ -63,6 +63,11 @@ def test_with_tokens_weights_have_mean_one_over_tokens_and_a_group_counts_as_wit
     assert_equal(by_tokens.state_dict(), by_samples.state_dict())
 
 
+def test_a_group_without_a_token_to_train_leaves_the_weights_of_others_finite():
+    weights = robust(eta=1.0)(batch(empty=[0.0, 1.0], long=[4.0, 5.0]), np.array([0, 0, 40, 60]))
+    assert np.isfinite(weights).all()
+
+
 # --- what must not move the weights --------------------------------------------------------------------------------
 
 CHANGES = {"offset -10": (1, -10), "scale x5": (5, 0), "both": (5, -10)}

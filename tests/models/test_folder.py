@@ -1,5 +1,7 @@
 """The folder of a factorized reward model: its files, its fingerprint, and what is refused."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -389,6 +391,18 @@ def test_a_training_that_holds_its_folder_can_write_its_model_there(two, tmp_pat
     assert not writer.is_alive() and Folder(tmp_path / "out").users
     for descriptor in one_run._held.values():
         os.close(descriptor)
+
+
+def test_a_file_system_without_locks_keeps_the_model(two, tmp_path, monkeypatch):
+    """The work is done by then."""
+    old, _, save = two
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    save(tmp_path / "out")
+    assert Folder(tmp_path / "out").users != Folder(old).users
 
 
 def test_what_is_read_of_a_folder_is_of_one_model(two, tmp_path):

@@ -1,6 +1,7 @@
 """Our flags on the parser of the host's preference trainer, and what they refuse."""
 
 import argparse
+import os
 
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.host import flags
@@ -79,13 +80,9 @@ def check(args: argparse.Namespace) -> None:
 
 def _refuse_idle(given: list[str], flat: dict) -> None:
     """Refuses flags that do nothing beside the others; `given` are those of ours that have not their default value."""
-    chi, patience = flat["robust.chi"], flat["robust.patience"]
-    flags.refuse_idle(
-        given,
-        *flags.idle_at_chi(chi),
-        ("robust.weights", "--robust.chi above 0", chi, chi == 0),
-        ("robust.plateau", "--robust.patience above 0", patience, patience == 0),
-    )
+    patience = flat["robust.patience"]
+    of_plateau = ("robust.plateau", "--robust.patience above 0", patience, patience == 0)
+    flags.refuse_idle(given, *flags.idle_at_chi(flat), of_plateau)
     if flat["robust.save_best"] and flat["ckpt.disable_ds"] and not flat["ckpt.save_hf"]:
         raise ValueError(
             "--robust.save_best needs something to keep, got --ckpt.disable_ds without --ckpt.save_hf: leave "
@@ -111,6 +108,10 @@ def method(args) -> str:
 def settings(args) -> dict:
     """Everything that gives the weights their meaning, for the check at resume."""
     names = ["data.pref_group_key", "robust.weights", *(f"robust.{name}" for name in USED)]
-    names += ["model.ipo_enable", "model.beta", "model.label_smoothing", "ref.model_name_or_path"]
-    flat = flags.flatten(args)
-    return {name: flat[name] for name in names}
+    names += ["model.ipo_enable", "model.beta", "model.label_smoothing"]
+    flat, reference = flags.flatten(args), args.ref.model_name_or_path
+    # Without the flag the host names the policy, which may lie elsewhere in each job.
+    other = None if reference == args.model.model_name_or_path else reference
+    if other is not None and os.path.isdir(other):
+        other = os.path.realpath(other)
+    return {**{name: flat[name] for name in names}, "ref.model_name_or_path": other}

@@ -127,7 +127,8 @@ def _check_robust(flat: dict) -> None:
             )
         return
     _need_pref_groups(name, flat)
-    flags.refuse_idle(given, *flags.idle_at_chi(flags.read_options(RobustOptions, "robust", flat).chi))
+    flags.read_options(RobustOptions, "robust", flat)
+    flags.refuse_idle(given, *flags.idle_at_chi(flat))
     signal = flags.read_options(SignalOptions, "robust", flat)
     for option, owners in USED_BY.items():
         if signal.signal not in owners and getattr(signal, option) != getattr(SignalOptions, option):

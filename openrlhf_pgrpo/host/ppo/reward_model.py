@@ -31,8 +31,9 @@ def check(flat: Mapping) -> None:
     if name and not (flat["reward.remote_url"] or flat["train.agent_func_path"]):
         if here.model(NAME, name, remote=device.cluster() is not None):
             return  # the trainer actor, on the cluster, checks the rest
-        from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
+        from openrlhf_pgrpo.host.user_rewards import check_scale, factorized_folder  # transformers, ten seconds
 
+        check_scale(name, flat["reward.normalize_enable"])
         folder = factorized_folder(name, flat[CHAT_TEMPLATE])
     if folder is not None:
         _check_users(flat, folder)
@@ -44,10 +45,7 @@ def check(flat: Mapping) -> None:
 
 
 def _check_users(flat: Mapping, folder: "Folder") -> None:
-    from openrlhf_pgrpo.host.user_rewards import check_scale  # transformers, which takes ten seconds
-
     check_profiles(folder, flat["reward.profiles"])
-    check_scale(folder, flat["reward.normalize_enable"])
     if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
         raise ValueError(
             f"the reward model {folder.name} needs --{flags.USER_KEY}, got none: name the dataset column of users, or "
@@ -86,10 +84,9 @@ def check_users(dataset, args, source: str) -> None:
     names = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source, data.label_key)
     if new := set(names) - set(folder.users):  # reading profiles takes its time
         users = UserRewards(folder, reward).users
-        rows = [row for row, user in enumerate(names) if user in new and user not in users]
-        users.check(
-            [names[row] for row in rows[:1]], f"every prompt of --data.prompt_dataset ({columns.at(rows, source)})"
-        )
+        if rows := [row for row, user in enumerate(names) if user in new and user not in users]:
+            where = columns.at(rows, source)
+            users.check([names[rows[0]]], f"every prompt of --data.prompt_dataset ({where})")
 
 
 def check_texts(args) -> None:

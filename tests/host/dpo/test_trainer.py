@@ -15,6 +15,7 @@ import torch
 
 from openrlhf_pgrpo.core.group_weights import GroupWeights, RobustOptions
 from openrlhf_pgrpo.host import doors
+from openrlhf_pgrpo.host.dpo import flags as dpo_flags
 
 pytestmark = pytest.mark.host
 
@@ -78,6 +79,7 @@ TAKEN = [
     (*GROUP, "--robust.save_best", "--ckpt.disable_ds", "--ckpt.save_hf", "--eval.dataset", "pairs.jsonl"),
     (*GROUP, "--robust.chi", 0, "--robust.mu", "share"),
     (*GROUP, "--robust.chi", 0.5, "--robust.mu", "share", "--robust.eta", 1, "--robust.weights", "previous"),
+    (*GROUP, "--robust.mu", '{"a": 0.5, "b": 0.5}'),  # these are the preference groups
     ("--model.label_smoothing", 0.3),
 ]
 
@@ -92,6 +94,17 @@ def test_bad_values_are_a_usage_message(parse, capsys, message):
 @pytest.mark.parametrize("words", TAKEN)
 def test_what_has_an_effect_is_taken(parse, words):
     parse(*words)
+
+
+def test_the_reference_is_a_setting_if_it_is_another_model(parse, tmp_path, monkeypatch):
+    """Without the flag it is the policy, which may lie elsewhere in each job."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    for given, kept in ((None, None), ("policy", None), ("./m", str(tmp_path / "m")), ("owner/name", "owner/name")):
+        args = parse(
+            "--model.model_name_or_path", "policy", *(() if given is None else ("--ref.model_name_or_path", given))
+        )
+        assert dpo_flags.settings(args)["ref.model_name_or_path"] == kept
 
 
 def test_without_a_launcher_this_is_the_only_process(parse, monkeypatch):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.host.ppo.estimators import make_user_rewards
 from openrlhf_pgrpo.host.tags import TaggedPrompt
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.form import KEY, PLAIN, read
+from openrlhf_pgrpo.models.profiles import Answer, Profile
 
 pytestmark = pytest.mark.host
 
@@ -27,6 +29,10 @@ GROUPS = ("--data.pref_group_key", "persona")
         (("--reward.unknown_user", "mean"), "--reward.unknown_user needs a factorized reward model in --reward.model"),
         (("--reward.remote_url", "x", "--reward.profiles", "p"), "--reward.profiles needs a factorized reward model"),
         (("--reward.model_name_or_path", "FOLDER"), "needs --data.user_key, got none"),
+        (
+            ("--reward.model_name_or_path", "PLAIN", "--reward.normalize_enable"),
+            "--reward.normalize_enable needs a mean and deviation of rewards in .*, got none",
+        ),
         (
             ("--reward.model_name_or_path", "FOLDER", "--reward.normalize_enable"),
             "--reward.normalize_enable needs a mean and deviation of rewards in .*, got none",
@@ -49,9 +55,10 @@ GROUPS = ("--data.pref_group_key", "persona")
         ),
     ],
 )
-def test_what_cannot_work_is_refused(host_args, factorized, words, message):
+def test_what_cannot_work_is_refused(host_args, factorized, tiny, words, message):
+    folders = {"FOLDER": str(factorized), "PLAIN": str(tiny / "model")}
     with pytest.raises(ValueError, match=message):
-        host_args(*(str(factorized) if word == "FOLDER" else word for word in words))
+        host_args(*(folders.get(word, word) for word in words))
 
 
 def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
@@ -124,6 +131,12 @@ def test_a_user_whom_nobody_knows_is_found_before_the_run(look, factorized, tiny
     with pytest.raises(ValueError, match=r"every prompt .*row 11 of .*one of the 3 users of .*, got 'zed': ask them"):
         look(*words)
     look(*words, "--reward.unknown_user", "mean")
+    model = Folder(factorized)
+    answers = {"zed": [Answer("a pair", (0.1, 0.2, 0.3), 1.0)]}
+    (zed,) = Profile.many(answers, model.fingerprint, Prior.of(model.coefficients))
+    (tmp_path / "profiles").mkdir()
+    zed.save(tmp_path / "profiles" / "zed.json")
+    look(*words, "--reward.profiles", tmp_path / "profiles")
 
 
 @pytest.fixture
