@@ -34,7 +34,7 @@ class UserRewards:
     def __init__(self, folder: Folder, options):
         self.folder, self.unknown = folder, options.unknown_user
         self.users = Users(folder, [Path(options.profiles)] if options.profiles else [], REMEDIES)
-        check_scale(folder.name, options.normalize_enable)
+        check_scale(folder.name, options.normalize_enable, folder.config)
         # Mean and deviation of rewards over all users, from the evaluation in training.
         found = (getattr(folder.config, key) for key in SCALE) if options.normalize_enable else (0.0, 1.0)
         self.mean, self.std = found
@@ -49,10 +49,10 @@ class UserRewards:
         return ((np.asarray(base_rewards, np.float64) * coefficients).sum(-1) - self.mean) / self.std
 
 
-def check_scale(name: str, normalize: bool) -> None:
+def check_scale(name: str, normalize: bool, config=None) -> None:
     """Raises ValueError if rewards are to be normalised, and the reward model, of whatever kind, does not say by what:
     `factorize` and `export-user` do not measure it, and the host would go on with 0 and 1."""
-    if normalize and not all(hasattr(read_config(name), key) for key in SCALE):
+    if normalize and not all(hasattr(config or read_config(name), key) for key in SCALE):
         raise ValueError(
             f"--reward.normalize_enable needs a mean and deviation of rewards in {name}/config.json, got none: "
             "evaluate in training, with train_rm --eval.dataset, or leave the flag out"
