@@ -39,6 +39,7 @@ SAY = partial(print, flush=True)
 
 
 Written = tuple[str, str, str, str, float]  # a row of comparisons, as texts
+Pair = tuple[str, str, str]  # prompt, first answer, second answer
 
 
 def form_of(rows: Sequence[Row], chat_template: str | None, backbone: str | Path, tokenizer: Any, say: Say) -> Form:
@@ -70,9 +71,6 @@ def write_texts(data: Comparisons, writer: Writer) -> list[Written]:
     before, first = writer.pairs(prompts, firsts, lambda number: data.places([(number, 0)]))
     _, second = writer.pairs(prompts, seconds, lambda number: data.places([(number, 1)]))
     return [*zip(users, before, first, second, preferences)]
-
-
-Pair = tuple[str, str, str]  # prompt, first answer, second answer
 
 
 def annotate(rows: Sequence[Written]) -> tuple[list[Pair], Annotations, np.ndarray]:

@@ -128,14 +128,12 @@ def _check_robust(flat: dict) -> None:
         return
     _need_pref_groups(name, flat)
     flags.read_options(RobustOptions, "robust", flat)
-    flags.refuse_idle(given, *flags.idle_at_chi(flat))
-    signal = flags.read_options(SignalOptions, "robust", flat)
-    for option, owners in USED_BY.items():
-        if signal.signal not in owners and getattr(signal, option) != getattr(SignalOptions, option):
-            raise ValueError(
-                f"--robust.{option} needs --robust.signal {' or '.join(owners)}, got {signal.signal}: leave one of "
-                "them out"
-            )
+    signal = flags.read_options(SignalOptions, "robust", flat).signal
+    of_signals = (
+        (f"robust.{option}", f"--robust.signal {' or '.join(owners)}", signal, signal not in owners)
+        for option, owners in USED_BY.items()
+    )
+    flags.refuse_idle(given, *flags.idle_at_chi(flat), *of_signals)
     flat[ROBUST], flat[ESTIMATOR] = name, flat["robust.base"] or ROBUST_ESTIMATORS[name]
 
 

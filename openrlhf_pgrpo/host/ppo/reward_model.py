@@ -74,10 +74,7 @@ def check_users(dataset, args, source: str) -> None:
     here_too = plan.rewards_are_local(args) and name and Path(name).is_dir()
     if not here_too or data.user_key is None or reward.unknown_user == MEAN:
         return
-    from openrlhf_pgrpo.host.user_rewards import (
-        UserRewards,
-        factorized_folder,
-    )  # transformers, which takes ten seconds
+    from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder  # transformers, ten seconds
 
     if (folder := factorized_folder(name, reward.chat_template)) is None:
         return
