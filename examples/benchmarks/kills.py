@@ -123,10 +123,12 @@ SAYS = {  # victim on Ray, or any: what the end of the run has to say. A driver 
 BY_PROBE = {"writer": "kill", "disk full": "fill", "clock": "clock"}
 
 PROBE = """
-import os, signal, sys, threading, time
+import json, os, signal, sys, threading, time
 
-UNDER, AT, NOTE = os.environ.get("KILLS_UNDER"), int(os.environ.get("KILLS_AT", 0)), os.environ.get("KILLS_NOTE")
-AGAIN, count, jump, real_time = os.environ.get("KILLS_AGAIN"), 0, 0.0, time.time
+# In a file, which processes of Ray nodes that were started before the run read, too.
+SAID = json.load(open(os.environ["KILLS_PROBE"])) if os.path.exists(os.environ["KILLS_PROBE"]) else {}
+UNDER, AT, NOTE, AGAIN = (SAID.get(name) for name in ("under", "at", "note", "again"))
+count, jump, real_time = 0, 0.0, time.time
 
 
 def act(what, number):
@@ -137,7 +139,7 @@ def act(what, number):
     elif what == "clock":
         jump = number
     else:
-        with open(os.environ["KILLS_FILLER"], "wb", buffering=0) as file:
+        with open(SAID["filler"], "wb", buffering=0) as file:
             for size in (1 << 16, 1):
                 try:
                     while file.write(bytes(size)):
@@ -156,12 +158,12 @@ def look(event, args):
             with open(f"{NOTE}-{os.getpid()}", "a") as file:
                 file.write(".")
         elif count == AT and not os.path.exists(NOTE):
-            act(os.environ["KILLS_DO"], float(os.environ["KILLS_NUMBER"]))
+            act(SAID["do"], SAID["number"])
 
 
 if UNDER:
     sys.addaudithook(look)
-if os.environ.get("KILLS_DO") == "clock":
+if SAID.get("do") == "clock":
     time.time = lambda *_: real_time() + jump  # a class that holds it would hand over itself
 if AGAIN:
     import pickle
@@ -274,6 +276,7 @@ class Run:
 
     def __init__(self, kind: str, beside: Path, made: Path):
         self.kind, self.beside, self.folder, self.made = kind, beside, beside / "run", made
+        self.probe = beside / "probe.json"
         of_ppo = shlex.join(flags(made / "policy", made, self.folder))
         places = {"made": shlex.quote(str(made)), "run": shlex.quote(str(self.folder))}
         command = RUNS[kind].format(**places, flags=of_ppo)
@@ -281,10 +284,12 @@ class Run:
         self.trains = "--ckpt.path" in self.command
         self.checkpoints = self.folder / "checkpoints" / ("_actor" if kind in ON_RAY else "")
 
-    def begin(self, log: str, **environment):
-        environment |= {"KILLS_UNDER": self.checkpoints if self.trains else self.folder}
-        environment |= {"KILLS_NOTE": self.beside / "note", "KILLS_FILLER": self.folder / "filler"}
-        return started(self.command, self.beside / log, {name: str(value) for name, value in environment.items()})
+    def begin(self, log: str, **said):
+        """Starts the command. The probe is told `said`, and where it looks."""
+        said |= {"under": str(self.checkpoints if self.trains else self.folder)}
+        said |= {"note": str(self.beside / "note"), "filler": str(self.folder / "filler")}
+        write_whole(self.probe, json.dumps(said))
+        return started(self.command, self.beside / log, {})
 
     def log(self, name: str) -> str:
         return (self.beside / name).read_text(errors="replace")
@@ -384,7 +389,7 @@ def make_trial(trial: Trial, run: Run, facts: dict, around: "Surroundings", outc
     if newest:
         shutil.copytree(newest, run.beside / "kept")  # the resumed run may delete it
     began = time.time()
-    with run.begin("again.txt", KILLS_AGAIN=run.beside / "again") as process:
+    with run.begin("again.txt", again=str(run.beside / "again")) as process:
         code = finish(run, process)
         need(code == 0, f"the same command ends with 0, got {code}; {tail(run.beside / 'again.txt')}")
         around.wait_for_the_end()
@@ -398,15 +403,15 @@ def end_a_part(trial: Trial, run: Run, facts: dict, rng: random.Random, around, 
     """Gives the command, ends a part of it, and waits for the end of all. Or lets it meet what else is in `ALSO`."""
     step = rng.randrange(2 * EVERY + 1 if trial.victim == "truncated checkpoint" else 0, max(1, facts["steps"]))
     pause = (facts["seconds"] - facts["start"]) / max(1, facts["steps"]) if step else facts["start"]
-    environment = {}
+    said = {}
     if trial.victim in BY_PROBE:
         # Seconds after the write has begun.
         number = rng.random() * rng.choice([0.003, facts["seconds"] / facts["writes"]])
         if trial.victim == "clock":
             number = rng.choice([-1, 1]) * 86400 * rng.random()
         at = rng.randint(1, facts["writes"])
-        environment = {"KILLS_DO": BY_PROBE[trial.victim], "KILLS_AT": at, "KILLS_NUMBER": number}
-    with run.begin("first.txt", **environment) as process:
+        said = {"do": BY_PROBE[trial.victim], "at": at, "number": number}
+    with run.begin("first.txt", **said) as process:
         if trial.victim in BY_PROBE:
             until((run.beside / "note").exists, process, "the write")
         elif trial.victim != "read-only folder":
@@ -596,6 +601,7 @@ class Surroundings:
         self.temporary = Path(tempfile.mkdtemp(prefix="k"))  # a short name: Ray's sockets lie in it
         self.variables = {"KILLS_TRIAL": mark, "TMPDIR": self.temporary, "PYTHONPATH": run.made / "probe"}
         self.variables |= {"HF_DATASETS_CACHE": run.beside / "cache", "OMP_NUM_THREADS": "1"}
+        self.variables |= {"KILLS_PROBE": run.probe}
 
     def __enter__(self) -> "Surroundings":
         shutil.rmtree(self.run.beside, ignore_errors=True)

@@ -236,8 +236,9 @@ def test_a_host_that_loads_plugins_async_robust_partial_rollout_filtering_struct
         "--advantage_estimator", "pgrpo_robust", "--robust.base", "recorded_pgrpo_eb", end=lose_the_judge,
     )  # fmt: skip
     assert "advantages: pgrpo_robust weights those of recorded_pgrpo_eb by preference group" in run.output()
-    groups = run.steps[-1]["pref_groups"].values()
-    assert sum(group["weight"] * group["share"] for group in groups) == pytest.approx(1)
+    groups = run.steps[-1]["pref_groups"].values()  # the host's loss is a mean over tokens, and so is that of weights
+    tokens = [group["share"] * group["response_length_mean"] for group in groups]
+    assert np.average([group["weight"] for group in groups], weights=tokens) == pytest.approx(1)
     assert all(group["robust_alpha"] != 1 / 3 for group in groups) and run.steps[-1]["estimator"] == "pgrpo_robust"
     assert "prompts that it drops do not enter the reward history" in run.output()
     for batch in run.batches:  # no prompt whose mean score is out of range has come through
