@@ -167,6 +167,15 @@ def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
     return {f"{flag} {file}": file for file in Path(folder).rglob("*")}
 
 
+def to_disk(path: Path) -> None:
+    """The content of a file, or the names in a folder, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` in UTF-8 to a file, whole or not at all."""
     with whole_file(path) as file:

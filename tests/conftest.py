@@ -121,6 +121,12 @@ class HostCopy:
         )
 
 
+@pytest.fixture(scope="session")
+def new_host_copy() -> type[HostCopy]:
+    """The class, for a copy that a whole file of tests shares."""
+    return HostCopy
+
+
 @pytest.fixture
 def host_copy(tmp_path) -> HostCopy:
     return HostCopy(tmp_path / "host")

@@ -62,7 +62,8 @@ def votes(folder: Path) -> list[dict]:
 
 
 def styles_preferred(file: Path) -> list[dict]:
-    """Pairs drawn of all in which the user, named like a style, prefers it to a different answer."""
+    """Pairs drawn of all in which the user, named like a style, prefers it to an answer that MiniLM, which knows
+    neither capitals nor line breaks, can tell from it."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         records = [*map(json.loads, lines)]
     pairs = [
@@ -70,9 +71,13 @@ def styles_preferred(file: Path) -> list[dict]:
         for record in records
         for style, own in record["responses"].items()
         for other in record["responses"].values()
-        if own != other and all(0 < len(text.strip()) < LONGEST for text in (own, other))
+        if spoken(own) != spoken(other) and all(0 < len(text.strip()) < LONGEST for text in (own, other))
     ]
     return [pairs[row] for row in np.random.default_rng(0).permutation(len(pairs))[:PAIRS_OF_STYLES]]
+
+
+def spoken(text: str) -> list[str]:
+    return text.lower().split()
 
 
 def measured(name: str, rows: list[dict], backbone: Path, words: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openrlhf_pgrpo.cli.people import add_chat_template, arguments, run_work
+from openrlhf_pgrpo.cli.people import add_chat_template, arguments
 from openrlhf_pgrpo.host.flags import add_trust
 
 
@@ -80,10 +80,10 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args) -> int | str:
+def run(args) -> None:
     from openrlhf_pgrpo.people.compare import compare
 
     try:
-        return run_work(args, lambda: compare(**arguments(args)))
+        print(*compare(**arguments(args)), sep="\n")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command goes on with what is in {args.output}") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
 from openrlhf_pgrpo.cli.people import add_batch_size, add_chat_template
-from openrlhf_pgrpo.cli.trust import heed_trust
+from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
 from openrlhf_pgrpo.host.flags import add_trust
 
 GAIN = "gain: accuracy minus that of one reward for all on the same answers. ±: standard error over people"
@@ -27,27 +27,24 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args) -> int | str:
+def run(args) -> None:
     began = time.time()
     try:
-        return measure(args)
+        measure(args)
     except KeyboardInterrupt:
         files = [file for file in (args.scores, args.output) if file is not None and file.exists()]
         kept = [str(file) for file in files if file.stat().st_mtime >= began]
         raise KeyboardInterrupt(f"on the disk: {', '.join(kept) or 'nothing'}") from None
     except ModuleNotFoundError as missing:
         advice = 'pip install "openrlhf-pgrpo[pref,report]"'
-        return f"openrlhf-pgrpo evaluate: it needs {missing.name}, which is not installed: {advice}"
-    except (ValueError, OSError, ArithmeticError) as error:
-        return f"openrlhf-pgrpo evaluate: {error}"
+        said = f"it needs {missing.name}, which is not installed: {advice}"
+        raise ModuleNotFoundError(said, name=missing.name) from missing
 
 
-def measure(args) -> int:
-    from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
+def measure(args) -> None:
     from openrlhf_pgrpo.people.evaluate import evaluate
     from openrlhf_pgrpo.people.evaluation_tables import lines, tables
 
-    heed_trust(args)
     if args.page is not None:
         from openrlhf_pgrpo.report.evaluation import write_page  # plotly is no part of [pref]
     files = {"--output": args.output, "--scores": args.scores, "--page": args.page}
@@ -64,4 +61,3 @@ def measure(args) -> int:
     if args.page is not None:
         write_page(result, made, args.page)
     print(*(file for file in (args.output, args.page) if file is not None), sep="\n")
-    return 0

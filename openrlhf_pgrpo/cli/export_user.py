@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.people import add_chat_template
-from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 from openrlhf_pgrpo.progress import progress
 
@@ -20,17 +19,12 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args) -> int | str:
+def run(args) -> None:
     from openrlhf_pgrpo.models.folder import Folder
     from openrlhf_pgrpo.models.scalar_reward import export_user
     from openrlhf_pgrpo.models.users import coefficients_for
 
-    heed_trust(args)
-    try:
-        model = Folder(args.model, args.chat_template)
-        with progress("exporting"):
-            export_user(model, coefficients_for(model, args.user, args.profile), args.output)
-    except (ValueError, OSError) as error:
-        return f"openrlhf-pgrpo export-user: {error}"
+    model = Folder(args.model, args.chat_template)
+    with progress("exporting"):
+        export_user(model, coefficients_for(model, args.user, args.profile), args.output)
     print(args.output)
-    return 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openrlhf_pgrpo.cli.trust import heed_trust
+from openrlhf_pgrpo.files import check_folder, whole_file
 from openrlhf_pgrpo.host.flags import add_trust
 
 
@@ -59,33 +59,28 @@ def columns_in(args):
     return Columns(*(getattr(args, f"{column}_key") for column in Columns._fields))
 
 
-def run(args) -> int | str:
-    from openrlhf_pgrpo.files import check_folder
+def run(args) -> None:
     from openrlhf_pgrpo.models.factorize import factorize
 
-    heed_trust(args)
-    if args.curve and (args.curve.suffix not in (".png", ".svg", ".pdf") or not args.curve.parent.is_dir()):
-        return f"--curve needs a .png, .svg or .pdf in a folder that exists, got {args.curve}"
-    if args.curve and args.factors is not None and args.l2 is not None:
-        return "--curve needs something to choose, got both --factors and --l2: leave one of them out"
-    try:
-        if args.curve:
-            check_folder(args.curve, "--curve")
-            check_curve(args.curve, args.output)
-        given = (args.factors, args.l2, args.pooling, columns_in(args), args.chat_template, args.split)
-        choice = factorize(args.data, args.backbone, args.output, *given, args.pairs, args.seed)
-    except (ValueError, OSError, RuntimeError) as error:
-        return f"openrlhf-pgrpo factorize: {error}"
+    if args.curve:
+        check_curve(args)
+    given = (args.factors, args.l2, args.pooling, columns_in(args), args.chat_template, args.split)
+    choice = factorize(args.data, args.backbone, args.output, *given, args.pairs, args.seed)
     if choice is not None:
         print(choice)
         if args.curve:
             draw(choice, args.curve)
     print(args.output)
-    return 0
 
 
-def check_curve(path: Path, output: Path) -> None:
+def check_curve(args) -> None:
     """Raises ValueError if there can be no curve, or if it would make the model's folder a foreign one."""
+    path, output = args.curve, args.output
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise ValueError(f"--curve needs a .png, .svg or .pdf in a folder that exists, got {path}: name another")
+    if args.factors is not None and args.l2 is not None:
+        raise ValueError("--curve needs something to choose, got both --factors and --l2: leave one of them out")
+    check_folder(path, "--curve")
     if path.resolve().is_relative_to(output.resolve()):
         raise ValueError(
             f"--curve needs a place outside of --output {output}, which holds a model alone, got {path}: name another"
@@ -101,8 +96,6 @@ def check_curve(path: Path, output: Path) -> None:
 def draw(choice, path: Path) -> None:
     """Draws the curve with its standard errors and the recommended number."""
     import matplotlib
-
-    from openrlhf_pgrpo.files import whole_file
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from openrlhf_pgrpo.cli import compare, evaluate, export_user, factorize, pairs, people
+from openrlhf_pgrpo.models.remote_code import trust
 from openrlhf_pgrpo.progress import progress
 
 WITHOUT_MODELS = ("patch", "doctor", "report", "pairs")
@@ -23,25 +24,32 @@ def main(argv=None) -> None:
     sys.exit(run(args))
 
 
-def run(args) -> int | str | None:
-    """Runs a command, and says what is kept if it is interrupted. Returns its exit code or its last words.
+def run(args) -> int | str:
+    """Runs a command, and says what is kept if it is interrupted. Returns its exit code, or what is wrong as its last
+    words.
 
     A command that keeps something raises the KeyboardInterrupt again, with what to say about that.
     """
     terminate, unraisable = signal.signal(signal.SIGTERM, interrupt), sys.unraisablehook
     sys.unraisablehook = interrupt_again
     try:
+        if getattr(args, "trust_remote_code", False):
+            trust()
         if args.command not in WITHOUT_MODELS:
-            with progress("starting"), suppress(ImportError):  # which the command explains
+            with progress("starting"), suppress(ImportError):  # the command will meet it, too
                 import openrlhf_pgrpo.models.scoring  # noqa: F401  torch and transformers take many seconds
         ended = args.run(args)
         sys.stdout.flush()
-        return ended
+        return ended or 0
     except KeyboardInterrupt as stopped:
         kept = str(stopped) or BEGINS_AGAIN
     except BrokenPipeError:  # whoever reads our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
         return 128 + signal.SIGPIPE
+    except (ValueError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("openrlhf_pgrpo"):
+            raise  # a fault of ours, and no extra that is not installed
+        return f"openrlhf-pgrpo {args.command}: {error}"
     finally:
         signal.signal(signal.SIGTERM, terminate)
         sys.unraisablehook = unraisable
@@ -135,17 +143,17 @@ def patch(args) -> int | str:
     return int(any(target.state != patching.PATCHED for target in found))
 
 
-def diagnose(args) -> int | str:
+def diagnose(args) -> int:
     from openrlhf_pgrpo.ops.doctor import FAULT
 
     of_cluster = {f"--{name}": getattr(args, name) for name in ("nodes", "wait", "gpus", "checkpoints")}
     given = [flag for flag, value in of_cluster.items() if value is not None]
     if given and not args.cluster:
-        return f"openrlhf-pgrpo doctor: {given[0]} needs --cluster, got a check of this machine alone: add --cluster"
+        raise ValueError(f"{given[0]} needs --cluster, got a check of this machine alone: add --cluster")
     if args.cluster and args.model is not None:
-        return "openrlhf-pgrpo doctor: --model is looked up on this machine, not with --cluster: leave one of them out"
+        raise ValueError("--model is looked up on this machine, not with --cluster: leave one of them out")
     if args.like is not None and (args.cluster or args.model is not None):
-        return "openrlhf-pgrpo doctor: --like looks at one command and its own model: leave --cluster and --model out"
+        raise ValueError("--like looks at one command and its own model: leave --cluster and --model out")
     faults, found = 0, iter(findings(args))
     while True:
         with progress("checking"):
@@ -178,18 +186,12 @@ def findings(args):
     )
 
 
-def draw(args) -> int | str:
+def draw(args) -> None:
     from openrlhf_pgrpo.report import write_report
 
-    try:
-        with progress("drawing"):
-            path = write_report(args.runs, args.output)
-        print(path)
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo report: {error}"
-    return 0
+    with progress("drawing"):
+        path = write_report(args.runs, args.output)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, add_data, columns_in
-from openrlhf_pgrpo.cli.people import run_work
 
 
 def add_to(commands) -> None:
@@ -30,8 +29,8 @@ def add_to(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args) -> int | str:
+def run(args) -> None:
     from openrlhf_pgrpo.people.pairs import write_pairs
 
     given = (columns_in(args), args.split, args.pairs, args.seed, args.hold_out, args.held_out, args.messages)
-    return run_work(args, lambda: write_pairs(args.data, args.output, *given))
+    print(*write_pairs(args.data, args.output, *given), sep="\n")

@@ -1,11 +1,10 @@
 """`openrlhf-pgrpo elicit`, `refit`, `rerank` and `groups`: a factorized reward model used for people."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
-from openrlhf_pgrpo.cli.trust import heed_trust
 from openrlhf_pgrpo.host.flags import add_trust
 
 
@@ -167,8 +166,7 @@ class OldName(argparse.Action):
 
 
 def arguments(args) -> dict:
-    """The arguments of a command, as its function takes them. Heeds --trust_remote_code."""
-    heed_trust(args)
+    """The arguments of a command, as its function takes them."""
     return {name: value for name, value in vars(args).items() if name not in ("command", "run", "trust_remote_code")}
 
 
@@ -179,41 +177,23 @@ def data_arguments(args) -> dict:
     return {**kept, "columns": columns_in(args), "pairs_per_user": given["pairs"]}
 
 
-def run_work(args, work: Callable[[], Sequence[str]]) -> int | str:
-    """Runs the work of a command, and prints the lines that it returns. What is wrong becomes the last words."""
-    try:
-        lines = work()
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        return f"openrlhf-pgrpo {args.command}: {error}"
-    for line in lines:
-        print(line)
-    return 0
-
-
-def run_elicit(args) -> int | str:
+def run_elicit(args) -> None:
     from openrlhf_pgrpo.people.answers import learn
     from openrlhf_pgrpo.people.elicit import elicit
 
     given = data_arguments(args)
     asking = ("pool", "user", "profile", "questions", "entropy", "web", "host", "port")
     learning = ("answers", "profiles")
-
-    def work() -> Sequence[str]:
+    try:
         if args.answers is not None:
             check_one_way(given, learning, asking, "learning from --answers")
-            return learn(**{name: value for name, value in given.items() if name not in asking})
-        check_one_way(given, asking[:2], learning, "asking one user")
-        elicit(**{name: value for name, value in given.items() if name not in learning})
-        return ()
-
-    try:
-        return run_work(args, work)
+            print(*learn(**{name: value for name, value in given.items() if name not in asking}), sep="\n")
+        else:
+            check_one_way(given, asking[:2], learning, "asking one user")
+            elicit(**{name: value for name, value in given.items() if name not in learning})
     except KeyboardInterrupt:
-        if args.web:
-            return 0  # a page is served until then
-        raise KeyboardInterrupt("all that was answered is kept, and the same command goes on from there") from None
+        if not args.web:  # a page is served until then
+            raise KeyboardInterrupt("all that was answered is kept, and the same command goes on from there") from None
 
 
 def check_one_way(given: dict, needed: Sequence[str], foreign: Sequence[str], way: str) -> None:
@@ -226,19 +206,19 @@ def check_one_way(given: dict, needed: Sequence[str], foreign: Sequence[str], wa
             raise ValueError(f"{way} needs --{' and --'.join(needed)}, got no --{name}: add it")
 
 
-def run_refit(args) -> int | str:
+def run_refit(args) -> None:
     from openrlhf_pgrpo.people.refit import refit
 
-    return run_work(args, lambda: refit(**arguments(args)))
+    print(*refit(**arguments(args)), sep="\n")
 
 
-def run_rerank(args) -> int | str:
+def run_rerank(args) -> None:
     from openrlhf_pgrpo.people.rerank import rerank
 
-    return run_work(args, lambda: [rerank(**arguments(args))])
+    print(rerank(**arguments(args)))
 
 
-def run_groups(args) -> int | str:
+def run_groups(args) -> None:
     from openrlhf_pgrpo.people.groups import group_users
 
-    return run_work(args, lambda: group_users(**arguments(args)))
+    print(*group_users(**arguments(args)), sep="\n")

@@ -71,7 +71,7 @@ def coefficients_after(
     Args:
         features (U, M, D), answers (U, M): as `pools` gives them.
         rng: asks in random order; None asks the pair with the most expected information next, as
-            `questions.next_questions` does, whose sums these are for many users at once.
+            `questions.next_question` does, whose sums these are for many users at once.
 
     Raises:
         ValueError: as `posteriors`.

@@ -73,7 +73,7 @@ def fit(X, annotations: Annotations, factors: int, l2: float = 3.0) -> Factoriza
             only.
         NotCarried: a ValueError for more base rewards than the data carry. Those that the penalty shrinks to zero do
             not count.
-        RuntimeError: no convergence.
+        ArithmeticError: no convergence.
     """
     check_overlap(X, annotations)
     problem = Problem.of(X, annotations)

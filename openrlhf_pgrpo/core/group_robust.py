@@ -68,7 +68,7 @@ class GroupRobust:
         samples, means = segment_means(codes, batch.rewards, len(names))
         losses = self.signal(batch, means)
         rows = self.weights.rows(names)
-        latest = np.append(self.latest, np.full(len(self.weights) - len(self.latest), np.nan))
+        latest = self._padded_latest()
         latest[rows] = losses
         known = latest[np.isfinite(latest)]
         average = known.mean() if len(known) else 0.0
@@ -77,10 +77,16 @@ class GroupRobust:
         weights = self.weights.sample_weights(rows[codes])
         if tokens is not None:
             tokens = np.asarray(tokens, np.float64)
-            lengths = segment_means(codes, tokens, len(names))[1].clip(1)  # a group may have no token to train
-            weights = weights * (tokens.mean() / lengths)[codes]
+            # A group may have no token to train, or so few that one of them would count as a whole batch.
+            weights = weights / segment_means(codes, tokens, len(names))[1].clip(1)[codes]
+            if tokens.any():
+                weights = weights * (tokens.sum() / (tokens * weights).sum())
         self.applied = dict(zip(names, segment_owners(codes, weights, len(names))))
         return weights
+
+    def _padded_latest(self) -> np.ndarray:
+        """A copy of `latest` as long as the weights, which a batch that was refused may have made longer."""
+        return np.append(self.latest, np.full(len(self.weights) - len(self.latest), np.nan))
 
     def metrics(self, pref_groups: Sequence[str]) -> dict[str, dict[str, float]]:
         """For each of `pref_groups` of the last step: the weight of its samples, its alpha, and its loss minus the
@@ -96,16 +102,24 @@ class GroupRobust:
         return {
             "weights": self.weights.state_dict(),
             "signal": self.signal.state_dict(),
-            "latest": self.latest.copy(),
+            "latest": self._padded_latest(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replaces the content by `state`.
 
         Raises:
-            ValueError: this is no state of this class, or the state of another signal.
+            ValueError: this is no state of this class, the state of another signal, or made on other data. Nothing is
+                changed.
         """
         need_keys(self, state, {"weights", "signal", "latest"})
-        self.signal.load_state_dict(state["signal"])
+        names, _ = self.weights.check_state(state["weights"])
+        latest = np.array(state["latest"], np.float64)
+        if latest.shape != (len(names),):
+            raise ValueError(
+                f"{type(self).__name__} state needs the latest loss of each of {len(names)} preference groups, got "
+                f"shape {latest.shape}"
+            )
+        self.signal.load_state_dict(state["signal"])  # changes nothing if it raises, and nothing after it raises
         self.weights.load_state_dict(state["weights"])
-        self.latest = np.array(state["latest"], np.float64)
+        self.latest = latest

@@ -15,6 +15,7 @@ Axes: B samples, G preference groups, N_g samples of a preference group in the d
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,17 +85,43 @@ def fixed_weights(mu: str) -> dict[str, float]:
     """The weights of the option `mu` by name, rescaled to add up to exactly 1; {} for uniform and share."""
     if mu in ("uniform", "share"):
         return {}
-    try:
-        weights = json.loads(mu)
-        numbers = [value for value in weights.values() if type(value) in (int, float)]
-    except (ValueError, AttributeError, TypeError):
-        weights, numbers = {}, []
-    if not weights or len(numbers) < len(weights):
+    weights = read_json("mu", mu)
+    numbers = [value for value in weights.values() if is_number(value)] if isinstance(weights, dict) else []
+    if not numbers or len(numbers) < len(weights):
         raise ValueError(f"mu needs uniform, share or a JSON object of numbers, got {mu!r}")
     if not all(0 <= value <= 1 for value in numbers) or abs(sum(numbers) - 1) > 1e-6:
         raise ValueError(f"mu needs numbers from 0 to 1 that add up to 1, got {mu!r}")
     total = sum(numbers)
     return {name: value / total for name, value in weights.items()}
+
+
+def read_json(name: str, text: str) -> Any:
+    """What the option `name` says in JSON; None if it is not JSON.
+
+    Raises:
+        ValueError: an object has a key more than once, of which Python would silently take the last.
+    """
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        twice.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if twice:
+        raise ValueError(
+            f"{name} needs every preference group once, got {text!r}, with {listed(twice)} more than once"
+        )
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number: true and false, which Python counts as 1 and 0, are none."""
+    return type(value) in (int, float)
 
 
 def uniform(size: int) -> np.ndarray:
@@ -281,9 +308,13 @@ class GroupWeights(NamedColumns):
             ValueError: this is no state of this class, or it was made on other data: preference groups or their counts
                 differ. Nothing is changed.
         """
+        self._replace(*self.check_state(state))
+
+    def check_state(self, state: dict[str, Any]) -> tuple[Names, dict[str, np.ndarray]]:
+        """Raises what `load_state_dict` would and changes nothing. Returns the names (G,) and columns of `state`."""
         names, columns = self._read(state)
         self._check_data(names, columns["count"])
-        self._replace(names, columns)
+        return names, columns
 
     def _check_data(self, names: Names, count: np.ndarray) -> None:
         if self._complete and {*names} != {*self.names}:

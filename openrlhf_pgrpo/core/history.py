@@ -33,7 +33,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def varies(std: np.ndarray, mean: np.ndarray, eps: float) -> np.ndarray:
-    """Whether `std` can be divided by: it is above eps, and above the rounding error of a constant `mean`."""
+    """Whether `std` can be divided by: it is above eps, and above the rounding error of rewards as large as `mean`."""
     return std > eps + 1e-12 * np.abs(mean)
 
 
@@ -75,8 +75,8 @@ class RewardHistory(NamedColumns):
 
     Args:
         half_life: None keeps every reward for ever (the paper). A number h > 0 halves a reward's weight after h
-            further samples *of its own preference group*; `count` is then the sum of weights and levels off near
-            h / ln 2.
+            further samples *of its own preference group*; `count` is then the sum of weights. With b samples of the
+            group in each batch it levels off at b / (1 - 2^(-b/h)): near h / ln 2 for small b, near b for large b.
 
     Attributes, all (G,) float64, one row per name in `names`:
         seen: samples ever received, never forgotten.

@@ -93,7 +93,7 @@ class Problem(NamedTuple):
             first: (U, D) where Newton's method begins, for those users to whom it is better than coefficients of 0.
 
         Raises:
-            RuntimeError: no convergence.
+            ArithmeticError: no convergence.
         """
         factors = features.shape[1]
         row, column = np.triu_indices(factors)
@@ -126,7 +126,7 @@ class Problem(NamedTuple):
                 rest = self.of_users(moving)
                 coefficients[moving] = rest.best_coefficients(features, coefficients[moving], l2)
                 return coefficients
-        raise RuntimeError(f"coefficients need to converge in {MOST_STEPS} steps, got no end: raise l2, now {l2:g}")
+        raise ArithmeticError(f"coefficients need to converge in {MOST_STEPS} steps, got no end: raise l2, now {l2:g}")
 
 
 def minimum(problem: Problem, head: np.ndarray, coefficients: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def minimum(problem: Problem, head: np.ndarray, coefficients: np.ndarray, l2: fl
 
     Raises:
         ValueError: l2 is not a finite number above 0.
-        RuntimeError: no convergence.
+        ArithmeticError: no convergence.
     """
     check_l2(l2)
     head, coefficients = strongest(head, coefficients, len(head))
@@ -162,12 +162,14 @@ def descend(loss_and_slope: Callable[[np.ndarray], tuple[float, np.ndarray]], fi
     """The numbers that minimise a loss with this penalty, from the first ones, by L-BFGS-B.
 
     Raises:
-        RuntimeError: no convergence.
+        ArithmeticError: no convergence.
     """
     options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-11}
     found = minimize(loss_and_slope, first, jac=True, method="L-BFGS-B", options=options)
     if found.status == 1:
-        raise RuntimeError(f"the fit needs to converge in {ITERATIONS} iterations, got no end: raise l2, now {l2:g}")
+        raise ArithmeticError(
+            f"the fit needs to converge in {ITERATIONS} iterations, got no end: raise l2, now {l2:g}"
+        )
     return found.x
 
 

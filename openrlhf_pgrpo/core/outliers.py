@@ -7,8 +7,9 @@ thousands of 0.
 
     out of proportion:  |R - usual| > 1e5 max(|usual|, |mean|, std, 1),  or |R| > 1e30
 
-mean and std are those of the history. `usual` is its mean once it has 16 samples. Before, it is the reward of the
-batch that three quarters of the batch do not exceed in size, all of the same preference group.
+mean and std are those of the history. `usual` is its mean once it has seen 16 samples, or as many as the batch has:
+fewer do not outvote it. Before, it is the reward of the batch that three quarters of the batch do not exceed in size.
+All of this is of the same preference group. Samples that a half-life has made light were seen all the same.
 
 Axes: B samples, G segments (preference groups, or everybody).
 """
@@ -57,8 +58,9 @@ def in_proportion(
     rewards = batch.rewards
     if not (np.abs(rewards) > PROPORTION - 1).any():  # |R - c| > p max(|c|, 1) needs |R| > p - 1
         return batch
-    count, mean, std = known_moments(history, names)
-    usual = np.where(count >= ENOUGH, mean, typical(rewards, codes, len(names)))
+    seen, mean, std = known_moments(history, names)
+    decides = seen >= np.minimum(ENOUGH, np.bincount(codes, minlength=len(names)))  # the history, not the batch
+    usual = np.where(decides, mean, typical(rewards, codes, len(names)))
     scale = np.maximum.reduce([np.abs(usual), np.abs(mean), std, np.ones(len(names))])
     found = (np.abs(rewards - usual[codes]) > PROPORTION * scale[codes]) | (np.abs(rewards) > NEVER_ORDINARY)
     if not found.any():
@@ -67,9 +69,9 @@ def in_proportion(
     i = int(np.argmax(hopeless if hopeless.any() else found))
     g = codes[i]
     against = (
-        f"whose history has mean {mean[g]:.4g} and standard deviation {std[g]:.4g} ({count[g]:.0f} samples)"
-        if count[g] >= ENOUGH
-        else f"which has {count[g]:.0f} samples so far; a usual one of this batch is {usual[g]:.4g}"
+        f"whose history has mean {mean[g]:.4g} and standard deviation {std[g]:.4g} ({seen[g]:.0f} samples seen)"
+        if decides[g]
+        else f"which has {seen[g]:.0f} samples so far; a usual one of this batch is {usual[g]:.4g}"
     )
     what = (
         f"every reward needs to be in proportion to the others of its preference group, got {rewards[i]:.4g} for "
@@ -81,16 +83,17 @@ def in_proportion(
             f"{what}: correct the reward function, give rewards in a smaller unit, or set the option outliers to clip",
         )
     warnings.warn(f"{what}: clipped, because the option outliers is clip", RuntimeWarning, stacklevel=2)
-    reach = CLIPPED_TO * np.where(count >= ENOUGH, std, 0.0)
+    reach = CLIPPED_TO * np.where(decides, std, 0.0)
     clipped = np.clip(rewards, (usual - reach)[codes], (usual + reach)[codes])
     return replace(batch, rewards=np.where(found, clipped, rewards))
 
 
 def known_moments(history: RewardHistory, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weight, mean and standard deviation (G,) of the rewards that a history has of `names`; 0 of a new name."""
-    rows = history.names.find(names)
-    count, mean, std = (np.append(column, 0.0)[rows] for column in history.spread())  # row -1 is the appended one
-    return count, mean, std
+    """Samples seen, and mean and standard deviation (G,) of the rewards that a history has of `names`; 0 of a new
+    name."""
+    rows, (_, *spread) = history.names.find(names), history.spread()
+    seen, mean, std = (np.append(column, 0.0)[rows] for column in (history.seen, *spread))  # row -1 is appended
+    return seen, mean, std
 
 
 def typical(rewards: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:

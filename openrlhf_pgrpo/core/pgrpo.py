@@ -68,7 +68,9 @@ class PGRPOOptions:
     outliers: str = outliers_option()
 
     def __post_init__(self):
-        level = np.inf if self.half_life is None else self.half_life / np.log(2)  # of the count
+        # Of the count, in small batches. Larger ones raise it, see `RewardHistory`, but then hardly anything lasts
+        # from one batch to the next, and preference groups that are rare in batches would never have a history.
+        level = np.inf if self.half_life is None else self.half_life / np.log(2)
         check_options(
             self,
             {
@@ -82,8 +84,9 @@ class PGRPOOptions:
         )
         if level < self.min_count:
             raise ValueError(
-                f"half_life {self.half_life} levels the history off at {level:.1f} samples, but min_count needs "
-                f"{self.min_count}: raise the one or lower the other"
+                f"half_life {self.half_life} levels the history off at {level:.1f} samples (or little more) where "
+                f"batches have few of a preference group, but min_count needs {self.min_count}: raise the one or "
+                "lower the other"
             )
 
 

@@ -65,7 +65,8 @@ class PGRPOEmpiricalBayes(PGRPO):
         mean, sig2, tau2, others = history.mean[p], history.sig2()[p], history.tau2()[p], prompts.count - 1
         lam = ratio(others * tau2, others * tau2 + sig2) if o.center == "history" else np.ones_like(mean)
         std = np.sqrt(sig2 + ratio(lam**2 * sig2, others) + (1 - lam) ** 2 * tau2)
-        usable = (history.samples[p] >= o.min_count) & varies(std, mean, o.eps)
+        size = np.sqrt(np.square(mean) + tau2)  # of the means of prompts, whose rounding sig2 may be alone
+        usable = (history.samples[p] >= o.min_count) & varies(std, size, o.eps)
         scale = divisor(std, usable, o.eps)
         within, between = (1 + ratio(lam, others)) / scale, (1 - lam) * (prompts.mean - mean) / scale
         advantages = within[q] * (batch.rewards - prompts.mean[q]) + between[q]

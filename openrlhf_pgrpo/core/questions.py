@@ -6,12 +6,12 @@ whose answer is expected to tell most about them.
 Axes: P pairs, D base rewards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root, slope
+from openrlhf_pgrpo.core.posterior import Posterior, Prior, mean_and_root
 
 # Nodes and weights for expectations under N(0, 1). On sigmoids the trapezoidal rule is far better than Gauss-Hermite.
 NODES = np.linspace(-4.5, 4.5, 32)
@@ -49,61 +49,18 @@ def enough(answers: int, entropy: float, questions: int | None = None, level: fl
     return (questions is not None and answers >= questions) or (level is not None and entropy < level)
 
 
-def next_questions(
-    pool: np.ndarray,
-    belief: Prior | Posterior,
-    asked: Sequence[int] = (),
-    rule: str | Callable[[np.ndarray, np.ndarray], np.ndarray] = "information",
-    count: int = 1,
-    rng: np.random.Generator | None = None,
-) -> np.ndarray:
-    """The rows (count,) of the pool to ask about next, best first.
-
-    Several are chosen one after the other, each as if those before it had been answered as expected: the mean stays,
-    and the covariance shrinks by the rank-one update of Laplace's approximation. So near-duplicate questions are not
-    both chosen.
+def next_question(pool: np.ndarray, belief: Prior | Posterior, asked: Sequence[int] = ()) -> tuple[int | None, float]:
+    """The row of the pool to ask about next, None if all were asked; and `predictive_entropy`, at the cost of one.
 
     Args:
         pool: (P, D), v of each pair. asked: rows not to ask again.
-        rule: "information"; "random"; or a function that scores pairs by mean and variance (P,) of their logits, and
-            the pair with the highest score is next.
-        rng: the generator for the rule random, which alone needs it.
 
     Raises:
-        ValueError: an unknown rule, random without `rng`, fewer than `count` rows left, or features that do not fit
-            the belief or are not finite.
+        ValueError: features that do not fit the belief or are not finite.
     """
     pool, mean, variance = _pool(pool, belief)
-    free = _free(len(pool), asked)
-    if not 1 <= count <= free.sum():
-        raise ValueError(f"the pool of {len(pool)} pairs needs {count} that were not asked yet, got {free.sum()}")
-    if rule == "random":
-        if rng is None:
-            raise ValueError("the rule random needs rng, a numpy.random.Generator, got None")
-        return rng.choice(np.flatnonzero(free), count, replace=False)
-    if rule != "information" and not callable(rule):
-        raise ValueError(f"the next question needs the rule information, random or a function, got {rule!r}")
-    chosen: list[int] = []
-    covariance = np.asarray(belief.covariance, np.float64)
-    while True:
-        if callable(rule):
-            chosen.append(int(np.where(free, rule(mean, variance), -np.inf).argmax()))
-        else:
-            chosen.append(_most_informative(mean, variance, free, _answers(mean, variance)))
-        if len(chosen) == count:
-            return np.array(chosen)
-        best = chosen[-1]
-        free[best] = False
-        along = covariance @ pool[best]
-        shrink = slope(mean[best]) / (1 + slope(mean[best]) * variance[best])
-        covariance = covariance - shrink * np.outer(along, along)
-        variance = variance - shrink * np.square(pool @ along)
-
-
-def next_question(pool: np.ndarray, belief: Prior | Posterior, asked: Sequence[int] = ()) -> tuple[int | None, float]:
-    """The row that `next_questions` gives, None if all were asked, and `predictive_entropy`, at the cost of one."""
-    pool, mean, variance = _pool(pool, belief)
-    free = _free(len(pool), asked)
+    free = np.ones(len(pool), bool)
+    free[list(asked)] = False
     answers = _answers(mean, variance)
     return _most_informative(mean, variance, free, answers) if free.any() else None, _bits(answers)
 
@@ -172,13 +129,6 @@ def _scaled(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndar
     deviation = np.sqrt(variance)
     wider = np.maximum(deviation / WIDEST, 1)
     return mean / wider, deviation / wider
-
-
-def _free(pairs: int, asked: Sequence[int]) -> np.ndarray:
-    """Which rows of the pool were not asked yet, (P,)."""
-    free = np.ones(pairs, bool)
-    free[list(asked)] = False
-    return free
 
 
 def _bits(answers: Answers) -> float:

@@ -20,7 +20,6 @@ says otherwise, that does not change when all rewards of the group are shifted o
 Axes: B samples, G preference groups.
 """
 
-import json
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_pgrpo.core.estimator import RewardBatch
+from openrlhf_pgrpo.core.estimator import LARGEST, RewardBatch
+from openrlhf_pgrpo.core.group_weights import is_number, read_json
 from openrlhf_pgrpo.core.history import RewardHistory, varies
 from openrlhf_pgrpo.core.names import need_keys
 from openrlhf_pgrpo.core.options import check_options, option
@@ -94,16 +94,19 @@ def read_bounds(text: str) -> dict[str, list[float]] | list[float]:
     """The option `bounds` as numbers: [low, high] for all preference groups, or one pair per group.
 
     Raises:
-        ValueError: it is neither, or low is not below high.
+        ValueError: it is neither, names a preference group twice, low is not below high, or one of them is larger than
+            a reward can be.
     """
-    try:
-        found = json.loads(text)
-        pairs = found if isinstance(found, dict) else {"all": found}
-        wrong = {name: [low, high] for name, (low, high) in pairs.items() if not -np.inf < low < high < np.inf}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'bounds needs JSON, [low, high] or {{"group": [low, high]}}, got {text!r}') from error
+    found = read_json("bounds", text)
+    pairs = found if isinstance(found, dict) else {"all": found}
+    if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in pairs.values()):
+        raise ValueError(f'bounds needs JSON, [low, high] or {{"group": [low, high]}}, got {text!r}')
+    wrong = {name: [low, high] for name, (low, high) in pairs.items() if not -np.inf < low < high < np.inf}
     if wrong:
         raise ValueError(f"bounds needs finite low < high, got {wrong}")
+    large = {name: [low, high] for name, (low, high) in pairs.items() if max(-low, high) > LARGEST}
+    if large:
+        raise ValueError(f"bounds needs numbers of at most {LARGEST:g} in size, as rewards are, got {large}")
     return found
 
 

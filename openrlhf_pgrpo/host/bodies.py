@@ -81,7 +81,6 @@ BODIES: dict[str, Hashes] = {
             "SamplesGenerator._dispatch_prompts_to_vllm": "a5b0d5d17e1a",
             "SamplesGenerator._generate_vllm": "a83606979701",
             "SamplesGenerator._process_response_into_experience": "aa6f20ae54e9",
-            "SamplesGenerator.generate_eval_samples": "7d80e977e556",
             "SamplesGenerator.generate_samples": "6d3b87ed46f6",
             "_collect_prompt_batch": "df02f677c380",
         },

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Callable
 from pathlib import Path
 
-FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # files that the host reads as rows
+from openrlhf_pgrpo.models.tables import FORMATS, ON_THE_HUB
 
 
 def model(flag: str, name: str | None, remote: bool) -> list[str]:
@@ -28,7 +28,7 @@ def model(flag: str, name: str | None, remote: bool) -> list[str]:
         return []
     if folder.exists():
         raise ValueError(f"--{flag} needs a folder, got the file {name!r}: name the folder of the model")
-    if not is_path(name):
+    if ON_THE_HUB.fullmatch(name):
         return []
     if remote:
         return [only_there(flag, name)]
@@ -70,7 +70,7 @@ def file(flag: str, name: str, remote: bool) -> str | None:
         if not path.stat().st_size:
             raise ValueError(f"--{flag} needs rows, got the empty file {name!r}: correct it")
         return None
-    if path.suffix not in FORMATS and not is_path(str(path)):
+    if path.suffix not in FORMATS and ON_THE_HUB.fullmatch(str(path)):
         return f"--{flag} {name} is not on this machine: if it is on the hub, its rows are checked when it is loaded"
     if remote:
         return only_there(flag, name)
@@ -79,8 +79,3 @@ def file(flag: str, name: str, remote: bool) -> str | None:
 
 def only_there(flag: str, name: str) -> str:
     return f"--{flag} {name} is not on this machine, so only the cluster can tell whether it is right"
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can only be that of a file or folder: on the hub, names are `NAME` or `OWNER/NAME`."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith("/") or "\\" in name

@@ -45,11 +45,12 @@ def ppo(args, tokens: bool = False) -> list[str]:
     if args.critic.model_name_or_path:
         said += here.model("critic.model_name_or_path", args.critic.model_name_or_path, remote)
     said += positions.check(args, "actor", "critic", "reward")
+    rewards = reward_model.folder_here(args)
 
     def check(dataset, args, source: str, training: bool = True) -> list[str]:
         of_histories = _histories(dataset, args, source) if training else []
-        if training:
-            reward_model.check_users(dataset, args, source)
+        if training and rewards is not None:
+            reward_model.check_users(rewards, dataset, args, source)
         return [*prompts.check(dataset, args, source, training), *of_histories]
 
     looked = check
@@ -60,7 +61,7 @@ def ppo(args, tokens: bool = False) -> list[str]:
     )
     evaluated = _evaluation(args, looked, remote)
     read = (args.actor, args.critic, args.reward)
-    said += _unused_users(args) + _output(args, *read, part="_actor")
+    said += _unused_users(args, rewards is not None) + _output(args, *read, part="_actor")
     if args.algo.advantage.estimator == "gae" and args.critic.save_value_network:
         said += _output(args, *read, part="_critic", beside="_critic")
     return [*said, *of_rows, *evaluated, *plan.ppo(args, rows).sentences]
@@ -194,16 +195,11 @@ def _earlier_settings(args) -> dict | None:
             return None
 
 
-def _unused_users(args) -> list[str]:
+def _unused_users(args, factorized: bool) -> list[str]:
     """A warning if users are named and nobody reads them: no factorized reward model, no estimator of the user's."""
-    if args.data.user_key is None or args.pgrpo.plugin is not None:
+    elsewhere = plan.rewards_are_local(args) and not Path(args.reward.model_name_or_path).is_dir()
+    if args.data.user_key is None or args.pgrpo.plugin is not None or factorized or elsewhere:
         return []
-    if args.reward.model_name_or_path and plan.rewards_are_local(args):
-        from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, which takes ten seconds
-
-        name = args.reward.model_name_or_path
-        if not Path(name).is_dir() or factorized_folder(name) is not None:
-            return []
     return [
         f"warning: --data.user_key {args.data.user_key} does nothing here: users are for a factorized reward model in "
         "--reward.model_name_or_path, or for an estimator of your own"

@@ -242,7 +242,7 @@ def _check_colocated(args, roles: list[str]) -> None:
     if train.colocate_critic_reward:
         _check_equal("--train.colocate_critic_reward", of, "reward", "critic")
     if train.colocate_all and not train.async_enable:
-        engines = (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
+        engines = args.vllm.num_engines * args.vllm.tensor_parallel_size
         _check_equal("--train.colocate_all", {**of, "vllm engines": engines}, "vllm engines")
 
 

@@ -49,6 +49,14 @@ def check_settings(saved: dict, current: dict, otherwise: str, *others: str) -> 
         )
 
 
+def refuse_unused(state: dict | None, content: str, flag: str) -> None:
+    """Raises ValueError for a checkpoint of a run with `flag`, whose state a run without it would drop; `state` and
+    `content` as `check_schema`, but None is no such run."""
+    if state is not None:
+        check_schema(state, content, ANEW)
+        check_settings(state["settings"], {**state["settings"], flag: None}, ANEW)
+
+
 def latest(folder: Path) -> str | None:
     """The name of the checkpoint in `folder` that a resume loads; None if there is no whole one.
 

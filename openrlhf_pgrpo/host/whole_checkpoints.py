@@ -21,7 +21,7 @@ from pathlib import Path
 
 import wrapt
 
-from openrlhf_pgrpo.files import write_whole
+from openrlhf_pgrpo.files import to_disk, write_whole
 from openrlhf_pgrpo.host import device, flags, learning_rates, resume, saved_models
 
 UNFINISHED = ".openrlhf_pgrpo-unfinished"
@@ -88,6 +88,9 @@ def _check(args, folder: Path) -> None:
 def load_whole(load, strategy, args, kwargs) -> tuple:
     """The host's `load_ckpt`, on every rank, with the same arguments. Returns (None, {}) if there is nothing whole.
 
+    What a checkpoint holds besides the model is kept as `strategy.client_states`: when the trainers on pairs load,
+    there is no trainer yet, and their script keeps one number alone.
+
     Raises:
         ValueError: as `resume.latest` and `_check`.
     """
@@ -102,16 +105,6 @@ def load_whole(load, strategy, args, kwargs) -> tuple:
     path, states = load(*args, **kwargs)
     if path is not None:
         learning_rates.keep(strategy, call["model"], rates)
-    return path, states
-
-
-def keep_states(load, strategy, args, kwargs) -> tuple:
-    """The host's `load_ckpt`, which also keeps what a checkpoint holds besides the model, as `strategy.client_states`.
-
-    For trainers on pairs: when they load there is no trainer yet, and their script keeps one number alone.
-    """
-    path, states = load(*args, **kwargs)
-    if path is not None:
         strategy.client_states = states
     return path, states
 
@@ -154,9 +147,7 @@ def save_whole(save, strategy, args, kwargs) -> None:
 def _put_in_place(new: Path, place: Path) -> None:
     for path in new.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            to_disk(path)
     if place.exists():  # from an earlier run into this folder, or from one that ended before it wrote `latest`
         os.rename(place, new.with_name("replaced"))
     os.rename(new, place)

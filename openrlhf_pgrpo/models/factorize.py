@@ -25,7 +25,7 @@ from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.form import read as read_form
 from openrlhf_pgrpo.models.network import check_pooling, hidden_size, skeleton
 from openrlhf_pgrpo.models.output_folder import check_new
-from openrlhf_pgrpo.models.scoring import AT_ONCE, embed
+from openrlhf_pgrpo.models.scoring import AT_ONCE, embed, texts_of
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
 from openrlhf_pgrpo.models.texts import Texts
 from openrlhf_pgrpo.progress import along, progress
@@ -103,18 +103,9 @@ def in_order(pairs: Sequence[Pair], annotations: Annotations) -> tuple[list[Pair
 
 def differences(backbone: str | Path, pairs: Sequence[Pair], pooling: str) -> Differences:
     """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
-    texts = _texts(pairs)
-    rows = {text: row for row, text in enumerate(texts)}
+    texts, numbers = texts_of(pairs)
     prompts, answers = zip(*texts)
-    embeddings = embed(backbone, prompts, answers, pooling)
-    first = [rows[prompt, answer] for prompt, answer, _ in pairs]
-    second = [rows[prompt, answer] for prompt, _, answer in pairs]
-    return Differences.between(embeddings, first, second)
-
-
-def _texts(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    """The distinct texts (prompt, answer) of pairs."""
-    return list(dict.fromkeys((prompt, answer) for prompt, *answers in pairs for answer in answers))
+    return Differences.between(embed(backbone, prompts, answers, pooling), *numbers.T)
 
 
 def check_texts(
@@ -130,7 +121,7 @@ def check_texts(
         ValueError: an answer that does not fit even without its prompt, one that is nothing but its end, or a pair
             whose texts become the same tokens; with lines.
     """
-    texts, made, cut = _texts(pairs), Texts(tokenizer, max_length), 0
+    texts, made, cut = texts_of(pairs)[0], Texts(tokenizer, max_length), 0
     long: set[tuple[str, str]] = set()
     empty: set[tuple[str, str]] = set()
     seen: dict[tuple[str, str], int] = {}
@@ -204,7 +195,7 @@ def factorize(
     Raises:
         ValueError: as `read`, `check_texts`, `backbone.load`, `output_folder.check_new` and
             `core.factorization.fit`; or answers that no base reward explains, with the curve.
-        RuntimeError: the fit does not converge.
+        ArithmeticError: the fit does not converge.
     """
     check_new(folder, "--output", [backbone], refit=True)
     check_pooling(pooling)
@@ -258,7 +249,7 @@ def held_out_together(pairs: Sequence[Pair], annotations: Annotations, say: Say)
     by_prompt = distinct.rows(prompts)
     if len(distinct) >= FEWEST_PROMPTS:
         return by_prompt
-    if len(_texts(pairs)) == 2 * len(pairs):
+    if len(texts_of(pairs)[0]) == 2 * len(pairs):
         return None
     by_answer = np.stack([texts.rows(column) for column in answers], 1)
     together = max(by_prompt, by_answer, key=partial(least_held_out, annotations))

@@ -12,7 +12,6 @@ Axes: U users, D base rewards, H embedding dimensions.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from openrlhf_pgrpo.files import reading
+from openrlhf_pgrpo.files import reading, to_disk
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.backbone import is_unused
 from openrlhf_pgrpo.models.form import KEY as FORM
@@ -392,8 +391,7 @@ def write_files(
         files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
         for file in files:  # before the first is replaced, because it may take long and be interrupted
             (new / file).chmod(mode)
-            with open(new / file, "rb") as content:
-                os.fsync(content.fileno())
+            to_disk(new / file)
         put_in_place(new, folder, files)
 
 

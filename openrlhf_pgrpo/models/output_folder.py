@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openrlhf_pgrpo.core.names import listed
-from openrlhf_pgrpo.files import locked
+from openrlhf_pgrpo.files import locked, to_disk
 
 WEIGHTS, USERS, CONFIG = "model.safetensors", "users.json", "config.json"
 FITTED = "base_reward_fitted"  # in the config of a model that `openrlhf-pgrpo factorize` made
@@ -105,25 +105,16 @@ def put_in_place(new: Path, folder: Path, files: Iterable[Path]) -> None:
         if ours := not old or is_fitted(folder) or is_unfinished(folder):
             (folder / UNFINISHED).touch()
         (folder / CONFIG).unlink(missing_ok=True)
-        _to_disk(folder)
+        to_disk(folder)
         for file in sorted(set(files) - {Path(CONFIG)}):
             (folder / file).parent.mkdir(exist_ok=True)
             os.replace(new / file, folder / file)
         for file in old.difference(files) if ours else ():
             (folder / file).unlink()
-        _to_disk(folder)
+        to_disk(folder)
         os.replace(new / CONFIG, folder / CONFIG)
-        _to_disk(folder)
+        to_disk(folder)
         (folder / UNFINISHED).unlink(missing_ok=True)
-
-
-def _to_disk(folder: Path) -> None:
-    """The names in a folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

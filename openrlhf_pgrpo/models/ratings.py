@@ -44,14 +44,8 @@ class Ratings(NamedTuple):
 
     def select(self, mask: np.ndarray) -> "Ratings":
         """Some of the ratings."""
-        return self._replace(
-            user=self.user[mask],
-            prompt=self.prompt[mask],
-            response=self.response[mask],
-            rating=self.rating[mask],
-            row=self.row[mask],
-            times=self.times[mask],
-        )
+        columns = ("user", "prompt", "response", "rating", "row", "times")
+        return self._replace(**{name: getattr(self, name)[mask] for name in columns})
 
     def draw(self, pairs_per_user: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """First and second rating (N,) of pairs, as rows of the R: the higher rating comes first.

@@ -75,6 +75,14 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, chat_template: 
     return RewardModel(folder, dtype, chat_template)
 
 
+def texts_of(pairs: Sequence[tuple[str, str, str]]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """The distinct texts of pairs (P,) of answers to a prompt, and the numbers (P, 2) of each pair's two; a text is a
+    prompt with an answer, as the model reads it."""
+    rows: dict[tuple[str, str], int] = {}
+    numbers = [rows.setdefault((prompt, answer), len(rows)) for prompt, *answers in pairs for answer in answers]
+    return [*rows], np.array(numbers).reshape(-1, 2)
+
+
 def embed(
     backbone: str | Path,
     prompts: Sequence[str],

@@ -18,7 +18,7 @@ from openrlhf_pgrpo.files import check_row, read_rows, reading
 from openrlhf_pgrpo.progress import progress
 
 OF_ARROW = {".parquet": "parquet", ".arrow": "arrow"}
-FORMATS = (".jsonl", ".json", ".csv", *OF_ARROW)
+FORMATS = (".json", ".jsonl", ".csv", *OF_ARROW)
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # what `huggingface_hub` takes for a name
 
 

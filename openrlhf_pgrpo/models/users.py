@@ -4,7 +4,6 @@ Axes: U users, D base rewards, B names that are looked up.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,8 @@ class Users:
         self.names = Names(model.users)
         faults, silent = [], []
         files = [(path, Path(given).is_dir()) for given in profiles for path in profile_files(given)]
-        loaded = Profile.load_all([path for path, _ in files], model.fingerprint, self._prior) if files else []
+        paths = [path for path, _ in files]
+        loaded = Profile.load_all(paths, model.fingerprint, Prior.of(model.coefficients)) if files else []
         for (path, in_folder), profile in zip(files, loaded):
             try:
                 if isinstance(profile, ValueError):
@@ -59,9 +59,8 @@ class Users:
                     raise ValueError(_no_answer(path, profile))
             except ValueError as error:
                 faults.append(str(error))
-        if faults:  # all at once, so that a folder is mended in one go
-            more = f"\nand {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-            raise ValueError("\n".join(faults[:MOST_FAULTS]) + more)
+        if faults:
+            raise all_faults(faults)
         if silent:
             who = "users count as unknown, because their profiles have no answer yet"
             print(f"{who}: {len(silent)} ({listed(silent)})", flush=True)
@@ -73,10 +72,6 @@ class Users:
             raise ValueError(f"{path} needs to be of a new user, got {profile.user!r}, who is known: leave it out")
         self.names.rows([profile.user])
         self.profiles.append(profile)
-
-    @cached_property
-    def _prior(self) -> Prior:
-        return Prior.of(self.model.coefficients)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,6 +127,13 @@ def _no_answer(path: Path, profile: Profile) -> str:
         f"{path} needs an answer of {profile.user!r}, got none, so the coefficients are the average user's: ask them "
         "with openrlhf-pgrpo elicit"
     )
+
+
+def all_faults(faults: Iterable[str]) -> ValueError:
+    """One error for all, so that a folder is mended in one go."""
+    faults = list(faults)
+    more = f"\nand {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
+    return ValueError("\n".join(faults[:MOST_FAULTS]) + more)
 
 
 def profile_files(path: Path) -> list[Path]:

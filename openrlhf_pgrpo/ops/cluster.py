@@ -18,7 +18,8 @@ from typing import NamedTuple
 from openrlhf_pgrpo.host import device, hooks, versions
 from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.ops import cluster_checks, node_checks
-from openrlhf_pgrpo.ops.doctor import ANSWER, FAULT, OK, Finding, stop
+from openrlhf_pgrpo.ops.doctor import FAULT, OK, Finding, stop
+from openrlhf_pgrpo.ops.like import ANSWER
 from openrlhf_pgrpo.ops.ray_nodes import ClusterError, alive_nodes, ask_nodes, connect, free_gpus
 
 PATIENCE = 120  # seconds a node has for each answer; importing torch from a network disk takes the longest

@@ -23,6 +23,7 @@ from openrlhf_pgrpo.host import device, hooks, versions
 from openrlhf_pgrpo.host.ppo import ray_start
 from openrlhf_pgrpo.host.ppo.seams import SEAMS
 from openrlhf_pgrpo.ops import like, patching
+from openrlhf_pgrpo.ops.like import ANSWER
 
 PATIENCE = 180  # seconds for each of the trials; the slowest takes about 30 on two busy cores
 
@@ -266,7 +267,6 @@ def try_ray() -> str:
 
 
 TRIALS = {"host": try_host, "vllm": try_vllm, "ray": try_ray}
-ANSWER = "ANSWER "
 
 
 def start_trial(trial: str, environment: dict[str, str]) -> subprocess.Popen:

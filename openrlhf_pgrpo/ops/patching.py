@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from unidiff import PatchSet
 
+from openrlhf_pgrpo.files import to_disk
 from openrlhf_pgrpo.host.versions import check_version, installed
 
 RELEASED, PATCHED, HALF_PATCHED, EDITED, MISSING = "as released", "patched", "half patched", "edited", "missing"
@@ -104,10 +105,8 @@ def set_state(state: str) -> list[Target]:
     temporary = {target.path: target.path.with_name(target.path.name + ".openrlhf_pgrpo") for target in changing}
     try:
         for target in changing:
-            with open(temporary[target.path], "wb") as file:
-                file.write(target.contents[state])
-                file.flush()
-                os.fsync(file.fileno())
+            temporary[target.path].write_bytes(target.contents[state])
+            to_disk(temporary[target.path])
             shutil.copymode(target.path, temporary[target.path])
         for path, new in temporary.items():
             os.replace(new, path)

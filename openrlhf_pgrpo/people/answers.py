@@ -13,9 +13,9 @@ from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.output_folder import CONFIG, WEIGHT_FILES
 from openrlhf_pgrpo.models.profiles import Answer, Profile, check_user
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
-from openrlhf_pgrpo.people.elicit import base_rewards
-from openrlhf_pgrpo.people.pool import Pair, readable, tell_apart
+from openrlhf_pgrpo.people.pool import Pair, base_rewards, readable, tell_apart
 from openrlhf_pgrpo.people.session import profile_name
 from openrlhf_pgrpo.progress import along
 
@@ -27,7 +27,7 @@ def learn(
     answers: Path,
     profiles: Path,
     scores: Path | None = None,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
     chat_template: str | None = None,
     columns: Columns = COLUMNS,
     split: str | None = None,
@@ -61,8 +61,8 @@ def learn(
     if same := [names for names in alike([*folder.users, *said]) if not set(names) <= set(folder.users)]:
         print(f"warning: users count as people of their own whose names {alike_listed(same)}", flush=True)
     there = profiles_there(profiles, "--profiles", said, folder)
-    pairs, texts = readable(folder, placed, answers)
-    pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
+    pairs, written = readable(folder, placed, answers)
+    pairs, a, b = tell_apart(pairs, *base_rewards(folder, written, scores, batch_size, chat_template))
     found = Profile.many(answers_of(said, pairs, (a - b).tolist()), folder.fingerprint, Prior.of(folder.coefficients))
     write_profiles(profiles, "--profiles", found, there)
     lines = [f"{profiles}: {counted(found)}"]

@@ -1,21 +1,16 @@
-"""Learns a new user's coefficients from about ten questions: pool and model go in, the profile comes out.
-
-Axes: P pairs, D base rewards.
-"""
+"""Learns a new user's coefficients from about ten questions: pool and model go in, the profile comes out."""
 
 from contextlib import nullcontext
 from pathlib import Path
-
-import numpy as np
 
 from openrlhf_pgrpo.core.names import alike
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.files import check_distinct, check_folder
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
-from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
-from openrlhf_pgrpo.people.pool import Pair, read_pool, read_scores, readable, score_pool, tell_apart, write_scores
+from openrlhf_pgrpo.people.pool import base_rewards, read_pool, readable, tell_apart
 from openrlhf_pgrpo.people.session import Session, profile_name
 from openrlhf_pgrpo.people.terminal import ask, plain
 
@@ -31,7 +26,7 @@ def elicit(
     scores: Path | None = None,
     questions: int | None = None,
     entropy: float | None = None,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
     web: bool = False,
     host: str | None = None,
     port: int | None = None,
@@ -74,38 +69,14 @@ def elicit(
         placed, folder = read_pool(pool, columns, split, pairs_per_user, seed), Folder(model, chat_template)
         if user in folder.users:
             raise ValueError(f"--user needs a new name, got {user!r}, one of the model's users")
-        for written in alike([*folder.users, user]):
-            if user in written:
-                print(plain(f"--user {user!r} is a new user, though the model has {written[0]!r}"), flush=True)
-        pairs, texts = readable(folder, placed, pool)
-        pairs, a, b = tell_apart(pairs, *base_rewards(folder, chat_template, pairs, texts, scores, batch_size))
+        for names in alike([*folder.users, user]):
+            if user in names:
+                print(plain(f"--user {user!r} is a new user, though the model has {names[0]!r}"), flush=True)
+        pairs, written = readable(folder, placed, pool)
+        pairs, a, b = tell_apart(pairs, *base_rewards(folder, written, scores, batch_size, chat_template))
         prior = Prior.of(folder.coefficients)
         session = Session(pairs, a, b, prior, user, folder.fingerprint, path, questions, entropy)
         if listener:
             serve(session, listener)
         else:
             ask(session)
-
-
-def base_rewards(
-    folder: Folder,
-    chat_template: str | None,
-    pairs: list[Pair],
-    written: list[Pair],
-    scores: Path | None,
-    batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Base rewards (P, D) of the answers a and b, from the file `scores` if it exists, else from the model.
-
-    The file belongs to the pairs as they are written, because a model from before forms were recorded may be told
-    another form.
-    """
-    if scores and scores.exists():
-        return read_scores(scores, written, folder.fingerprint)
-    if scores:
-        check_folder(scores, "--scores")
-    print(f"scoring the answers of {len(pairs)} pairs ...", flush=True)
-    a, b = score_pool(load(folder.name, chat_template=chat_template), pairs, batch_size)
-    if scores:
-        write_scores(scores, a, b, written, folder.fingerprint)
-    return a, b

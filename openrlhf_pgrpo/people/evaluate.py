@@ -32,12 +32,13 @@ from openrlhf_pgrpo.core.evaluation import (
 )
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed, listed
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_whole
+from openrlhf_pgrpo.files import write_whole
 from openrlhf_pgrpo.models.comparisons import read
-from openrlhf_pgrpo.models.factorize import SAY, Say, annotate, check_texts, write_texts
-from openrlhf_pgrpo.models.scoring import RewardModel, load
+from openrlhf_pgrpo.models.factorize import annotate, check_texts, write_texts
+from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS, texts_of
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns
-from openrlhf_pgrpo.people.pool import Pair, read_scores, write_scores
+from openrlhf_pgrpo.people.pool import base_rewards
 from openrlhf_pgrpo.progress import progress
 
 ASKED = (0, 1, 3, 5, 10, 20)  # answers of a new user
@@ -71,10 +72,9 @@ def evaluate(
     pref_group_key: str | None = None,
     chat_template: str | None = None,
     split: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
     pairs_per_user: int | None = None,
     seed: int = 0,
-    say: Say = SAY,
 ) -> dict:
     """Everything that was measured, as JSON can hold it: None is a number that does not exist.
 
@@ -86,31 +86,26 @@ def evaluate(
     Raises:
         ValueError: arguments or files that do not fit. OSError: a file cannot be read or written.
     """
-    check_distinct({"--data": data, "--output": output, "--scores": scores})
-    for flag, file in (("--output", output), ("--scores", scores)):
-        if file is not None:
-            check_folder(file, flag, held_in(model, "--model"))
     comparisons = read(data, columns, split, pairs_per_user, seed)
     groups = None if pref_group_key is None else comparisons.names(pref_group_key, "preference group")
     for sentence in comparisons.said:
-        say(sentence)
-    reward_model = load(model, chat_template=chat_template)
-    written = write_texts(comparisons, reward_model.writer)
+        print(sentence, flush=True)
+    folder = Folder(model, chat_template)
+    written = write_texts(comparisons, folder.writer)
     # By preference group first: whoever gave one answer twice, for two groups, counts in any order of rows alike.
     by_group = range(len(written)) if groups is None else sorted(range(len(written)), key=groups.__getitem__)
-    texts, annotations, order = annotate([written[row] for row in by_group])
-    pairs = [Pair(*pair) for pair in texts]
+    pairs, annotations, order = annotate([written[row] for row in by_group])
     of_rows = None if groups is None else np.array([groups[by_group[row]] for row in order], object)
     said = Said(annotations.user, annotations.pair, annotations.preference, of_rows)
-    for sentence in check_texts(comparisons, written, pairs, reward_model.texts.tokenizer, reward_model.max_length):
-        say(sentence)
-    v = differences(reward_model, pairs, scores, batch_size, say)
-    known = Names(reward_model.users)
+    for sentence in check_texts(comparisons, written, pairs, folder.texts.tokenizer, folder.max_length):
+        print(sentence, flush=True)
+    v = np.subtract(*base_rewards(folder, pairs, scores, batch_size, chat_template))
+    known = Names(folder.users)
     new = [user for user in annotations.users if user not in known]
     if same := [names for names in alike([*known, *new]) if (known.find(names) < 0).any()]:
-        say(f"warning: users count as people of their own whose names {alike_listed(same)}")
+        print(f"warning: users count as people of their own whose names {alike_listed(same)}", flush=True)
     result: dict = {
-        "model": {"name": model, "fingerprint": reward_model.fingerprint},
+        "model": {"name": model, "fingerprint": folder.fingerprint},
         "data": str(data),
         "version": __version__,
         "settings": {
@@ -132,7 +127,7 @@ def evaluate(
         },
         "finished": False,
     }
-    parts = Predictions(v, said, annotations.users, reward_model.coefficients, known, texts_of(pairs))
+    parts = Predictions(v, said, annotations.users, folder.coefficients, known, texts_of(pairs)[1])
     result["known"] = parts.known_people()
     if output is not None:
         write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -144,35 +139,12 @@ def evaluate(
     return result
 
 
-def differences(model: RewardModel, pairs: list[Pair], scores: Path | None, batch_size: int, say: Say) -> np.ndarray:
-    """Base rewards (P, D) of the first answer minus those of the second; the texts are written already."""
-    if scores is not None and scores.exists():
-        first, second = read_scores(scores, pairs, model.fingerprint)
-        return first - second
-    texts = list(dict.fromkeys((pair.prompt, answer) for pair in pairs for answer in (pair.a, pair.b)))
-    say(f"scoring {len(texts)} texts ...")
-    rewards = model.of_written(*zip(*texts), batch_size)
-    rows = dict(zip(texts, rewards))
-    first, second = (np.array([rows[pair.prompt, getattr(pair, side)] for pair in pairs]) for side in "ab")
-    if scores is not None:
-        write_scores(scores, first, second, pairs, model.fingerprint)
-    return first - second
-
-
-def texts_of(pairs: Sequence[Pair]) -> np.ndarray:
-    """The numbers (P, 2) of the texts of pairs; a text is a prompt with an answer, as the model reads it."""
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array(
-        [[numbers.setdefault((pair.prompt, answer), len(numbers)) for answer in (pair.a, pair.b)] for pair in pairs]
-    )
-
-
 class Predictions:
     """What a model says about annotations.
 
     Args:
         v: (P, D) differences of base rewards. said: of `users`, in the order of users and pairs. coefficients, known:
-            of the trained users. texts: (P, 2) as `texts_of`.
+            of the trained users. texts: (P, 2) numbers as of `texts_of`.
     """
 
     def __init__(

@@ -5,7 +5,10 @@ they want, and people within each of them vary alike. The number of groups is th
 information criterion (BIC). Unlike a silhouette, BIC can also choose a single group. For a new user, the chance of
 each preference group follows from the answers, with the group's distribution as prior.
 
-Axes: U users, D base rewards, G preference groups.
+Such a mixture does not depend on the units of the base rewards, but the search for it does: k-means, from which it
+starts, sees the directions in which users vary most. So it starts from several views of the users, see `views`.
+
+Axes: U users, D base rewards, K of D directions in which users vary, G preference groups.
 """
 
 import warnings
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -31,6 +35,8 @@ from openrlhf_pgrpo.progress import along
 MOST_GROUPS = 10
 USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
 STARTS = 10
+LEAST_SPREAD = 1e-6  # of a coefficient's size: models are saved in float32, which has seven digits
+LEAST_VARIANCE = 1e-6  # within a preference group, of that among all users; so that users may be exactly alike
 SHOWN = 20  # new users with a line each
 
 
@@ -95,7 +101,9 @@ class PreferenceGroups:
 
     Attributes:
         shares: (G,) of the users. means: (G, D). covariance: (D, D) within each. of_users: (U, G) chances.
-        criteria: BIC of each number of preference groups that was tried.
+        criteria: BIC of each number of preference groups that was tried, for whitened coefficients: these can be
+            compared among themselves only, and do not change with the units of the base rewards.
+        different: users who differ.
     """
 
     shares: np.ndarray
@@ -103,6 +111,7 @@ class PreferenceGroups:
     covariance: np.ndarray
     of_users: np.ndarray
     criteria: dict[int, float]
+    different: int
 
     @property
     def names(self) -> list[str]:
@@ -131,7 +140,7 @@ def chances_of(profile: Profile, found: PreferenceGroups) -> np.ndarray:
 
 
 def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGroups:
-    """Preference groups of users with coefficients (U, D).
+    """Preference groups of users with coefficients (U, D). The order of the users does not matter.
 
     Args:
         groups: G; None chooses it by BIC, up to 10 and up to a fifth of the users.
@@ -144,30 +153,103 @@ def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGr
     different = len(np.unique(coefficients, axis=0))
     if groups is not None and not 1 <= groups <= different:
         raise ValueError(f"--groups needs a number from 1 to {different}, the users who differ, got {groups}")
-    scale = coefficients.std() or 1.0  # scikit-learn's regularisation is meant for numbers around 1
-    most = max(1, min(MOST_GROUPS, different // USERS_PER_GROUP))
+    sort = np.lexsort(coefficients.T)  # k-means draws users by their place
+    users = coefficients[sort]
+    white = whiten(users)
+    seen = views(users, white)
+    most = max(1, min(MOST_GROUPS, different, len(users) // USERS_PER_GROUP))
     tried = [groups] if groups else range(1, most + 1)
-    fitted = {k: _fit(coefficients / scale, k) for k in along(tried, "numbers of preference groups", "tried")}
-    criteria = {k: float(mixture.bic(coefficients / scale)) for k, mixture in fitted.items()}
+    fitted = {k: _fit(white.users, seen, k) for k in along(tried, "numbers of preference groups", "tried")}
+    criteria = {k: float(mixture.bic(white.users)) for k, mixture in fitted.items()}
     best = fitted[min(criteria, key=criteria.get)]
     order = np.argsort(-best.weights_, kind="stable")
+    of_users = np.empty((len(users), len(order)))
+    of_users[sort] = best.predict_proba(white.users)[:, order]
+    means = white.mean + best.means_[order] @ white.axes
     return PreferenceGroups(
-        best.weights_[order],
-        best.means_[order] * scale,
-        best.covariances_ * scale**2,
-        best.predict_proba(coefficients / scale)[:, order],
-        criteria,
+        best.weights_[order], means, white.covariance(best.covariances_), of_users, criteria, different
     )
 
 
-def _fit(coefficients: np.ndarray, groups: int) -> GaussianMixture:
-    mixture = GaussianMixture(groups, covariance_type="tied", n_init=STARTS, max_iter=500, random_state=0)
+@dataclass(frozen=True)
+class Whitened:
+    """Users in coordinates in which they vary alike in all directions, and the way back.
+
+    Attributes:
+        users: (U, K), of mean 0 and covariance I; coefficients are mean + users @ axes.
+        mean: (D,). axes: (K, D). units: (D,) what each coefficient is measured in.
+    """
+
+    users: np.ndarray
+    mean: np.ndarray
+    axes: np.ndarray
+    units: np.ndarray
+
+    def covariance(self, white: np.ndarray) -> np.ndarray:
+        """A covariance (D, D) of coefficients, from one (K, K) here. Where users do not vary, LEAST_SPREAD is left, so
+        that it can be a prior."""
+        return self.axes.T @ white @ self.axes + np.diag(np.square(LEAST_SPREAD * self.units))
+
+
+def whiten(coefficients: np.ndarray) -> Whitened:
+    """Coefficients (U, D) without the directions in which users differ by rounding alone."""
+    mean, std, size = coefficients.mean(0), coefficients.std(0), np.abs(coefficients).max(0)
+    units = np.where(std > LEAST_SPREAD * size, std, np.where(size > 0, size, 1.0))
+    off = (coefficients - mean) / units
+    _, spread, turn = np.linalg.svd(off / np.sqrt(len(off)), full_matrices=False)
+    kept = spread > LEAST_SPREAD
+    kept[0] = True  # users who are all alike have one direction too, in which they do not vary
+    spread, turn = np.where(spread > 0, spread, 1.0)[kept], turn[kept]
+    return Whitened(off @ turn.T / spread, mean, spread[:, None] * turn * units, units)
+
+
+def views(coefficients: np.ndarray, white: Whitened) -> list[tuple[np.ndarray, int]]:
+    """The users, (U, any), as k-means is to see them, and from how many starts.
+
+    Whitened, preference groups are found whatever the units, but among many base rewards those that tell them apart
+    are lost. As they are, preference groups are found that differ in what users differ in most; and in each base
+    reward alone, those that differ in this one.
+    """
+    off = coefficients - white.mean
+    whole = [white.users, off / (off.std() or 1.0)]
+    return [*((view, STARTS) for view in whole), *((column[:, None], 1) for column in (off / white.units).T)]
+
+
+def _fit(users: np.ndarray, seen: list[tuple[np.ndarray, int]], groups: int) -> GaussianMixture:
+    """The most likely mixture for whitened users (U, K) among those that are found from k-means in each view."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # only the best start counts; others may not converge
-        return mixture.fit(coefficients)
+        starts = {}  # each partition once; k-means numbers its parts at random
+        for view, count in seen:
+            for seed in range(count):
+                labels = KMeans(groups, n_init=1, random_state=seed).fit_predict(view)
+                _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
+                if len(first) == groups:  # fewer, if users differ too little in this view
+                    starts[first.argsort().argsort()[labels].tobytes()] = labels
+        found = [_mixture(users, labels, groups) for labels in starts.values()]
+        return max(found or [_mixture(users, np.arange(len(users)) % groups, groups)], key=lambda m: m.lower_bound_)
+
+
+def _mixture(users: np.ndarray, labels: np.ndarray, groups: int) -> GaussianMixture:
+    """The mixture that expectation maximisation finds from a partition of the users; labels (U,)."""
+    count = np.bincount(labels)
+    means = np.eye(groups)[labels].T @ users / count[:, None]
+    off = users - means[labels]
+    covariance = off.T @ off / len(users) + LEAST_VARIANCE * np.eye(users.shape[1])
+    return GaussianMixture(
+        groups,
+        covariance_type="tied",
+        max_iter=500,
+        reg_covar=LEAST_VARIANCE,
+        weights_init=count / len(users),
+        means_init=means,
+        precisions_init=np.linalg.inv(covariance),
+    ).fit(users)
 
 
 def describe_choice(found: PreferenceGroups, users: int) -> list[str]:
+    if found.different == 1:
+        return [f"one preference group, which is no use to P-GRPO: all {users} users have the same coefficients"]
     if len(found.criteria) == 1:  # BIC would split so few users who are all alike
         return [
             f"only one preference group was tried: {users} users are too few to choose more, {USERS_PER_GROUP} for "

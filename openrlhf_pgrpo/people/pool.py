@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from openrlhf_pgrpo.core.names import listed
-from openrlhf_pgrpo.files import check_row, whole_file
+from openrlhf_pgrpo.files import check_folder, check_row, whole_file
 from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_pairs
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
-from openrlhf_pgrpo.models.scoring import AT_ONCE, RewardModel
+from openrlhf_pgrpo.models.scoring import AT_ONCE, MOST_TEXTS, load, texts_of
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, read_table
 from openrlhf_pgrpo.progress import along
 
@@ -187,13 +187,33 @@ def readable(model: Folder, placed: list[tuple[str, Pair]], source: Path) -> tup
     return [pair for pair, _ in kept], [text for _, text in kept]
 
 
-def score_pool(model: RewardModel, pairs: list[Pair], batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Base rewards of all answers a and of all answers b, (P, D) each. Every text is scored once."""
-    texts = {json.dumps(text): text for pair in pairs for text in ((pair.prompt, pair.a), (pair.prompt, pair.b))}
-    prompts, answers = zip(*texts.values())
-    rows = dict(zip(texts, model.base_rewards(prompts, answers, batch_size)))
-    a = np.array([rows[json.dumps((pair.prompt, pair.a))] for pair in pairs], np.float64)
-    b = np.array([rows[json.dumps((pair.prompt, pair.b))] for pair in pairs], np.float64)
+def base_rewards(
+    model: Folder,
+    written: Sequence[Pair],
+    scores: Path | None = None,
+    batch_size: int = MOST_TEXTS,
+    chat_template: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Base rewards (P, D) of all answers a and of all answers b: from the file `scores` if it exists, else from the
+    model, which reads every text once; then the file is written.
+
+    Args:
+        written: pairs (P,) as the model writes them. The file belongs to them, because a model from before forms were
+            recorded may be told another form. chat_template: as `Folder`.
+
+    Raises:
+        ValueError, OSError: as `read_scores` or `scoring.load`, or the file cannot be written.
+    """
+    if scores is not None and scores.exists():
+        return read_scores(scores, written, model.fingerprint)
+    if scores is not None:
+        check_folder(scores, "--scores")
+    print(f"scoring the answers of {len(written)} pairs ...", flush=True)
+    texts, numbers = texts_of(written)
+    rewards = load(model.name, chat_template=chat_template).of_written(*zip(*texts), batch_size)
+    a, b = (rewards[column] for column in numbers.T)
+    if scores is not None:
+        write_scores(scores, a, b, written, model.fingerprint)
     return a, b
 
 
@@ -213,13 +233,14 @@ def tell_apart(pairs: list[Pair], a: np.ndarray, b: np.ndarray) -> tuple[list[Pa
     return [pair for pair, asked in zip(pairs, differ) if asked], a[differ], b[differ]
 
 
-def write_scores(path: Path, a: np.ndarray, b: np.ndarray, pairs: list[Pair], fingerprint: str) -> None:
-    """Saves the result of `score_pool`, with the model and the pairs that it belongs to."""
+def write_scores(path: Path, a: np.ndarray, b: np.ndarray, pairs: Sequence[Pair], fingerprint: str) -> None:
+    """Saves the result of `base_rewards`, with the model and the pairs that it belongs to."""
+    sides = {"a": np.ascontiguousarray(a), "b": np.ascontiguousarray(b)}  # others are written in the wrong order
     with whole_file(path) as file:
-        file.write(save({"a": a, "b": b}, _belongs_to(pairs, fingerprint)))
+        file.write(save(sides, _belongs_to(pairs, fingerprint)))
 
 
-def read_scores(path: Path, pairs: list[Pair], fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
+def read_scores(path: Path, pairs: Sequence[Pair], fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
     """The base rewards that `write_scores` saved.
 
     Raises:
@@ -246,6 +267,6 @@ def read_scores(path: Path, pairs: list[Pair], fingerprint: str) -> tuple[np.nda
     return a, b
 
 
-def _belongs_to(pairs: list[Pair], fingerprint: str) -> dict[str, str]:
+def _belongs_to(pairs: Sequence[Pair], fingerprint: str) -> dict[str, str]:
     model = fingerprint.partition("+")[0]  # the pairs are as they are written, which says all about the form
     return {"model": model, "pool": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()}

@@ -12,12 +12,10 @@ from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
-from openrlhf_pgrpo.models.scoring import load
-from openrlhf_pgrpo.models.users import profile_files
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS
+from openrlhf_pgrpo.models.users import all_faults, profile_files
 from openrlhf_pgrpo.people.answers import check_profiles_folder, counted, profiles_there, write_profiles
-from openrlhf_pgrpo.people.pool import Pair, read_pool, score_pool, written_in
-
-MOST_FAULTS = 20  # profiles that one error names
+from openrlhf_pgrpo.people.pool import Pair, base_rewards, read_pool, written_in
 
 
 def refit(
@@ -25,7 +23,7 @@ def refit(
     profiles: Sequence[Path],
     output: Path,
     pool: Path | None = None,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
     chat_template: str | None = None,
 ) -> list[str]:
     """Fits profiles again, for this model, and writes them; returns the lines to print.
@@ -55,7 +53,7 @@ def refit(
     there = profiles_there(output, "--output", [profile.user for profile in old.values()], folder)
     read, left_out = _read_by(folder, chat_template, old, batch_size)
     if nothing := [path for path, profile in read.items() if old[path].answers and not profile.answers]:
-        raise _all_faults(
+        raise all_faults(
             f"{path} needs an answer that the model can read, got none among {len(old[path].answers)}: each is to "
             f"answers that are the same to {model}, say nothing, or do not fit into its {folder.max_length} tokens. "
             "Leave it out and ask again"
@@ -103,7 +101,7 @@ def _read(
         except ValueError as error:
             faults.append(str(error))
     if faults:
-        raise _all_faults(faults)
+        raise all_faults(faults)
     return found, known
 
 
@@ -153,11 +151,10 @@ def _read_by(
                 places.append(f"answer {number} of {path}")
     v: dict[int, tuple[float, ...]] = {}
     if pairs:
-        _, empty, too_long = written_in(folder, pairs, places.__getitem__)
+        written, empty, too_long = written_in(folder, pairs, places.__getitem__)
         if usable := [row for row in range(len(pairs)) if not (empty[row] or too_long[row])]:
-            print(f"scoring the answers of {len(usable)} pairs ...", flush=True)
-            reward_model = load(folder.name, chat_template=chat_template)
-            a, b = score_pool(reward_model, [pairs[row] for row in usable], batch_size)
+            asked = [written[row] for row in usable]
+            a, b = base_rewards(folder, asked, batch_size=batch_size, chat_template=chat_template)
             v = {row: tuple(features) for row, features in zip(usable, (a - b).tolist()) if any(features)}
     read, left_out = {}, 0
     for path, profile in old.items():
@@ -174,10 +171,3 @@ def _read_by(
 def _key(said: Answer) -> str:
     """The texts of an answer in their order, which says what its features mean."""
     return json.dumps((said.prompt, said.a, said.b))
-
-
-def _all_faults(faults: Iterable[str]) -> ValueError:
-    """One error for all, so that a folder is mended in one go."""
-    faults = list(faults)
-    more = f"\nand {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS)
-    return ValueError("\n".join(faults[:MOST_FAULTS]) + more)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,23 +16,16 @@ from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
 from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
-from openrlhf_pgrpo.models.scoring import RewardModel, load
+from openrlhf_pgrpo.models.scoring import MOST_TEXTS, RewardModel, load
 from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
 from openrlhf_pgrpo.people import generation
-from openrlhf_pgrpo.people.generation import prompt_ids, written
+from openrlhf_pgrpo.people.generation import Sampling, prompt_ids, written
 from openrlhf_pgrpo.progress import along, progress
 
 RANKING = ("rewards", "order", "best")  # the columns that are written
 PROMPT, RESPONSES = "prompt", "responses"  # columns of the data, unless others are named
-
-
-class Sampling(NamedTuple):
-    """How a policy answers a prompt: n responses of at most max_tokens tokens."""
-
-    n: int = 8
-    temperature: float = 1.0
-    max_tokens: int = 512
+SAMPLES = 8  # to each prompt, unless another number is given
 
 
 def rerank(
@@ -49,7 +41,7 @@ def rerank(
     max_tokens: int | None = None,
     plain_prompts: bool = False,
     chat_template: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
     prompt_key: str = PROMPT,
     responses_key: str = RESPONSES,
     split: str | None = None,
@@ -60,8 +52,8 @@ def rerank(
         model: folder or hub name. candidates, split: as `tables.read_table`. user, profile: whose rewards.
         population: the average user's, for an unknown user.
         policy: samples responses to each prompt with vLLM; without it, candidates hold the responses.
-        n, temperature, max_tokens: of the policy, as `Sampling` unless given. plain_prompts: the policy is prompted
-            without a template. chat_template: as `Folder`.
+        n: responses to a prompt, SAMPLES unless given. temperature, max_tokens: as `Sampling` unless given.
+            plain_prompts: the policy is prompted without a template. chat_template: as `Folder`.
 
     Raises:
         ValueError: arguments or files that do not fit.
@@ -86,14 +78,15 @@ def rerank(
         table = read_candidates(candidates, prompt_key, responses_key, split)
         prompts, responses = [row[prompt_key] for row in table.rows], [row[responses_key] for row in table.rows]
     else:
-        table, how = read_prompts(candidates, prompt_key, responses_key, split), Sampling(**given)
+        table = read_prompts(candidates, prompt_key, responses_key, split)
+        n, how = given.pop("n", SAMPLES), Sampling(**given)
         prompts = [row[prompt_key] for row in table.rows]
         check_length(how.max_tokens, folder)
         writer = prompt_writer(policy, folder.writer, plain_prompts)
         placed = {table.place(number): prompt for number, prompt in enumerate(prompts)}
         written(folder.writer, placed)  # refuses those that the reward model could not be given
         ids = prompt_ids(writer, placed)
-        responses = generate(ids, policy, how)
+        responses = generate(ids, policy, n, how)
 
     def write(ranking: Sequence[dict]) -> None:
         rows = zip(table.rows, responses, ranking, strict=True)
@@ -220,16 +213,15 @@ def prompt_writer(policy: str, rewards: Writer, plain_prompts: bool) -> Writer:
     return own
 
 
-def generate(ids: list[list[int]], policy: str, sampling: Sampling) -> list[list[str]]:
+def generate(ids: list[list[int]], policy: str, n: int, sampling: Sampling) -> list[list[str]]:
     """n responses of a policy to each prompt, given as tokens, sampled with vLLM.
 
     Raises:
         ValueError, ModuleNotFoundError: as `generation.generate`.
     """
-    n, temperature, max_tokens = sampling
     asked = {i * len(ids) + number: prompt for number, prompt in enumerate(ids) for i in range(n)}
     responses = [[""] * n for _ in ids]
-    answers = generation.generate(policy, asked, generation.Sampling(temperature, max_tokens))
+    answers = generation.generate(policy, asked, sampling)
     with closing(answers), progress("responses", len(asked), "responses") as count:  # closing ends its process
         for number, text, _ in answers:
             responses[number % len(ids)][number // len(ids)] = text
@@ -323,7 +315,7 @@ def rank_responses(
     prompts: Sequence[Text],
     responses: Sequence[Sequence[Text]],
     coefficients: np.ndarray,
-    batch_size: int = 16,
+    batch_size: int = MOST_TEXTS,
 ) -> list[dict]:
     """Of the responses to each prompt the `rewards` (n), their `order` (the numbers of the responses, best first) and
     the `best`, the first of them or None if there is none.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_pgrpo.files import whole_file
-from openrlhf_pgrpo.report.figures import GREY, label, new_figure
+from openrlhf_pgrpo.report.figures import GREY, label, new_figure, plus_minus
 from openrlhf_pgrpo.report.page import fill
 from openrlhf_pgrpo.report.sections import Plot, Section
 from openrlhf_pgrpo.report.selection import COLOURS
@@ -96,7 +96,8 @@ def groups(known: dict) -> Plot:
             marker=dict(color=colour, size=9),
             name=who,
             text=[label(name) for name in ranked],
-            hovertemplate="%{x:.3f} ± %{error_x.array:.3f}<extra>%{text}</extra>",
+            customdata=plus_minus(error, ".3f"),
+            hovertemplate="%{x:.3f}%{customdata}<extra>%{text}</extra>",
         )
     figure.update_xaxes(title="accuracy")
     ticks = dict(tickvals=list(range(len(ranked))), ticktext=[label(name, 20) for name in ranked])
@@ -115,11 +116,12 @@ def asked(new: dict, measure: str) -> Plot:
             x=[at["answers"] for at in shown],
             y=value,
             error_y=dict(array=error, thickness=1.2, width=0),
+            text=plus_minus(error, ".3f"),
             customdata=[at["people"] for at in shown],
             name=how,
             mode="lines+markers",
             line=dict(color=colour),
-            hovertemplate="%{y:.3f} ± %{error_y.array:.3f}<br>%{customdata} people<extra>%{fullData.name}</extra>",
+            hovertemplate="%{y:.3f}%{text}<br>%{customdata} people<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title="answers")
     title = COLUMNS[measure]

@@ -6,7 +6,8 @@ Axes: B bins of steps, N rows (step and preference group), D drawn preference gr
 """
 
 import html
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +21,7 @@ from openrlhf_pgrpo.report.numbers import (
     quantile_band,
     running,
     running_sum,
+    weight_of,
 )
 from openrlhf_pgrpo.report.selection import BAND_POINTS, RunView, View
 
@@ -43,6 +45,11 @@ def label(text: str, length: int = 26) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;").replace("%", "&#37;")
 
 
+def plus_minus(errors: Iterable[float], form: str) -> list[str]:
+    """What a pointer shows behind each value: its error, or nothing if it has none."""
+    return [f" ± {error:{form}}" if math.isfinite(error) else "" for error in errors]
+
+
 def gain_over_steps(view: View) -> go.Figure:
     def values(run):
         return gains(run.run, run.summary)
@@ -53,7 +60,14 @@ def gain_over_steps(view: View) -> go.Figure:
 
 def metric(view: View, key: str) -> go.Figure:
     """The running mean of a metric that is an average over samples, for each preference group."""
-    return _overlay(view, lambda run: _smooth(run, run.run.value(key)), lambda run: run.run.value(key))
+
+    def weight(run):
+        return weight_of(run.run, key)
+
+    def values(run):
+        return run.run.value(key)
+
+    return _overlay(view, lambda run: _smooth(run, values(run), weight(run)), values, weight)
 
 
 def state(view: View, key: str) -> go.Figure:
@@ -135,7 +149,8 @@ def gain_from_first_to_last(view: View) -> go.Figure:
             marker=dict(color=run.colour if view.several else colours, size=9, opacity=run.opacity),
             name=label(run.run.name),
             text=[label(name) for name in names],
-            hovertemplate="%{x:+.2f} ± %{error_x.array:.2f}<extra>%{text}</extra>",
+            customdata=plus_minus(error, ".2f"),
+            hovertemplate="%{x:+.2f}%{customdata}<extra>%{text}</extra>",
         )
     title = "last quarter − first quarter, in own standard deviations"
     figure.update_xaxes(title=title, zeroline=True, rangemode="tozero")
@@ -195,13 +210,14 @@ def timing_by_run(view: View) -> go.Figure:
     return figure.update_xaxes(title="seconds a step")
 
 
-def _overlay(view: View, curves: Curves, others: Curves | None = None) -> go.Figure:
-    """A line per drawn preference group and run from `curves` (D, B), and a band for the rest from `others` (N,)."""
+def _overlay(view: View, curves: Curves, others: Curves | None = None, weight: Curves | None = None) -> go.Figure:
+    """A line per drawn preference group and run from `curves` (D, B), and a band for the rest from `others` (N,),
+    weighted by `weight` (N,) or by samples."""
     figure = new_figure(height=380).update_xaxes(title="step")
     shown = set()
     for run in view.runs:
         if others is not None:
-            for trace in _others(view, run, others(run)):
+            for trace in _others(view, run, others(run), weight and weight(run)):
                 figure.add_trace(trace)
         for name, curve in zip(view.drawn, curves(run)):
             if np.isfinite(curve).any():
@@ -213,11 +229,11 @@ def _overlay(view: View, curves: Curves, others: Curves | None = None) -> go.Fig
     return _marks(figure, view)
 
 
-def _others(view: View, run: RunView, values: np.ndarray) -> Iterator[go.Scatter]:
+def _others(view: View, run: RunView, values: np.ndarray, weight=None) -> Iterator[go.Scatter]:
     if not run.others.any():
         return
     bin_of, x = bin_steps(run.run.steps, BAND_POINTS)
-    low, middle, high = quantile_band(run.run, values, run.others, bin_of)
+    low, middle, high = quantile_band(run.run, values, run.others, bin_of, weight)
     if not np.isfinite(middle).any():
         return
     if not view.several:
@@ -232,8 +248,8 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> tupl
     return go.Scatter(y=_float(low[known]), **edge), go.Scatter(y=_float(high[known]), **edge, **fill)
 
 
-def _smooth(run: RunView, values: np.ndarray) -> np.ndarray:
-    return running(bin_groups(run.run, values, None, run.groups, run.bin_of), run.window)[0]
+def _smooth(run: RunView, values: np.ndarray, weight=None) -> np.ndarray:
+    return running(bin_groups(run.run, values, None, run.groups, run.bin_of, weight), run.window)[0]
 
 
 def _line(view: View, run: RunView, curve: np.ndarray, colour: str, width: float, name: str) -> go.Scatter:
@@ -255,7 +271,7 @@ def _line(view: View, run: RunView, curve: np.ndarray, colour: str, width: float
 def _marks(figure: go.Figure, view: View) -> go.Figure:
     """A dotted line where a single run was resumed. The x axis is always steps."""
     if not view.several:
-        for step, _ in view.runs[0].run.starts[1:]:
+        for step, _ in view.runs[0].run.resumes:
             figure.add_vline(x=step, line=dict(color=GREY, width=1, dash="dot"))
     return figure
 

@@ -12,6 +12,7 @@ from openrlhf_pgrpo.report.runs import Run
 
 MIN_SAMPLES = 8  # in both quarters; preference groups with fewer are the worst only if no group has this many
 QUANTILES = (0.1, 0.5, 0.9)
+EVALUATION = "eval_"  # begins the name of each metric of an evaluation
 
 
 def reward_moments(run: Run, steps: np.ndarray) -> Moments:
@@ -30,8 +31,24 @@ def reward_moments(run: Run, steps: np.ndarray) -> Moments:
 
 
 def standard_error(moments: Moments) -> np.ndarray:
-    """The standard error (G,) of each mean, as if samples were independent: std / sqrt(n). NaN without samples."""
-    return np.where(moments.count > 0, moments.std() / np.sqrt(np.maximum(moments.count, 1)), np.nan)
+    """The standard error (G,) of each mean, as if samples were independent: the root of M2 / (n (n - 1)). NaN below
+    two samples, which say nothing about their spread."""
+    return np.where(moments.count > 1, moments.std(ddof=1) / np.sqrt(np.maximum(moments.count, 1)), np.nan)
+
+
+def samples_of(run: Run) -> np.ndarray:
+    """Samples (G,) of each preference group in all steps, whether or not they have a reward: preference training calls
+    its pairs so."""
+    return np.bincount(run.row_group, np.nan_to_num(run.value("samples")), len(run.pref_groups))
+
+
+def weight_of(run: Run, key: str) -> np.ndarray:
+    """What each row (N,) of the metric `key` counts in a mean: its samples, and in an evaluation the pairs there, or 1
+    if they were not recorded. A preference group may be in an evaluation and not in the batch of that step."""
+    if not key.startswith(EVALUATION):
+        return run.value("samples")
+    pairs = run.value(EVALUATION + "pairs")
+    return np.where(np.isfinite(pairs) & (key != EVALUATION + "pairs"), pairs, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,15 +56,17 @@ class Summary:
     """How each preference group of a run did; all (G,).
 
     first, last, whole: moments of the rewards in the first quarter, the last quarter and all of the steps.
-    share: part of all samples. change, error: last mean - first mean and its standard error; NaN where a quarter is
-    empty or there is one step only. gain, gain_error: both in standard deviations of the preference group's own
-    rewards; NaN for constant rewards.
+    samples: in all steps, with or without rewards. share: part of all samples. change, error: last mean - first mean
+    and its standard error; NaN where a quarter is empty or there is one step only, and no error where it has one
+    sample. gain, gain_error: both in standard deviations of the preference group's own rewards; NaN for constant
+    rewards.
     """
 
     quarter: int
     first: Moments
     last: Moments
     whole: Moments
+    samples: np.ndarray
     share: np.ndarray
     change: np.ndarray
     error: np.ndarray
@@ -84,9 +103,10 @@ def summarise(run: Run) -> Summary:
     error = np.where(known, np.hypot(standard_error(first), standard_error(last)), np.nan)
     # Rewards that differ by rounding alone have no scale.
     std = whole.std()
-    scale = np.where(std > 1e-9 * np.maximum(1, np.abs(whole.mean)), std, np.nan)
-    share = ratio(whole.count, np.full_like(whole.count, whole.count.sum()))
-    return Summary(quarter, first, last, whole, share, change, error, change / scale, error / scale)
+    scale = np.where(std > 1e-9 * np.abs(whole.mean), std, np.nan)
+    samples = samples_of(run)
+    share = ratio(samples, np.full_like(samples, samples.sum()))
+    return Summary(quarter, first, last, whole, samples, share, change, error, change / scale, error / scale)
 
 
 def gains(run: Run, summary: Summary) -> np.ndarray:
@@ -111,15 +131,16 @@ def bin_means(values: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
     return _mean(np.bincount(bin_of[known], minlength=bins), np.bincount(bin_of[known], values[known], bins))
 
 
-def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray) -> Moments:
-    """Moments (D, B) of `values` (N,), weighted by samples, of some preference groups. `std` (N,): None is 0.
+def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray, weight=None) -> Moments:
+    """Moments (D, B) of `values` (N,), weighted by `weight` (N,), of some preference groups.
 
-    `groups` (D,) are rows of `run.pref_groups`, or -1 for one that the run does not have.
+    `groups` (D,) are rows of `run.pref_groups`, or -1 for one that the run does not have. `std` (N,): None is 0.
+    `weight`: None is the number of samples.
     """
     wanted = np.full(len(run.pref_groups) + 1, -1)  # the last entry is for the -1
     wanted[groups] = np.arange(len(groups))
     std = np.zeros(len(values)) if std is None else std
-    count = run.value("samples")
+    count = run.value("samples") if weight is None else weight
     rows = (wanted[run.row_group] >= 0) & np.isfinite(count + values + std) & (count > 0)
     shape = (len(groups), bin_of[-1] + 1)
     cell = wanted[run.row_group[rows]] * shape[1] + bin_of[run.row_step[rows]]
@@ -131,27 +152,32 @@ def bin_groups(run: Run, values, std, groups: np.ndarray, bin_of: np.ndarray) ->
 
 
 def running(moments: Moments, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (..., B) of all samples in `window` bins around each bin. NaN without samples."""
-    centre = ratio((moments.count * moments.mean).sum(-1), moments.count.sum(-1))[..., None]  # keeps digits
-    off = moments.mean - centre
+    """Mean and standard deviation (..., B) of all samples in `window` bins around each bin. NaN without samples.
+
+    Two passes over each window, so that a large reward costs only the windows with it any digits.
+    """
     count = running_sum(moments.count, window)
-    shift = _mean(count, running_sum(moments.count * off, window))
-    square = _mean(count, running_sum(moments.m2 + moments.count * off**2, window))
-    return centre + shift, np.sqrt(np.maximum(square - shift**2, 0))
+    mean = _mean(count, running_sum(moments.count * moments.mean, window))
+    off = _windows(moments.mean, window) - np.nan_to_num(mean)[..., None]
+    m2 = running_sum(moments.m2, window) + (_windows(moments.count, window) * off**2).sum(-1)
+    return mean, np.sqrt(_mean(count, m2))
 
 
 def running_sum(values: np.ndarray, window: int) -> np.ndarray:
     """Sum over the `window` (odd) values around each along the last axis; fewer at the ends."""
-    sums = np.cumsum(np.insert(values, 0, 0.0, axis=-1), axis=-1)
-    place = np.arange(values.shape[-1])
-    low, high = np.maximum(place - window // 2, 0), np.minimum(place + window // 2 + 1, len(place))
-    return sums[..., high] - sums[..., low]
+    return _windows(values, window).sum(-1)
 
 
-def quantile_band(run: Run, values: np.ndarray, among: np.ndarray, bin_of: np.ndarray) -> np.ndarray:
+def _windows(values: np.ndarray, window: int) -> np.ndarray:
+    """The values (..., B, window) around each along the last axis; 0 beyond the ends."""
+    beyond = [(0, 0)] * (values.ndim - 1) + [(window // 2, window // 2)]
+    return np.lib.stride_tricks.sliding_window_view(np.pad(values, beyond), window, axis=-1)
+
+
+def quantile_band(run: Run, values: np.ndarray, among: np.ndarray, bin_of: np.ndarray, weight=None) -> np.ndarray:
     """QUANTILES (3, B) over the preference groups where `among` (G,) is true. Each group counts once in a bin, by its
-    mean of `values` (N,) there."""
-    count = run.value("samples")
+    mean of `values` (N,) there, weighted by `weight` (N,), None being the number of samples."""
+    count = run.value("samples") if weight is None else weight
     rows = among[run.row_group] & np.isfinite(count + values) & (count > 0)
     size, bins = len(run.pref_groups), int(bin_of[-1]) + 1
     cells, cell = np.unique(bin_of[run.row_step[rows]] * size + run.row_group[rows], return_inverse=True)

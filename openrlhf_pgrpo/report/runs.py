@@ -62,6 +62,11 @@ class Run:
         """A metric of preference groups (N,). All NaN if no step has it."""
         return self.values.get(key, np.full(len(self.row_step), np.nan))
 
+    @property
+    def resumes(self) -> list[tuple[int, dict]]:
+        """Those of `starts` that are not the start of the run, which an older version did not record."""
+        return [(step, record) for step, record in self.starts if step > self.steps[0]]
+
 
 class NoSteps(ValueError):
     """A metrics file without a whole step."""

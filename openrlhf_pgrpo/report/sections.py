@@ -186,7 +186,8 @@ def weights(view: View) -> Section | None:
 
 def other_group_metrics(view: View) -> Section | None:
     keys = list({key: None for run in view.runs for key in run.run.values if key not in SHOWN_ELSEWHERE})
-    return _metrics(view, "More per preference group", "Running means over samples.", keys, figures.metric)
+    sentence = "Running means over samples, or over the pairs of an evaluation."
+    return _metrics(view, "More per preference group", sentence, keys, figures.metric)
 
 
 def the_whole_batch(view: View) -> Section | None:

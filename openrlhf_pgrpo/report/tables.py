@@ -27,7 +27,7 @@ def facts(view: View) -> list[dict]:
             "estimator": ", ".join(run.run.estimators) or "unknown estimator",
             "steps": len(run.run.steps),
             "last_step": int(run.run.steps[-1]),
-            "samples": int(run.summary.whole.count.sum() or np.nansum(run.run.train.get("rollout/num_samples", 0))),
+            "samples": int(run.summary.samples.sum() or np.nansum(run.run.train.get("rollout/num_samples", 0))),
             "pref_groups": len(run.run.pref_groups),
             "device": last_record(run.run).get("device"),
             "started": last_record(run.run).get("started"),
@@ -44,7 +44,7 @@ def remarks(view: View) -> Iterator[str]:
         prefix = f"{run.name}: " if view.several else ""
         if run.half_line:
             yield f"{prefix}the last line of the file is incomplete and left out: the run is alive or was killed."
-        for step, record in run.starts[1:]:
+        for step, record in run.resumes:
             mark = "" if view.several else "; a dotted line marks the step"
             yield f"{prefix}resumed at step {step}, {moment(record.get('started'))}{mark}."
         if run.replaced_steps:
@@ -60,8 +60,9 @@ def remarks(view: View) -> Iterator[str]:
 def cuts(view: View) -> Iterator[str]:
     """What is not drawn separately."""
     if view.total > len(view.drawn):
+        least = "those that gained least and " if any(len(run.summary.worst_first()) for run in view.runs) else ""
         yield (
-            f"{view.total:,} preference groups: {len(view.drawn)} are drawn, those that gained least and the largest. "
+            f"{view.total:,} preference groups: {len(view.drawn)} are drawn, {least}the largest. "
             f"The others are a grey line, their median in {BAND_POINTS} bins of steps, and a band from 10 to 90 %. "
             f"Tables list {len(view.listed)}."
         )
@@ -79,7 +80,7 @@ def summary_rows(view: View, number: int) -> list[dict]:
         {
             "name": name,
             "colour": view.colour(name) if name in view.drawn else GREY,
-            "samples": int(summary.whole.count[row]),
+            "samples": int(summary.samples[row]),
             "share": f"{100 * summary.share[row]:.3g} %",
             "first": quarter(summary.first, row),
             "last": quarter(summary.last, row),
@@ -164,9 +165,12 @@ def resumes(runs: list[Run]) -> list[tuple[Run, list]]:
 
 def duration(run: Run) -> str:
     """The time from each start, or first step if the start is unknown, to the last step before the next start."""
-    begins = np.searchsorted(run.steps, [step for step, _ in run.starts] or run.steps[:1])
+    starts = run.starts
+    if len(starts) == len(run.resumes):  # an older version wrote the first steps, without a record
+        starts = [(int(run.steps[0]), {}), *starts]
+    begins = np.searchsorted(run.steps, [step for step, _ in starts])
     ends = np.append(begins[1:], len(run.steps)) - 1
-    started = [record.get("started") for _, record in run.starts] or [None]
+    started = [record.get("started") for _, record in starts]
     seconds = sum(
         float(run.times[end]) - (start if isinstance(start, (int, float)) else float(run.times[begin]))
         for start, begin, end in zip(started, begins, ends)

@@ -11,15 +11,12 @@ import urllib.request
 
 import datasets
 import pytest
+from common import rows_in
 
 from openrlhf_pgrpo.cli.main import main
 from openrlhf_pgrpo.host.cpu.launch import environment
 from openrlhf_pgrpo.people import compare as module
 from openrlhf_pgrpo.people.generation import Answer
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -52,9 +49,9 @@ def test_a_table_is_shown_and_no_progress_where_output_is_no_terminal(run, words
 @pytest.mark.core
 def test_rows_come_from_parquet(run, words, tmp_path):
     where = words.index("--data") + 1
-    datasets.Dataset.from_list(lines_of(words[where])).to_parquet(tmp_path / "data.parquet")
+    datasets.Dataset.from_list(rows_in(words[where])).to_parquet(tmp_path / "data.parquet")
     code, _ = run(*words[:where], tmp_path / "data.parquet", *words[where + 1 :])
-    assert code == 0 and [verdict["line"] for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl")] == [0, 1, 2, 3]
+    assert code == 0 and [verdict["line"] for verdict in rows_in(tmp_path / "out" / "verdicts.jsonl")] == [0, 1, 2, 3]
     code, _ = run(*words[:where], tmp_path / "data.parquet", *words[where + 1 :], "--pref_group_key", "who2")
     assert f"row 0 of {tmp_path / 'data.parquet'} needs the column 'who2', got 'text', 'who', 'kind'" in code
 
@@ -145,10 +142,10 @@ def test_vllm_answers_and_vllms_server_judges(run, server, yes_man, tiny, factor
     command = [sys.executable, "-m", "openrlhf_pgrpo.cli.main", *words, "--judge", url]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    a, b = (sorted(lines_of(out / f"answers-{side}.jsonl"), key=lambda row: row["number"]) for side in "AB")
+    a, b = (sorted(rows_in(out / f"answers-{side}.jsonl"), key=lambda row: row["number"]) for side in "AB")
     assert [row["answer"] for row in b] == ["A"] * 4 and not any(row["cut"] for row in b)
     assert len({row["answer"] for row in a}) == 4 and all(row["cut"] for row in a)
-    verdicts = lines_of(out / "verdicts.jsonl")
+    verdicts = rows_in(out / "verdicts.jsonl")
     assert all(verdict["said"] == ["A", "A"] and verdict["order_dependent"] for verdict in verdicts)
     result = json.loads((out / "result.json").read_text())
     assert result["all"]["ties"] == result["all"]["order_dependent"] == 4 and {*result["pref_groups"]} == {"a", "b"}
@@ -166,5 +163,5 @@ def test_vllm_answers_and_vllms_server_judges(run, server, yes_man, tiny, factor
     assert "the judge needs to answer at" in said
     code, shown = run(*words, "--model", factorized)
     assert code == 0 and "mean margin" in shown
-    assert all(verdict["verdict"] in ("A", "B") for verdict in lines_of(out / "verdicts.jsonl"))
+    assert all(verdict["verdict"] in ("A", "B") for verdict in rows_in(out / "verdicts.jsonl"))
     assert made == [(out / f"answers-{side}.jsonl").stat().st_mtime_ns for side in "AB"]

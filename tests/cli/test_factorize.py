@@ -1,11 +1,12 @@
 """`openrlhf-pgrpo factorize`: the model it writes, the curve it draws, and what is refused."""
 
-import json
 import sys
 
 import datasets
 import pytest
+from common import rows_in
 
+from openrlhf_pgrpo.core import optimum
 from openrlhf_pgrpo.models import factorize as fast
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.scoring import load
@@ -65,10 +66,17 @@ def test_a_curve_without_matplotlib_is_refused_before_the_work(run, annotations,
     assert not (tmp_path / "m").exists()
 
 
+def test_a_fit_without_an_end_is_a_sentence(run, annotations, tiny, monkeypatch):
+    monkeypatch.setattr(optimum, "MOST_STEPS", 1)
+    words = ("factorize", "--data", annotations, "--backbone", tiny / "model", "--output", "m")
+    code, _ = run(*words, "--factors", 1, "--l2", 1)
+    assert code == "openrlhf-pgrpo factorize: coefficients need to converge in 1 steps, got no end: raise l2, now 1"
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])
 def test_data_as_people_have_them(annotations, tiny, tmp_path, run, kind):
     """They had to be JSONL. The model is the same, whatever form its data came in."""
-    rows = datasets.Dataset.from_list([json.loads(line) for line in annotations.read_text().splitlines()])
+    rows = datasets.Dataset.from_list(rows_in(annotations))
     path = tmp_path / f"rows.{kind}"
     rows.save_to_disk(path) if kind == "saved" else getattr(rows, f"to_{kind}")(path)
     made = []

@@ -1,8 +1,10 @@
-"""Which words the command takes, without running it."""
+"""Which words the command takes, and what it says if it cannot begin."""
+
+import sys
 
 import pytest
 
-from openrlhf_pgrpo.cli.main import command_line
+from openrlhf_pgrpo.cli.main import command_line, main
 
 pytestmark = pytest.mark.core
 
@@ -53,3 +55,21 @@ def test_the_column_of_preference_groups_has_the_name_that_the_trainers_use(caps
     with pytest.raises(SystemExit) as ended:
         command_line().parse_args([*GROUPS, "--group_key", "g"])
     assert ended.value.code == 2 and "--group_key" in capsys.readouterr().err
+
+
+FACTORIZE = ("factorize", "--data", "d", "--backbone", "b", "--output", "o")
+
+
+@pytest.mark.parametrize(
+    "words, ours, missing",
+    [(FACTORIZE, "models.factorize", "threadpoolctl"), (GROUPS, "people.groups", "sklearn.mixture")],
+)
+def test_a_missing_extra_is_a_sentence_and_a_fault_of_ours_is_none(run, monkeypatch, words, ours, missing):
+    """The first was a traceback in most commands."""
+    monkeypatch.delitem(sys.modules, f"openrlhf_pgrpo.{ours}", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    said, _ = run(*words)
+    assert said.startswith(f"openrlhf-pgrpo {words[0]}: ") and missing in said
+    monkeypatch.setitem(sys.modules, f"openrlhf_pgrpo.{ours}", None)
+    with pytest.raises(ModuleNotFoundError, match=f"openrlhf_pgrpo.{ours}"):
+        main([*words])

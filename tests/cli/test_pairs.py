@@ -5,6 +5,7 @@ from datetime import date
 from types import SimpleNamespace
 
 import pytest
+from common import rows_in
 from datasets import Dataset, load_dataset
 
 from openrlhf_pgrpo.host.rows import check_pairs
@@ -17,10 +18,6 @@ pytestmark = pytest.mark.core
 PAIRS = SimpleNamespace(  # the flags --data. of a trainer
     prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", apply_chat_template=True, input_template=None
 )
-
-
-def rows_in(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

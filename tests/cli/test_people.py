@@ -10,11 +10,13 @@ import urllib.request
 
 import numpy as np
 import pytest
+from common import CHAT, rows_in
 from transformers import AutoTokenizer
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
 from openrlhf_pgrpo.models import scalar_reward
 from openrlhf_pgrpo.models.folder import Folder, write
+from openrlhf_pgrpo.models.form import Writer
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.scoring import RewardModel, load
 from openrlhf_pgrpo.models.users import Users
@@ -43,10 +45,6 @@ def pool(jsonl):
     return jsonl("pool.jsonl", rows)
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_elicit_asks_saves_and_goes_on(run, folder, pool, tmp_path):
     elicit = ("elicit", "--model", folder, "--pool", pool, "--user", "ana", "--questions", 4)
     code, shown = run(*elicit, typed="12")
@@ -57,7 +55,7 @@ def test_elicit_asks_saves_and_goes_on(run, folder, pool, tmp_path):
 
     model = load(folder)
     profile = Profile.load(tmp_path / "ana.json", model.fingerprint, Prior.of(model.coefficients))
-    rows = {tuple(sorted((row["a"], row["b"]))) + (row["prompt"],): row for row in read_lines(pool)}
+    rows = {tuple(sorted((row["a"], row["b"]))) + (row["prompt"],): row for row in rows_in(pool)}
     texts = [(row["prompt"], row[side]) for row in rows.values() for side in "ab"]
     scores = dict(zip(texts, model.base_rewards(*zip(*texts))))
     features = np.array([said.features for said in profile.answers])
@@ -83,6 +81,25 @@ def test_a_pool_is_scored_once_for_all_users(run, folder, pool, tmp_path):
     assert "--scores needs a folder that exists" in code
 
 
+def test_every_text_is_written_in_the_models_form_once(run, folder, pool, jsonl, monkeypatch):
+    """It was written twice: to look at its tokens, and to score it."""
+    count, pairs = [], Writer.pairs
+    monkeypatch.setattr(
+        Writer, "pairs", lambda self, texts, *more: count.append(len(texts)) or pairs(self, texts, *more)
+    )
+    row = {"user": "ana", "prompt": PROMPTS[0], "chosen": ANSWERS[0], "rejected": ANSWERS[1]}
+    data = jsonl("choices.jsonl", [row])
+    for words, texts in (
+        (("elicit", "--pool", pool, "--user", "eve"), 36),
+        (("elicit", "--answers", data, "--profiles", "old"), 2),
+        (("refit", "--profile", "old", "--output", "new"), 2),
+        (("evaluate", "--data", data), 2),
+    ):
+        count.clear()
+        code, _ = run(words[0], "--model", folder, *words[1:])
+        assert code == 0 and sum(count) == texts
+
+
 def test_rerank_for_a_trained_a_new_and_an_unknown_user(run, folder, jsonl, tmp_path):
     candidates = jsonl("c.jsonl", [{"prompt": prompt, "responses": ANSWERS} for prompt in PROMPTS])
     model = load(folder)
@@ -100,7 +117,7 @@ def test_rerank_for_a_trained_a_new_and_an_unknown_user(run, folder, jsonl, tmp_
         unknown = "the rewards are the average user's: 'ana' is none of the 30 users of" if "ana" in who else ""
         assert code == 0 and shown.endswith(f"{out}\n") and shown.startswith(unknown)
         assert shown.count("\n") == 1 + bool(unknown)
-        for prompt, row in zip(PROMPTS, read_lines(out)):
+        for prompt, row in zip(PROMPTS, rows_in(out)):
             rewards = model.base_rewards([prompt] * 4, ANSWERS) @ coefficients
             assert row["rewards"] == pytest.approx(rewards, abs=1e-4)
             assert row["best"] == ANSWERS[rewards.argmax()] and row["order"] == np.argsort(-rewards).tolist()
@@ -122,7 +139,7 @@ def test_rerank_what_vllm_samples(folder, tiny, jsonl, tmp_path):
     command = [sys.executable, "-m", "openrlhf_pgrpo.cli.main", *words, *sampling]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows, model = read_lines(out), load(folder)
+    rows, model = rows_in(out), load(folder)
     assert [row["prompt"] for row in rows] == ["Hello ", "And "]
     for row in rows:
         assert len(set(row["responses"])) == 3
@@ -140,7 +157,7 @@ def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_p
     assert code == 0 and "2 preference groups have the lowest BIC (1: " in shown
     assert "group-1: 66.7% of 30 users\ngroup-2: 33.3% of 30 users\nana: group-2, with a probability of " in shown
     assert "--data.pref_group_key pref_group --data.user_key user" in shown
-    written = read_lines(tmp_path / "out.jsonl")
+    written = rows_in(tmp_path / "out.jsonl")
     assert [row["pref_group"] for row in written] == ["group-1"] * 20 + ["group-2"] * 11
     assert [{"input": row["input"], "user": row["user"]} for row in written] == rows
     assert all(row["pref_group_probability"] > 0.9 for row in written)
@@ -148,7 +165,7 @@ def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_p
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "ana.json").write_bytes((tmp_path / "ana.json").read_bytes())
     code, _ = run(*groups, "--profile", tmp_path / "profiles")
-    assert code == 0 and read_lines(tmp_path / "out.jsonl") == written
+    assert code == 0 and rows_in(tmp_path / "out.jsonl") == written
 
     (tmp_path / "out.jsonl").unlink()
     code, _ = run(*groups)
@@ -161,7 +178,7 @@ def test_groups_writes_the_column_and_knows_a_new_user(run, folder, jsonl, tmp_p
     assert "--groups needs a number from 1 to 30" in code and not (tmp_path / "out.jsonl").exists()
     code, shown = run(*groups, "--profile", tmp_path / "ana.json", "--groups", 3, "--pref_group_key", "g")
     assert code == 0 and "BIC" not in shown
-    assert {row["g"] for row in read_lines(tmp_path / "out.jsonl")} == {"group-1", "group-2", "group-3"}
+    assert {row["g"] for row in rows_in(tmp_path / "out.jsonl")} == {"group-1", "group-2", "group-3"}
 
 
 def names_of(file, folder):
@@ -334,7 +351,7 @@ def test_people_are_learned_from_choices_and_groups_and_rewards_follow(run, fold
 
     prompts = jsonl("prompts.jsonl", [{"prompt": "hi", "user": name} for name in names])
     groups = ("groups", "--model", folder, "--data", prompts, "--output", "grouped.jsonl", "--profile", "people")
-    assert run(*groups)[0] == 0 and all(row["pref_group"] for row in read_lines(tmp_path / "grouped.jsonl"))
+    assert run(*groups)[0] == 0 and all(row["pref_group"] for row in rows_in(tmp_path / "grouped.jsonl"))
     candidates = jsonl("c.jsonl", [{"prompt": prompt, "responses": ANSWERS} for prompt in PROMPTS])
     rerank = ("rerank", "--candidates", candidates, "--model")
     ana = ("--profile", "people/Ana%20Mar\u00eda.json")
@@ -388,7 +405,7 @@ def test_b4_what_was_generated_is_kept_and_ranked_whatever_it_is(run, folder, ti
     code, shown = run(*words)
     assert code == 0 and "2 of 6 responses are blank: they are left out\n2 of 6 responses are longer than " in shown
     assert f"the responses are in {out}, and are ranked now" in shown
-    assert [(row["responses"], row["best"]) for row in read_lines(out)] == [(["word"], "word")] * 2
+    assert [(row["responses"], row["best"]) for row in rows_in(out)] == [(["word"], "word")] * 2
 
     def broken(*_, **__):
         raise ValueError("the reward model cannot be loaded")
@@ -396,7 +413,7 @@ def test_b4_what_was_generated_is_kept_and_ranked_whatever_it_is(run, folder, ti
     monkeypatch.setattr("openrlhf_pgrpo.people.rerank.load", broken)
     code, _ = run(*words)
     assert "cannot be loaded" in code
-    assert read_lines(out) == [{"prompt": prompt, "responses": ["word"]} for prompt in "pq"]
+    assert rows_in(out) == [{"prompt": prompt, "responses": ["word"]} for prompt in "pq"]
 
 
 def test_a14_a_profile_without_an_answer_is_refused_by_all_who_need_one(run, folder, jsonl, tmp_path):
@@ -411,12 +428,6 @@ def test_a14_a_profile_without_an_answer_is_refused_by_all_who_need_one(run, fol
         code, _ = run(words[0], "--model", folder, "--profile", "ana.json", *words[1:])
         assert "ana.json needs an answer of 'ana', got none" in code
     assert not list(tmp_path.glob("out*"))
-
-
-CHAT = (
-    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<a>{% endif %}"
-)
 
 
 @pytest.fixture
@@ -460,7 +471,7 @@ def test_an_older_model_is_told_how_its_texts_are_written(run, chat_folder, json
     assert len(Users(Folder(model, "plain"), ["ana.json"])) == 5  # from before the form was noted
     assert run(*rerank, *told)[0] == 0
     rewards = load(model, chat_template=str(policy)).base_rewards(["why 0?"] * 2, ["Yes!", "Certainly not, no."])
-    assert read_lines(tmp_path / "out.jsonl")[0]["rewards"] == pytest.approx(
+    assert rows_in(tmp_path / "out.jsonl")[0]["rewards"] == pytest.approx(
         (rewards @ Folder(model).coefficients[0]).tolist(), abs=1e-4
     )
     assert run(*export, *told)[0] == 0

@@ -6,6 +6,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+from common import rows_in
 
 from openrlhf_pgrpo.models.folder import write
 
@@ -52,7 +53,7 @@ def test_groups_of_rows_in_any_form_with_users_that_are_numbers(run, folder, tmp
     words = ("groups", "--model", folder, "--groups", 2, "--data", path, "--user_key", "who", "--output", "o.jsonl")
     code, _ = run(*words, *split)
     assert code == 0
-    made = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    made = rows_in(tmp_path / "o.jsonl")
     assert [{name: row[name] for name in rows[0]} for row in made] == [
         {"who": "7", "prompt": "p", "day": "2026-05-01"},
         {"who": "7", "prompt": "q", "day": None},
@@ -67,7 +68,7 @@ def test_rerank_reads_other_columns_of_parquet_and_keeps_their_names(run, folder
     words = ("rerank", "--model", folder, "--user", "ann", "--candidates", path, "--output", "o.jsonl")
     code, _ = run(*words, "--prompt_key", "question", "--responses_key", "drafts")
     assert code == 0
-    (row,) = (json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines())
+    (row,) = rows_in(tmp_path / "o.jsonl")
     assert [*row] == ["question", "drafts", "id", "rewards", "order", "best"]
     assert row["drafts"] == ["x", "yy"] and row["best"] == row["drafts"][row["order"][0]]
     code, _ = run(*words)

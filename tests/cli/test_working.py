@@ -79,12 +79,21 @@ def test_no_bars_where_output_is_no_terminal(factorized, jsonl, tmp_path):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "out.jsonl\n", "")
 
 
-def test_a_reader_who_leaves_is_no_error():
-    """As in `| head -1`."""
+@pytest.mark.parametrize("command", ["patch", "factorize", "evaluate"])
+def test_a_reader_who_leaves_is_no_error(tiny, factorized, jsonl, tmp_path, command):
+    """As in `| head -1`. Of commands that say something on their way, it was an error of a file without a name."""
+    users = ("new", "New")  # which both remark on
+    data = jsonl("rows.jsonl", [dict(user=user, prompt="p", chosen="yes", rejected="no") for user in users])
+    words = {
+        "patch": ("--check",),
+        "factorize": ("--data", data, "--backbone", tiny / "model", "--output", "rm", "--factors", "1", "--l2", "1"),
+        "evaluate": ("--model", factorized, "--data", data),
+    }[command]
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as closed:
-        ran = subprocess.run([*COMMAND, "patch", "--check"], stdout=closed, stderr=subprocess.PIPE, text=True)
+        call = [*COMMAND, command, *words]
+        ran = subprocess.run(call, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (141, "")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from openrlhf_pgrpo.core.asking import coefficients_after, hold_out, pools
 from openrlhf_pgrpo.core.posterior import Prior, posterior
-from openrlhf_pgrpo.core.questions import next_questions
+from openrlhf_pgrpo.core.questions import next_question
 
 pytestmark = pytest.mark.core
 
@@ -91,7 +91,7 @@ def test_asking_many_users_is_asking_each_as_elicit_does():
                 expected = belief.mean if count <= len(pool) else [np.nan] * 2
                 assert found[counts.index(count), number] == pytest.approx(expected, nan_ok=True, abs=1e-9)
             if count < len(pool):
-                asked.append(int(next_questions(pool, belief, asked)[0]))
+                asked.append(next_question(pool, belief, asked)[0])
                 belief = posterior(pool[asked], said[asked], PRIOR)
 
 

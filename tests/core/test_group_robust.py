@@ -68,6 +68,21 @@ def test_a_group_without_a_token_to_train_leaves_the_weights_of_others_finite():
     assert np.isfinite(weights).all()
 
 
+@pytest.mark.parametrize("short", [[0, 1] * 16, [0, 4] * 16, [0] * 31 + [1], [0] * 32])
+def test_the_mean_over_tokens_is_1_also_where_a_group_has_few(short):
+    """A mean length below 1 counts as 1, and a group without tokens does not count."""
+    tokens = np.r_[short, np.full(32, 10)]
+    weights = robust(eta=1.0)(batch(short=np.arange(32.0), long=np.arange(32.0)), tokens)
+    assert (tokens * weights).sum() / tokens.sum() == pytest.approx(1) and np.isfinite(weights).all()
+    if sum(short) >= 32:
+        assert (tokens * weights)[:32].sum() / tokens.sum() == pytest.approx(0.5)
+
+
+def test_without_a_token_to_train_weights_are_those_of_samples():
+    rewards = batch(a=[0.0, 1.0], b=[4.0, 5.0])
+    np.testing.assert_array_equal(robust()(rewards, np.zeros(4)), robust()(rewards))
+
+
 # --- what must not move the weights --------------------------------------------------------------------------------
 
 CHANGES = {"offset -10": (1, -10), "scale x5": (5, 0), "both": (5, -10)}
@@ -251,8 +266,53 @@ def test_the_saved_state_is_a_copy(signal):
     assert_equal(saved, before)
 
 
-def test_the_state_of_another_signal_is_refused():
-    with pytest.raises(ValueError, match=r"Bounds state needs keys \[\], got \['history'\]"):
-        robust("bounds").load_state_dict(robust("quantiles").state_dict())
-    with pytest.raises(ValueError, match="LastMeans state needs keys .*'last'"):
-        robust("improvement").load_state_dict(robust("quantiles").state_dict())
+def seen(signal="quantiles", names="ab", **options):
+    """Weights that have seen a step of some preference groups."""
+    weights = robust(signal, eta=1.0, **options)
+    weights(batch(**{name: np.linspace(-3, 3, 32) for name in names}))
+    return weights
+
+
+LATEST = "state needs the latest loss of each of 2 preference groups, got shape "
+REFUSED_STATES = {  # what is wrong -> the weights that refuse it, what differs from the state of `seen()`, and why
+    "other data": (
+        lambda: seen(names="ac", mu='{"a": 0.5, "c": 0.5}'),
+        {},
+        "resuming needs the preference groups 'a', 'b', got 'a', 'c'",
+    ),
+    "other signal": (lambda: seen("bounds"), {}, r"Bounds state needs keys \[\], got \['history'\]"),
+    "less signal": (lambda: seen("improvement"), {}, "LastMeans state needs keys .*'last'"),
+    "half a signal": (seen, {"signal": {"history": {}}}, "RewardHistory state needs keys"),
+    "half the weights": (seen, {"weights": {}}, "GroupWeights state needs keys"),
+    "more latest": (seen, {"latest": np.zeros(5)}, rf"{LATEST}\(5,\)"),
+    "less latest": (seen, {"latest": np.zeros(1)}, rf"{LATEST}\(1,\)"),
+    "no row of latest": (seen, {"latest": np.zeros((2, 1))}, rf"{LATEST}\(2, 1\)"),
+    "a key more": (seen, {"loss": 0}, "GroupRobust state needs keys"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_STATES)
+def test_a_state_that_is_refused_changes_nothing(kind):
+    make, change, message = REFUSED_STATES[kind]
+    weights, state = make(), {**seen().state_dict(), **change}
+    before = pickle.dumps(weights.state_dict())
+    with pytest.raises(ValueError, match=message):
+        weights.load_state_dict(state)
+    assert pickle.dumps(weights.state_dict()) == before
+
+
+def test_a_state_saved_after_a_refused_batch_can_be_loaded():
+    """The batch may have named preference groups that are new."""
+
+    class Broken(type(make_signal("quantiles"))):
+        def __call__(self, batch, means):
+            return np.full(len(means), np.inf)
+
+    weights, signal = seen(), Broken(SignalOptions())
+    signal.load_state_dict(weights.signal.state_dict())
+    weights.signal = signal
+    with pytest.raises(ValueError, match="finite loss"):
+        weights(batch(a=[1.0], new=[2.0]))
+    again = robust(eta=1.0)
+    again.load_state_dict(weights.state_dict())
+    assert again.latest.shape == (3,) and np.isnan(again.latest[2])

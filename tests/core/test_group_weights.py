@@ -356,6 +356,7 @@ def test_resuming_on_other_data_is_refused(counts, mu, message):
         ("mu", '{"a": true, "b": false}', "uniform, share or a JSON object of numbers"),
         ("mu", '{"a": null, "b": 1}', "uniform, share or a JSON object of numbers"),
         ("mu", '{"a": [1], "b": 0}', "uniform, share or a JSON object of numbers"),
+        ("mu", '{"a": 0.2, "a": 0.5, "b": 0.5}', "every preference group once"),
         ("mu", '{"a": 0.5, "b": 0.6}', "numbers from 0 to 1 that add up to 1"),
         ("mu", '{"a": 1.5, "b": -0.5}', "numbers from 0 to 1 that add up to 1"),
         ("mu", '{"a": NaN, "b": 1}', "numbers from 0 to 1 that add up to 1"),

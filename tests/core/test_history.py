@@ -159,6 +159,15 @@ def test_count_levels_off_near_half_life_over_ln_2():
     assert history.seen[0] == 2000
 
 
+@pytest.mark.parametrize("samples", [1, 5, 16, 64])
+def test_count_levels_off_higher_in_larger_batches(samples):
+    history = RewardHistory(half_life=16)
+    for _ in range(600):
+        history.update(np.repeat(history.rows("a"), samples), np.ones(samples))
+    level = samples / (1 - 2 ** (-samples / 16))  # 23.6, 25.7, 32, 68.3, and never below 16 / ln 2 = 23.1
+    assert history.count[0] == pytest.approx(level) and level > 16 / np.log(2)
+
+
 def test_variance_components_forget_by_samples_all_numbers_alike():
     history = VarianceComponents(half_life=3)
     first, second = np.array([0.0, 2.0, 5.0, 5.0, 8.0]), np.array([4.0, 4.0, 4.0])

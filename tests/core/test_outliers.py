@@ -31,7 +31,7 @@ def test_e7_a_reward_out_of_all_proportion_is_named_and_changes_nothing(name, va
         running(batch([[1, 5], [value, 3], [1, 5]], "aab"))
     assert error.value.sample == 2 and f"got {value:.4g}" in str(error.value)
     if name in ("pgrpo", "pgrpo_global"):
-        assert "mean 3 and standard deviation 2 (16 samples)" in str(error.value)
+        assert "mean 3 and standard deviation 2 (16 samples seen)" in str(error.value)
     assert pickle.dumps(running.state_dict()) == before
 
 
@@ -64,6 +64,51 @@ def test_e7_the_signals_of_robust_weights_refuse_it_too():
         assert pickle.dumps(weights.state_dict()) == before
 
 
+RUNNING = ["pgrpo", "pgrpo_eb", "pgrpo_global"]
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_short_half_life_does_not_make_a_long_history_none(name):
+    """Its weight levels off below 16; it has seen a thousand samples all the same."""
+    running = estimator(name, half_life=8, min_count=11)
+    for _ in range(250):
+        running(batch([[0, 1, 0, 1]], "a"))
+    assert running.history.spread()[0][0] < 16
+    for value in (-1e9, 1e20):
+        with pytest.raises(SampleError, match=r"whose history has mean .* \(1000 samples seen\) \(4 of 4 samples\)"):
+            running(batch([[value] * 4], "a"))
+
+
+def sentinels_after(samples, makes):
+    """What is made of `samples` of 0 and 1, a few at a time, and then of four sentinels."""
+    for start in range(0, samples, 4):
+        makes(batch([[0, 1, 0, 1][: samples - start]], "a"))
+    return makes(batch([[-1e9] * 4], "a"))
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_batch_of_sentinels_is_not_its_own_norm_once_as_many_ordinary_samples_were_seen(name):
+    """Else they would spoil the history for hundreds of samples."""
+    for samples in (4, 5, 12, 15, 16):
+        running = estimator(name)
+        with pytest.raises(SampleError, match=rf"mean 0\.\d+ .* \({samples} samples seen\) \(4 of 4 samples\)"):
+            sentinels_after(samples, running)
+        clipping = estimator(name, outliers="clip")
+        with pytest.warns(RuntimeWarning, match="4 of 4 samples.*clipped"):
+            sentinels_after(samples, clipping)
+        assert -10 < clipping.history.mean[0] < 0.5 and clipping.history.spread()[2][0] < 10
+        # fewer than the batch has: nobody knows which of the two is usual
+        assert np.isfinite(sentinels_after(3, estimator(name))).all()
+
+
+@pytest.mark.parametrize("signal", ["quantiles", "excess", "improvement"])
+def test_a_batch_of_sentinels_is_not_its_own_norm_for_signals_either(signal):
+    weights = GroupRobust(RobustOptions(), SIGNALS[signal](SignalOptions(signal=signal)))
+    with pytest.raises(SampleError, match=r"\(12 samples seen\) \(4 of 4 samples\)"):
+        sentinels_after(12, weights)
+    assert weights.signal.history.mean[0] == 0.5
+
+
 ORDINARY = {
     "0 and 1": lambda rng, size: rng.binomial(1, 0.5, size),
     "rarely 1": lambda rng, size: rng.binomial(1, 1e-3, size),
@@ -76,14 +121,15 @@ ORDINARY = {
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
+@pytest.mark.parametrize("groups, samples", [("aaab", 4), ("a", 1), ("a", 2)])
 @every
-def test_e7_ordinary_heavy_tails_are_never_refused(kind, name):
+def test_e7_ordinary_heavy_tails_are_never_refused(kind, name, groups, samples):
     """Many runs of 30 steps from an empty history, where it is most doubtful what is usual."""
     for seed in range(20):
         rng, running = np.random.default_rng(seed), estimator(name)
         for _ in range(30):
-            advantages = running(batch(list(ORDINARY[kind](rng, (4, 4)).astype(float)), "aaab"))
-            assert np.isfinite(advantages).all()
+            rewards = ORDINARY[kind](rng, (len(groups), samples)).astype(float)
+            assert np.isfinite(running(batch(list(rewards), groups))).all()
 
 
 def test_e7_above_what_squares_can_hold_a_batch_is_refused():

@@ -369,7 +369,12 @@ nan, inf = float("nan"), float("inf")
         ("half_life", 0, "half_life needs a positive number of samples, got 0"),
         ("half_life", nan, "half_life needs a positive number of samples, got nan"),
         ("half_life", inf, "half_life needs a positive number of samples, got inf"),
-        ("half_life", 11, "half_life 11 levels the history off at 15.9 samples, but min_count needs 16"),
+        (
+            "half_life",
+            11,
+            "half_life 11 levels the history off at 15.9 samples (or little more) where batches have few of a "
+            "preference group, but min_count needs 16",
+        ),
     ],
 )
 def test_an_impossible_option_is_refused_with_name_needs_and_got(option, value, message):

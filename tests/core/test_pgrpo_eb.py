@@ -100,6 +100,17 @@ def test_the_baseline_of_pgrpo_eb_is_the_best_linear_one():
     assert abs(np.corrcoef(advantages, others)[0, 1]) < 4 / np.sqrt(k)  # so nothing of it is left in the advantage
 
 
+@pytest.mark.parametrize("scale, eps", [(1, 0), (2**-30, 0), (2**45, 1e-6)])
+def test_answers_that_differ_by_rounding_alone_are_no_scale_even_around_0(scale, eps):
+    """The mean of three times .1 is not .1. Prompts that lie around 0 leave nothing of that size in their own mean."""
+    rounded = batch(scale * np.repeat([[0.1], [-0.1], [0.7], [-0.7], [0.3], [-0.3]], 3, 1), "a" * 6)
+    for update in ("before", "after"):
+        eb, in_batch = (estimator(name, eps=eps, update=update) for name in ("pgrpo_eb", "pref_group_norm"))
+        for _ in range(2):
+            np.testing.assert_allclose(eb(rounded), in_batch(rounded), rtol=1e-9)  # the fallback
+            assert eb.history.sig2()[0] > eps**2
+
+
 def test_a_refused_batch_leaves_pgrpo_eb_as_it_was():
     eb = estimator("pgrpo_eb")
     eb(PAST)

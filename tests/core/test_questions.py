@@ -12,7 +12,6 @@ from openrlhf_pgrpo.core.questions import (
     enough,
     information,
     next_question,
-    next_questions,
     predict,
     predictive_entropy,
 )
@@ -69,11 +68,6 @@ def test_the_chance_is_the_sum_over_all_nodes(deviation):
     assert wide == pytest.approx(0.8413, abs=0.05)  # the normal distribution's, at a standard deviation
 
 
-def determinant(mean, variance):
-    """A rule of a user's own: orders pairs as the determinant of the precision after the answer does."""
-    return expit(mean) * expit(-mean) * variance
-
-
 @pytest.mark.parametrize("scale", [0, 1e-6, 0.3, 2, 30, 1e4])
 def test_the_bound_spares_work_and_never_the_best_pair(scale, monkeypatch):
     rng = np.random.default_rng(11)
@@ -87,77 +81,31 @@ def test_the_bound_spares_work_and_never_the_best_pair(scale, monkeypatch):
         exact = np.where(free, information(logits, variance), -np.inf)
         row, entropy = next_question(pool, belief, asked)
         assert exact[row] == pytest.approx(exact.max(), abs=1e-12)
-        assert [row] == list(next_questions(pool, belief, asked))
         assert entropy == predictive_entropy(pool, belief)
     if 0.3 <= scale <= 2:
         assert np.mean(rows) < 30  # of 300 on average, the one that sets the bar included
     assert next_question(pool, belief, range(600)) == (None, entropy)
 
 
-def test_rules_by_hand():
+def test_the_next_question_by_hand():
     belief = Posterior(np.array([1.0, 0.0]), np.diag([1.0, 4.0]))
     # logits 0, 0, 3 with variances 4, 1, 13
     pool = np.array([[0.0, 1.0], [0.0, 0.5], [3.0, 1.0]])
     # at 0 +- 2 the answer is less expected than at 3 +- 3.6, but it also depends less on the user
-    assert list(next_questions(pool, belief, rule="information")) == [2]
-    assert list(next_questions(pool, belief, asked=[2], rule="information")) == [0]
-    assert list(next_questions(pool, belief, rule=determinant)) == [0]  # 1, 1/4 and 13 s'(3) = 0.587
-    assert list(next_questions(pool, belief, asked=[0], rule=determinant)) == [2]
-
-
-def test_a_rule_may_be_a_function():
-    rng = np.random.default_rng(2)
-    pool, belief = rng.normal(0, 1, (40, 3)), Posterior(*some_prior(rng, 3))
-    precision, slopes = np.linalg.inv(belief.covariance), expit(pool @ belief.mean) * expit(-pool @ belief.mean)
-    after = [np.linalg.slogdet(precision + s * np.outer(v, v))[1] for s, v in zip(slopes, pool)]
-    assert list(next_questions(pool, belief, rule=determinant)) == [int(np.argmax(after))]
-
-
-@pytest.mark.parametrize("rule", ["information", determinant])
-def test_a_batch_is_greedy_on_the_updated_covariance(rule):
-    rng = np.random.default_rng(4)
-    pool, belief = rng.normal(0, 1, (60, 4)), Posterior(*some_prior(rng, 4))
-    chosen, covariance = [], belief.covariance
-    for _ in range(5):
-        (best,) = next_questions(pool, Posterior(belief.mean, covariance), chosen, rule)
-        chosen.append(int(best))
-        v, slope = pool[best], expit(pool[best] @ belief.mean) * expit(-pool[best] @ belief.mean)
-        covariance = np.linalg.inv(np.linalg.inv(covariance) + slope * np.outer(v, v))
-        covariance = (covariance + covariance.T) / 2
-    assert list(next_questions(pool, belief, rule=rule, count=5)) == chosen
-
-
-def test_a_batch_does_not_ask_the_same_twice():
-    belief = Posterior(np.zeros(2), np.eye(2))
-    pool = np.array([[3.0, 0.0], [3.0, 0.0], [0.0, 2.0]])  # variance 9, then 9 / (1 + 9/4) = 2.8; 4
-    assert set(next_questions(pool, belief, count=2).tolist()) == {0, 2}
-
-
-def test_random_is_uniform_over_what_is_left_and_needs_a_generator():
-    belief, pool = Posterior(np.zeros(1), np.eye(1)), np.ones((5, 1))
-    rng = np.random.default_rng(0)
-    drawn = [tuple(next_questions(pool, belief, [1, 3], "random", 2, rng)) for _ in range(600)]
-    assert {row for pair in drawn for row in pair} == {0, 2, 4}
-    assert all(one != other for one, other in drawn)
-    assert np.bincount([one for one, _ in drawn])[[0, 2, 4]].min() > 150
-    with pytest.raises(ValueError, match="needs rng"):
-        next_questions(pool, belief, rule="random")
+    assert next_question(pool, belief)[0] == 2
+    assert next_question(pool, belief, asked=[2])[0] == 0
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "pool, message",
     [
-        (dict(rule="best"), "the rule information, random or a function, got 'best'"),
-        (dict(asked=[0, 1, 2]), "pool of 3 pairs needs 1 that were not asked yet, got 0"),
-        (dict(count=4), "needs 4 that were not asked yet, got 3"),
-        (dict(count=0), "needs 0"),
-        (dict(pool=np.ones((3, 5))), r"2 base rewards need a pool of shape \(P, 2\), got \(3, 5\)"),
-        (dict(pool=np.array([[1.0, 1.0], [1.0, np.nan]])), "finite features, got .* in row 1"),
+        (np.ones((3, 5)), r"2 base rewards need a pool of shape \(P, 2\), got \(3, 5\)"),
+        (np.array([[1.0, 1.0], [1.0, np.nan]]), "finite features, got .* in row 1"),
     ],
 )
-def test_bad_input_is_refused(change, message):
+def test_bad_input_is_refused(pool, message):
     with pytest.raises(ValueError, match=message):
-        next_questions(**{"pool": np.ones((3, 2)), "belief": Posterior(np.zeros(2), np.eye(2)), **change})
+        next_question(pool, Posterior(np.zeros(2), np.eye(2)))
 
 
 def test_questions_chosen_by_information_teach_more_than_random_ones():
@@ -168,7 +116,8 @@ def test_questions_chosen_by_information_teach_more_than_random_ones():
         for rule, error in errors.items():
             asked, answers, belief = [], [], Posterior(*prior)
             for _ in range(8):
-                asked.extend(next_questions(pool, belief, asked, rule, rng=rng))
+                left = np.setdiff1d(np.arange(300), asked)
+                asked.append(int(rng.choice(left)) if rule == "random" else next_question(pool, belief, asked)[0])
                 answers.append(float(rng.random() < expit(pool[asked[-1]] @ user)))
                 belief = posterior(pool[asked], answers, prior)
             error.append(np.square(belief.mean - user).sum())

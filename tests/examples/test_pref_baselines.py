@@ -7,8 +7,6 @@ from worlds import gradient, names, one_hot, square, world
 import pref_baselines
 from openrlhf_pgrpo.core.annotations import Annotations
 from openrlhf_pgrpo.core.factorization import fit
-from openrlhf_pgrpo.core.posterior import Posterior
-from openrlhf_pgrpo.core.questions import next_questions
 from pref_baselines import per_user, released, shared, simplex
 
 pytestmark = pytest.mark.core
@@ -75,10 +73,6 @@ def test_one_reward_for_all_fails_for_users_of_two_camps():
 
 
 def test_the_released_rule_by_hand():
-    belief = Posterior(np.array([1.0, 0.0]), np.diag([1.0, 4.0]))
-    # logits 0, 0, 3 with variances 4, 1, 13
-    pool = np.array([[0.0, 1.0], [0.0, 0.5], [3.0, 1.0]])
     slope = np.exp(-3) / (1 + np.exp(-3)) ** 2
-    scores = [4 / 16, 1 / 16, 13 * slope**2]
-    assert released(pool @ belief.mean, np.array([4.0, 1.0, 13.0])) == pytest.approx(scores)
-    assert list(next_questions(pool, belief, rule=released)) == [int(np.argmax(scores))]
+    scores = released(np.array([0.0, 0.0, 3.0]), np.array([4.0, 1.0, 13.0]))
+    assert scores == pytest.approx([4 / 16, 1 / 16, 13 * slope**2])

@@ -1,8 +1,10 @@
 """The verbs of a door."""
 
 import os
+import re
 import subprocess
 import sys
+import traceback
 
 import pytest
 import ray
@@ -76,6 +78,28 @@ def test_somebody_elses_worker_hook_is_refused(opened, started):
     with pytest.raises(SeamError, match="in use, 'mine.setup': call openrlhf_pgrpo.host.ppo.worker.setup"):
         ray.init(runtime_env={"worker_process_setup_hook": "mine.setup"})
     assert started == []
+
+
+@pytest.mark.parametrize(
+    "address, need, doctor",
+    [
+        ("", "a Ray that starts on this machine", "doctor says"),
+        ("head:6379", r"the Ray cluster at head:6379 \(RAY_ADDRESS\)", "doctor --cluster says"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_the_last_word(opened, started, monkeypatch, address, need, doctor):
+    """The last line of the traceback: what Ray raised, of whatever type, and what to do."""
+    monkeypatch.setattr(ray, "init", lambda **kwargs: 1 / 0)
+    opened()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ZeroDivisionError) as refused:
+        ray.init()
+    last = traceback.format_exception(refused.value)[-1]
+    assert re.fullmatch(
+        rf"\[pgrpo\] the run has failed: training needs {need}, got ZeroDivisionError: division by zero: see what "
+        rf"openrlhf-pgrpo {doctor}, then give the same command again\n",
+        last,
+    )
 
 
 def test_a_running_ray_is_refused(opened, started, monkeypatch):

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from openrlhf_pgrpo.files import write_rows as write
 from openrlhf_pgrpo.host import doors, flags, reader, script
 from openrlhf_pgrpo.host.ppo import reward_sources
 
@@ -19,10 +20,6 @@ SIZES = (
 PAIR_SIZES = "--train.batch_size 4 --train.micro_batch_size 2 --data.max_len 64 --pgrpo.device cpu".split()
 METRICS = '{"step": 1, "run": {"settings": {}}}\n{"step": 2}\n'
 REWARD = "def reward_func(queries, prompts, labels):\n    return {}\n"
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -176,6 +173,10 @@ CLASHES = {
     ),
     "--actor.model_name_or_path needs a folder of a model, got './lost', which does not exist": (
         ("--actor.model_name_or_path", "./lost")
+    ),
+    "--data.prompt_dataset needs a file or folder that exists, got 'my rows'": ("--data.prompt_dataset", "my rows"),
+    "--actor.model_name_or_path needs a folder of a model, got 'my model', which does not exist": (
+        ("--actor.model_name_or_path", "my model")
     ),
     "--actor.model_name_or_path needs a folder of a model, got 'void', which has no config.json": (
         ("--actor.model_name_or_path", "void")

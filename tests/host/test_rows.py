@@ -225,7 +225,8 @@ def test_b5_d19_pairs(host, counted):
 
 def warned(table) -> bool:
     """A column `preference` that holds something else is not read, which is said."""
-    return any(not isinstance(value, (int, float, type(None))) or not 0 <= value <= 1 for value in table["preference"])
+    given = [value for value in table["preference"] if value is not None]
+    return not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in given)
 
 
 def is_text_or_messages(text) -> bool:

@@ -103,7 +103,7 @@ def test_writing_that_fails_leaves_the_old_folder(backbone, tmp_path, monkeypatc
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, backbone, **{**GOOD, "users": ["c", "d"]})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

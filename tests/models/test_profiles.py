@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from common import places
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
 from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, Skipped, same_model
@@ -170,14 +171,6 @@ def test_a_profile_needs_as_many_coefficients_as_the_model_and_answers_to_fit(pr
     replace(profile, answers=(Answer("p1", (1e99, 0.0), 1.0),), skipped=()).save(path)
     with pytest.raises(ValueError, match="ana.json needs answers to fit a user to, got .*: restore it or ask again"):
         Profile.load(path, "f00d", PRIOR)
-
-
-def places(value, at=()):
-    """The path of everything in a profile."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield (*at, key)
-        yield from places(part, (*at, key))
 
 
 def change(content, place, action, value):

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, RobertaConfig
 from openrlhf_pgrpo.models import scoring
 from openrlhf_pgrpo.models.folder import write
 from openrlhf_pgrpo.models.network import POOLINGS
-from openrlhf_pgrpo.models.scoring import embed, load
+from openrlhf_pgrpo.models.scoring import embed, load, texts_of
 
 pytestmark = pytest.mark.core
 
@@ -168,6 +168,12 @@ def test_equal_texts_have_equal_rewards_and_are_read_once(made):
     model.model.forward = lambda **batch: read.append(len(batch["input_ids"])) or forward(**batch)
     found = model.base_rewards(["a "] * 4, ["yes", "no", "yes", "yes<eos>"], batch_size=2)
     assert (found[0] == found[2]).all() and (found[0] == found[3]).all() and sum(read) == 2
+
+
+def test_a_text_is_a_prompt_with_an_answer():
+    texts, numbers = texts_of([("p", "a", "b"), ("p", "c", "b"), ("q", "a", "b")])
+    assert texts == [("p", "a"), ("p", "b"), ("p", "c"), ("q", "a"), ("q", "b")]
+    assert numbers.tolist() == [[0, 1], [2, 1], [3, 4]]
 
 
 def test_a_token_that_the_weights_lack_is_refused(made):

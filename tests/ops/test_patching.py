@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -38,24 +37,6 @@ def test_patch_check_and_revert(host_copy):
     assert host_copy.command("patch", "--revert").returncode == 0
     assert host_copy.files() == original
     assert host_copy.command("patch", "--revert").stdout == "" and host_copy.files() == original
-
-
-FLAGS = {
-    "serve_rm": "--reward.unknown_user",
-    "train_dpo": "--data.pref_group_key",
-    "train_ppo_ray": "--data.pref_group_key",
-    "train_rm": "--reward.factors",
-}
-
-
-@pytest.mark.parametrize("door, flag", FLAGS.items())
-@pytest.mark.parametrize("package", ["openrlhf", "openrlhf_pgrpo"])
-def test_both_modules_take_our_flags_on_a_patched_host(host_copy, package, door, flag):
-    host_copy.command("patch")
-    command = [sys.executable, "-m", f"{package}.cli.{door}", "--help"]
-    environment = {**os.environ, **host_copy.environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and flag in done.stdout, done.stderr
 
 
 def test_git_apply_does_the_same_to_a_source_checkout(host_copy):

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from common import scored
 
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.people.pool import Pair, score_pool
+from openrlhf_pgrpo.models.folder import Folder
+from openrlhf_pgrpo.models.form import PLAIN
+from openrlhf_pgrpo.people.pool import Pair
 from openrlhf_pgrpo.people.session import Session
 
 TOPICS = ("tea", "rain", "trains", "bread", "sleep", "maps")
@@ -50,7 +53,19 @@ def session_of(model, pairs, tmp_path):
     def session_of(user="ana", pool=pairs, **limits):
         path = tmp_path / f"{user}.json"
         return Session(
-            pool, *score_pool(model, pool), Prior.of(model.coefficients), user, model.fingerprint, path, **limits
+            pool, *scored(model, pool), Prior.of(model.coefficients), user, model.fingerprint, path, **limits
         )
 
     return session_of
+
+
+@pytest.fixture
+def reader_of(factorized):
+    """The reader of a reward model with texts of that form, of at most `longest` tokens."""
+
+    def reader_of(form=PLAIN, longest=64):
+        model = Folder(factorized)
+        vars(model).update(form=form, max_length=longest)
+        return model
+
+    return reader_of

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from common import rows_in
 
 from openrlhf_pgrpo.models.scoring import load
 from openrlhf_pgrpo.people import compare as module
@@ -111,10 +112,6 @@ def run(policies, jsonl, tmp_path):
     return run
 
 
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_language_model_judges_in_both_orders(run, policies, tmp_path):
     with serving(louder) as judge:
         said = run(judge=judge.url)
@@ -125,14 +122,14 @@ def test_a_language_model_judges_in_both_orders(run, policies, tmp_path):
         assert counts["wins"] == counts["losses"] == rows / 2
         assert counts["ties"] == counts["no_verdict"] == counts["order_dependent"] == 0
         assert 0 < counts["low"] < 0.2 and 0.8 < counts["high"] < 1
-    verdicts = {verdict["line"]: verdict for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl")}
+    verdicts = {verdict["line"]: verdict for verdict in rows_in(tmp_path / "out" / "verdicts.jsonl")}
     assert [verdicts[line]["verdict"] for line in range(1, 9)] == ["A", "A", "B", "B"] * 2
     assert verdicts[1]["user"] == "ana" and verdicts[1]["pref_group"] == "one" and len(verdicts[1]["said"]) == 2
     assert said[0].split()[:2] == ["preference", "group"] and [line.split()[0] for line in said[1:4]] == [
         *("one", "other", "all")
     ]
     kept = {"number": 1, "prompt": "1 says ", "answer": "calm", "cut": False}
-    assert lines_of(tmp_path / "out" / "answers-A.jsonl")[1] == kept
+    assert rows_in(tmp_path / "out" / "answers-A.jsonl")[1] == kept
     assert policies.asked == {"A": [0, 1, 2, 3], "B": [0, 1, 2, 3]}  # once for both users
 
 
@@ -163,7 +160,7 @@ def test_what_is_no_verdict_is_counted_and_kept(run, tmp_path):
     assert counts["no_verdict"] == 6 and counts["rows"] == 8 and counts["losses"] == 2 and counts["prompts"] == 1
     assert counts["win_rate"] == 0 and counts["low"] is None  # one prompt has no interval
     assert "6 of 8 rows have no verdict and are not in the win rate" in said[-2]
-    kept = {verdict["line"]: verdict["said"][0] for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl")}
+    kept = {verdict["line"]: verdict["said"][0] for verdict in rows_in(tmp_path / "out" / "verdicts.jsonl")}
     assert kept[1] == "A is better, I would say" and kept[3].startswith("no answer: BadRequestError")
     assert kept[5].startswith("no answer: no chat completion")
 
@@ -185,7 +182,7 @@ def test_a_judge_that_is_too_slow_ends_the_command(run, monkeypatch, tmp_path):
     ):
         run(judge=judge.url, judge_timeout=0.3)
     assert time.monotonic() - began < 20
-    assert len(lines_of(tmp_path / "out" / "answers-B.jsonl")) == 4
+    assert len(rows_in(tmp_path / "out" / "answers-B.jsonl")) == 4
 
 
 def test_a_judge_that_dies_half_way_and_comes_back(run, policies, monkeypatch, tmp_path):
@@ -197,11 +194,11 @@ def test_a_judge_that_dies_half_way_and_comes_back(run, policies, monkeypatch, t
         assert len(judge.prompts) == 6 + judges.TRIES
     with pytest.raises(ValueError, match="needs to answer at .* got APIConnectionError"):
         run(judge=judge.url)
-    assert len(lines_of(tmp_path / "out" / "verdicts.jsonl")) == 3
+    assert len(rows_in(tmp_path / "out" / "verdicts.jsonl")) == 3
     with serving(louder) as judge:
         run(judge=judge.url)
     assert len(judge.prompts) == 10 and len(policies.asked["A"]) == 4
-    assert sorted(verdict["line"] for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl")) == [*range(1, 9)]
+    assert sorted(verdict["line"] for verdict in rows_in(tmp_path / "out" / "verdicts.jsonl")) == [*range(1, 9)]
     with serving(louder) as judge:  # once more: all is there
         run(judge=judge.url)
     assert judge.prompts == []
@@ -258,7 +255,7 @@ def test_a_users_rewards_judge(run, factorized, tmp_path):
         run(rows, model=str(factorized), user_key="who")
     run(rows, model=str(factorized), user_key="who", population=True)
     model = load(factorized)
-    verdicts = lines_of(tmp_path / "out" / "verdicts.jsonl")
+    verdicts = rows_in(tmp_path / "out" / "verdicts.jsonl")
     margins = []
     for row, verdict in zip(rows, sorted(verdicts, key=lambda verdict: verdict["line"])):
         number = int(row["prompt"][0])
@@ -279,7 +276,7 @@ def test_an_answer_that_the_reward_model_cannot_read_is_counted(run, factorized,
     counts = json.loads((tmp_path / "out" / "result.json").read_text())["all"]
     assert counts["no_verdict"] == 4 and counts["ties"] == 2 and counts["wins"] + counts["losses"] == 2
     assert any("4 of 8 rows have no verdict" in line for line in said)
-    lost = [verdict for verdict in lines_of(tmp_path / "out" / "verdicts.jsonl") if verdict["verdict"] is None]
+    lost = [verdict for verdict in rows_in(tmp_path / "out" / "verdicts.jsonl") if verdict["verdict"] is None]
     assert len(lost) == 4 and all("blank, or longer than the 256 tokens" in verdict["why"] for verdict in lost)
 
 
@@ -297,18 +294,18 @@ def test_answers_of_an_interrupted_command_are_kept_and_half_a_line_is_made_agai
     with pytest.raises(KeyboardInterrupt):
         run(model=str(factorized))
     path = tmp_path / "out" / "answers-A.jsonl"
-    assert len(lines_of(path)) == 2
+    assert len(rows_in(path)) == 2
     path.write_text(path.read_text()[:-10])  # as a killed process leaves it
     monkeypatch.setattr(module, "generate", whole)
     run(model=str(factorized))
     assert policies.asked == {"A": [0, 1, 1, 2, 3], "B": [0, 1, 2, 3]}
-    assert [line["number"] for line in lines_of(path)] == [0, 1, 2, 3]
+    assert [line["number"] for line in rows_in(path)] == [0, 1, 2, 3]
     verdicts = tmp_path / "out" / "verdicts.jsonl"
-    before = lines_of(verdicts)
+    before = rows_in(verdicts)
     verdicts.write_text(verdicts.read_text()[:-10])
     run(model=str(factorized))
-    assert lines_of(verdicts)[:-1] == before[:-1] and len(lines_of(verdicts)) == len(before) == 8
-    assert lines_of(verdicts)[-1]["verdict"] == before[-1]["verdict"]
+    assert rows_in(verdicts)[:-1] == before[:-1] and len(rows_in(verdicts)) == len(before) == 8
+    assert rows_in(verdicts)[-1]["verdict"] == before[-1]["verdict"]
 
 
 def test_other_settings_are_refused_with_both_values(run, policies, factorized, tmp_path):

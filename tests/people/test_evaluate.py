@@ -15,10 +15,8 @@ from openrlhf_pgrpo.people.evaluate import (
     Predictions,
     Said,
     notes,
-    texts_of,
 )
 from openrlhf_pgrpo.people.evaluation_tables import lines, tables
-from openrlhf_pgrpo.people.pool import Pair
 
 pytestmark = pytest.mark.core
 
@@ -158,14 +156,6 @@ def test_who_rated_too_little_of_one_prompt_is_left_out_with_a_count():
     new = of_ratings(rng.normal(size=(5, 3)), rng.normal(size=(3, 2)), rng.normal(size=(9, 2))).new_people()
     assert [at["too few"] for at in new["after"]] == [0, 5, 5, 5, 5, 5]
     assert new["after"][0][CHOSEN]["all"]["answers"] == 5 and new["neither"] == 10
-
-
-def test_a_text_is_a_prompt_with_an_answer():
-    assert texts_of([Pair("p", "a", "b"), Pair("p", "c", "b"), Pair("q", "a", "b")]).tolist() == [
-        [0, 1],
-        [2, 1],
-        [3, 4],
-    ]
 
 
 def test_the_order_of_rows_does_not_matter(world, known, new):

@@ -48,6 +48,99 @@ def test_d17_what_was_not_tried_is_not_claimed():
     assert "by degrees" in describe_choice(cluster(np.random.default_rng(1).normal(0, 1, (200, 3))), 200)[1]
 
 
+def camps(*scales, shift=0.0, sizes=(50, 50)):
+    """Users of two camps, ±1 with a standard deviation of .1 in the last column, and who is where. Each other column
+    has a standard deviation of `scales` around `shift`."""
+    rng, which = np.random.default_rng(0), np.repeat([0, 1], sizes)
+    others = [shift + scale * rng.normal(size=len(which)) for scale in scales]
+    return np.stack([*others, 1 - 2.0 * which + 0.1 * rng.normal(size=len(which))], 1), which
+
+
+@pytest.mark.parametrize(
+    "scales, shift",
+    [((3,), 0), ((3, 0.2, 30), 0), ((1e3,), 0), ((0,), 3000), ((0, 1), 3000), ((0, 0), 0)],
+)
+def test_two_camps_are_found_whatever_else_users_differ_in(scales, shift):
+    """k-means on coefficients as they are splits the column that varies most."""
+    coefficients, which = camps(*scales, shift=shift)
+    for found in (cluster(coefficients), cluster(coefficients, 2)):
+        assert found.shares == pytest.approx([0.5, 0.5], abs=1e-6)
+        first = found.of_users.argmax(1)
+        assert (first == which).all() or (first == 1 - which).all()
+        assert np.sort(found.means[:, -1]) == pytest.approx([-1, 1], abs=0.1)
+        assert found.covariance[-1, -1] == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize("scale, others, turned", [(3.0, 15, False), (0.4, 20, True), (30.0, 2, True)])
+def test_two_camps_are_found_in_any_direction(scale, others, turned):
+    """The camps differ in one base reward among many that vary more; in all of many, by more than anything else; in
+    all of few, by less. Each is found from another view alone."""
+    coefficients, which = camps(*[scale] * others, sizes=(30, 30))
+    if turned:
+        coefficients = coefficients @ np.linalg.qr(np.random.default_rng(1).normal(size=2 * [others + 1]))[0]
+    first = cluster(coefficients, 2).of_users.argmax(1)
+    assert (first == which).all() or (first == 1 - which).all()
+
+
+def test_units_and_mixtures_of_base_rewards_change_nothing():
+    """An affine map of the coefficients maps means and covariance, and leaves shares, chances and BIC."""
+    coefficients, _ = camps(1.0, 1.0, sizes=(60, 30))
+    turn, shift = np.array([[1e3, 0, 0], [2, 1e-2, 0], [-300, 0.05, 1]]), np.array([5e4, -1, 7])
+    plain, changed = cluster(coefficients), cluster(coefficients @ turn + shift)
+    assert len(plain.shares) == 2
+    assert changed.shares == pytest.approx(plain.shares, rel=1e-6)
+    assert changed.of_users == pytest.approx(plain.of_users, abs=1e-6)
+    assert changed.means == pytest.approx(plain.means @ turn + shift, rel=1e-6)
+    assert changed.covariance == pytest.approx(turn.T @ plain.covariance @ turn, rel=1e-4)
+    # of 1 and 2; where more groups than there are fit noise, there may be several ways
+    assert [*changed.criteria.values()][:2] == pytest.approx([*plain.criteria.values()][:2], rel=1e-4)
+    # features go the other way, so that all logits stay
+    features = np.random.default_rng(1).normal(size=(6, 3))
+    turned = np.linalg.solve(turn, features.T).T
+    here, there = ([Answer(str(i), tuple(v), i % 2.0) for i, v in enumerate(rows)] for rows in (features, turned))
+    chances = plain.of_answers(here)
+    assert cluster(coefficients @ turn).of_answers(there) == pytest.approx(chances, abs=1e-6)
+    assert abs(chances - plain.shares).max() > 0.05
+
+
+def test_the_order_of_users_changes_no_bit():
+    coefficients, _ = camps(3.0, 1.0)
+    order = np.random.default_rng(5).permutation(len(coefficients))
+    one, other = cluster(coefficients, 4), cluster(coefficients[order], 4)
+    assert np.array_equal(one.of_users[order], other.of_users) and one.criteria == other.criteria
+    assert np.array_equal(one.means, other.means) and np.array_equal(one.covariance, other.covariance)
+
+
+def test_users_are_counted_and_not_their_differences():
+    """Two camps of fifty who answer alike have two different coefficients: no reason to try one group alone."""
+    coefficients = np.repeat([[2.0, 1.0, 0.0], [-2.0, 1.0, 0.0]], 50, 0)
+    found = cluster(coefficients)
+    assert list(found.criteria) == [1, 2] and found.shares == pytest.approx([0.5, 0.5])
+    (line,) = describe_choice(found, 100)
+    assert line.startswith("2 preference groups have the lowest BIC (1: ")
+    # a new user may be asked, although nobody in a group varies
+    likes = [Answer(str(i), (3.0, 0.0, 1.0), 1.0) for i in range(3)]
+    assert found.of_answers(likes)[found.means[:, 0].argmax()] > 0.99
+    nine = np.repeat(np.random.default_rng(0).normal(0, 3, (9, 2)), 25, 0)
+    assert cluster(nine).shares == pytest.approx(1 / 9)
+
+
+def test_users_who_are_all_alike_are_not_called_too_few():
+    for users in (8, 100):
+        (line,) = describe_choice(cluster(np.repeat([[1.0, 2.0]], users, 0)), users)
+        assert line == f"one preference group, which is no use to P-GRPO: all {users} users have the same coefficients"
+
+
+@pytest.mark.parametrize("step", [1e-9, 1e-3])
+def test_users_who_hardly_differ_are_split_only_if_told(step):
+    """Differences that float32 cannot hold, beside another column or alone."""
+    for beside in (np.ones(6), np.arange(6.0)):
+        coefficients = np.stack([beside, 1 + step * np.arange(6)], 1)
+        found = cluster(coefficients, 6)
+        assert len(found.shares) == 6 and np.isfinite(found.of_users).all() and found.shares.sum() == pytest.approx(1)
+        assert np.isfinite(found.of_answers([Answer("x", (1.0, -1.0), 1.0)])).all()
+
+
 def table(*rows):
     """Rows from line 3 of data.jsonl on."""
     return Table("data.jsonl", list(rows), list(range(3, 3 + len(rows))), "line")

@@ -1,20 +1,22 @@
 """Pools and other files that people write by hand: what is read, and what is refused by its line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+from common import CHAT, scored
 
-from openrlhf_pgrpo.models.folder import Folder
-from openrlhf_pgrpo.models.form import PLAIN, Form
+from openrlhf_pgrpo.models.form import Form
 from openrlhf_pgrpo.models.tables import Columns
+from openrlhf_pgrpo.people import pool
 from openrlhf_pgrpo.people.pool import (
     Pair,
+    base_rewards,
     read_pool,
     read_scores,
     readable,
-    score_pool,
     shown,
     tell_apart,
     write_scores,
@@ -153,25 +155,24 @@ def test_the_name_of_a_pair_is_that_of_its_texts():
     assert len({name, *(pair.name for pair in others)}) == 5
 
 
-def test_every_text_is_scored_once_and_lands_on_its_side(model):
+def test_every_text_is_scored_once_and_lands_on_its_side(monkeypatch):
     pairs = [Pair("p", "a!", "bb"), Pair("p", "bb", "cccc!!"), Pair("q", "bb", "a!")]
     asked = []
 
-    def base_rewards(prompts, responses, batch_size):
+    def of_written(prompts, responses, batch_size):
         asked.extend(zip(prompts, responses))
-        return np.array([[text.count("!"), len(text)] for text in responses])
+        return np.array([[text.count("!"), len(text)] for text in responses], np.float64)
 
-    model.base_rewards = base_rewards
-    a, b = score_pool(model, pairs)
-    assert sorted(asked) == [("p", "a!"), ("p", "bb"), ("p", "cccc!!"), ("q", "a!"), ("q", "bb")]
+    monkeypatch.setattr(pool, "load", lambda name, chat_template: SimpleNamespace(of_written=of_written))
+    a, b = base_rewards(SimpleNamespace(name="rm"), pairs)
+    assert asked == [("p", "a!"), ("p", "bb"), ("p", "cccc!!"), ("q", "bb"), ("q", "a!")]
     assert a.tolist() == [[1, 2], [0, 2], [0, 2]] and b.tolist() == [[0, 2], [2, 6], [1, 2]]
-    assert a.dtype == np.float64
 
 
 def test_scores_come_back_for_the_same_model_and_pool_alone(model, pairs, tmp_path):
-    path, scored = tmp_path / "pool.scores", score_pool(model, pairs)
-    write_scores(path, *scored, pairs, "f00d")
-    for found, given in zip(read_scores(path, pairs, "f00d"), scored, strict=True):
+    path, rewards = tmp_path / "pool.scores", scored(model, pairs)
+    write_scores(path, *rewards, pairs, "f00d")
+    for found, given in zip(read_scores(path, pairs, "f00d"), rewards, strict=True):
         assert found.tobytes() == given.tobytes() and found.dtype == given.dtype
     with pytest.raises(ValueError, match="for the model beef, got one for f00d: name another file"):
         read_scores(path, pairs, "beef")
@@ -206,24 +207,8 @@ def test_e5_scores_are_checked_when_they_are_read(tmp_path, a, b, message):
 
 # --- prompts and answers that are messages ---------------------------------------------------------------------------
 
-CHAT = (
-    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<a>{% endif %}"
-)
 QUESTION = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "why?"}]
 ANSWER = [{"role": "assistant", "content": "so"}]
-
-
-@pytest.fixture
-def reader_of(factorized):
-    """The reader of a model with texts of that form, of at most `longest` tokens."""
-
-    def reader_of(form=PLAIN, longest=64):
-        model = Folder(factorized)
-        vars(model).update(form=form, max_length=longest)
-        return model
-
-    return reader_of
 
 
 def test_messages_are_read_named_and_shown(jsonl):
@@ -246,19 +231,6 @@ def test_messages_are_scored_in_the_form_of_the_model(reader_of):
         ValueError, match="line 4 of pool.jsonl: a prompt needs to be a text, .*got a list of messages"
     ):
         readable(reader_of(), placed, Path("pool.jsonl"))
-
-
-def test_every_conversation_is_scored_once(model):
-    asked = []
-
-    def base_rewards(prompts, responses, batch_size):
-        asked.extend(zip(prompts, responses))
-        return np.array([[len(str(text))] for text in responses])
-
-    model.base_rewards = base_rewards
-    a, b = score_pool(model, [Pair(QUESTION, ANSWER, "no"), Pair(QUESTION, "no", "yes")])
-    assert asked == [(QUESTION, ANSWER), (QUESTION, "no"), (QUESTION, "yes")]
-    assert a.tolist() == [[len(str(ANSWER))], [2]] and b.tolist() == [[2], [3]]
 
 
 def test_a3_answers_that_are_nothing_but_their_end_are_refused_with_their_line(reader_of):

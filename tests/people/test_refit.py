@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from common import scored
 
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, Skipped
 from openrlhf_pgrpo.models.scoring import load
 from openrlhf_pgrpo.models.users import Users
-from openrlhf_pgrpo.people.pool import Pair, score_pool
+from openrlhf_pgrpo.people.pool import Pair
 from openrlhf_pgrpo.people.refit import refit
 from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, Session
 
@@ -41,7 +42,7 @@ def asked(model, folder, user, choose=longer, pool=POOL):
     prior = Prior.of(model.coefficients)
     folder.mkdir(exist_ok=True)
     path = folder / f"{user}.json"
-    session = Session(pool, *score_pool(model, pool), prior, user, model.fingerprint, path, None)
+    session = Session(pool, *scored(model, pool), prior, user, model.fingerprint, path, None)
     while session.question:
         session.answer(session.question.name, choose(session))
     return session

@@ -5,15 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from common import CHAT
 from transformers import AutoTokenizer
 
-from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form
 from openrlhf_pgrpo.models.users import coefficients_for
 from openrlhf_pgrpo.people import generation
-from openrlhf_pgrpo.people.generation import prompt_ids, written
+from openrlhf_pgrpo.people.generation import Sampling, prompt_ids, written
 from openrlhf_pgrpo.people.rerank import (
-    Sampling,
     check_length,
     check_texts,
     generate,
@@ -131,7 +130,7 @@ def test_rewards_that_are_not_finite_are_refused(model):
 
 def test_candidates_from_vllm(jsonl, monkeypatch):
     def answers(policy, ids, sampling):
-        assert policy == "policy" and sampling == generation.Sampling(0.7, 99)
+        assert policy == "policy" and sampling == Sampling(0.7, 99)
         assert [*ids.values()] == [
             [1],
             [1],
@@ -143,7 +142,7 @@ def test_candidates_from_vllm(jsonl, monkeypatch):
 
     monkeypatch.setattr(generation, "generate", answers)
     responses = [["[1] 0", "[1] 2"], ["[2, 3] 1", "[2, 3] 3"]]
-    assert generate([[1], [2, 3]], "policy", Sampling(2, 0.7, 99)) == responses
+    assert generate([[1], [2, 3]], "policy", 2, Sampling(0.7, 99)) == responses
     with pytest.raises(ValueError, match="needs the column 'prompt'"):
         read_prompts(jsonl("p.jsonl", [{"text": "p"}]))
 
@@ -185,10 +184,6 @@ def test_b4_max_tokens_is_compared_with_what_the_reward_model_reads():
 
 # --- A3: the policy is prompted as the reward model's texts are written ----------------------------------------------
 
-CHAT = (
-    "{% for m in messages %}<{{ 'a' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<a>{% endif %}"
-)
 QUESTION = [{"role": "user", "content": "why?"}]
 
 
@@ -203,18 +198,6 @@ def policy_of(tiny, tmp_path):
         return str(tmp_path / "policy")
 
     return policy_of
-
-
-@pytest.fixture
-def reader_of(factorized):
-    """The reader of a reward model with texts of that form."""
-
-    def reader_of(form):
-        model = Folder(factorized)
-        vars(model).update(form=form, max_length=64)
-        return model
-
-    return reader_of
 
 
 def prompted(writer, prompt, rewards):

@@ -7,15 +7,16 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from common import places, scored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
 from openrlhf_pgrpo.core.posterior import Prior, posterior
-from openrlhf_pgrpo.core.questions import next_questions
+from openrlhf_pgrpo.core.questions import next_question
 from openrlhf_pgrpo.models.profiles import BOTH_BAD, SKIP, Answer, Profile, check_user
 from openrlhf_pgrpo.models.users import Users, coefficients_for
-from openrlhf_pgrpo.people.pool import Pair, score_pool
+from openrlhf_pgrpo.people.pool import Pair
 from openrlhf_pgrpo.people.session import LEFT, RIGHT, TIE, NotNow, Session, profile_name
 from openrlhf_pgrpo.people.terminal import question_text, summary
 from openrlhf_pgrpo.people.web import view
@@ -56,9 +57,9 @@ def test_someone_who_likes_it_loud_is_known_after_ten_questions(session_of):
 
 def test_questions_are_those_of_core_and_the_profile_is_their_posterior(session_of, model, pairs):
     session = session_of(questions=5)
-    features, asked, said = np.subtract(*score_pool(model, pairs)), [], []
+    features, asked, said = np.subtract(*scored(model, pairs)), [], []
     while session.question:
-        (row,) = next_questions(features, posterior(features[asked], said, Prior.of(model.coefficients)), asked)
+        row, _ = next_question(features, posterior(features[asked], said, Prior.of(model.coefficients)), asked)
         assert session.question.name == pairs[row].name
         assert {session.question.left, session.question.right} == {pairs[row].a, pairs[row].b}
         asked.append(row)
@@ -313,17 +314,17 @@ def test_answers_the_other_way_round_are_the_same_pair(session_of, pairs):
 def test_somebody_elses_profile_is_refused(session_of, model, pairs, tmp_path):
     session = session_of("ana")
     session.answer(session.question.name, LEFT)
-    scored = score_pool(model, pairs)
+    rewards = scored(model, pairs)
     with pytest.raises(ValueError, match="needs a profile of 'ben', got one of 'ana'"):
-        Session(pairs, *scored, Prior.of(model.coefficients), "ben", model.fingerprint, tmp_path / "ana.json")
+        Session(pairs, *rewards, Prior.of(model.coefficients), "ben", model.fingerprint, tmp_path / "ana.json")
     with pytest.raises(ValueError, match="model beef, got one for f00d"):
-        Session(pairs, *scored, Prior.of(model.coefficients), "ana", "beef", tmp_path / "ana.json")
+        Session(pairs, *rewards, Prior.of(model.coefficients), "ana", "beef", tmp_path / "ana.json")
     with pytest.raises(OSError):
-        Session(pairs, *scored, Prior.of(model.coefficients), "ana", "beef", tmp_path / "nowhere" / "ana.json")
-    bad = scored[0].copy()
+        Session(pairs, *rewards, Prior.of(model.coefficients), "ana", "beef", tmp_path / "nowhere" / "ana.json")
+    bad = rewards[0].copy()
     bad[3, 1] = np.nan
     with pytest.raises(ValueError, match="finite"):
-        Session(pairs, bad, scored[1], Prior.of(model.coefficients), "eve", model.fingerprint, tmp_path / "eve.json")
+        Session(pairs, bad, rewards[1], Prior.of(model.coefficients), "eve", model.fingerprint, tmp_path / "eve.json")
     assert not (tmp_path / "eve.json").exists()
 
 
@@ -394,10 +395,10 @@ def test_d16_what_is_no_name_is_refused(name):
 
 def test_d16_a_session_of_an_odd_name_keeps_it(session_of, model, pairs, tmp_path):
     """The name in the profile is the one that was given; it is made safe in the file's name alone."""
-    user, scored, prior = "Ana Mar\u00eda / x", score_pool(model, pairs), Prior.of(model.coefficients)
+    user, rewards, prior = "Ana Mar\u00eda / x", scored(model, pairs), Prior.of(model.coefficients)
     path = tmp_path / profile_name(user)
     for _ in range(2):
-        session = Session(pairs, *scored, prior, user, model.fingerprint, path)
+        session = Session(pairs, *rewards, prior, user, model.fingerprint, path)
         session.answer(session.question.name, LEFT)
         assert on_disk(session)["user"] == session.profile.user == user
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
@@ -495,7 +496,7 @@ def test_b4_two_links_to_one_profile_are_one_file(session_of, model, pairs, tmp_
     """A link is followed, so that the sessions see each other, and it stays a link."""
     one, link = session_of(), tmp_path / "link.json"
     link.symlink_to("ana.json")
-    other = Session(pairs, *score_pool(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, link)
+    other = Session(pairs, *scored(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, link)
     one.answer(one.question.name, LEFT)
     with pytest.raises(OSError, match="changed by another session"):
         other.answer(other.question.name, LEFT)
@@ -571,7 +572,7 @@ def test_a_profile_whose_coefficients_are_not_those_of_its_answers_is_refused(se
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_e5_base_rewards_that_no_model_gives_are_refused(model, pairs, tmp_path, bad):
     """The same number in both answers has no effect on the features, but on the ranking at the end."""
-    a, b = score_pool(model, pairs)
+    a, b = scored(model, pairs)
     a[3] = b[3] = bad
     path = tmp_path / "eve.json"
     with pytest.raises(ValueError, match="finite base rewards, got .* for pair 3"):
@@ -591,14 +592,6 @@ VALUES = (
         [None, True, "", " ", "x", "ana", "\ud800", [], {}, [1.0, 2.0], [[1.0, 0.0], [0.0, 1.0]], [[1e9]]]
     )
 )
-
-
-def places(value, at=()):
-    """The path of everything in a profile."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield (*at, key)
-        yield from places(part, (*at, key))
 
 
 @st.composite

@@ -10,12 +10,13 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from common import scored
 from starlette.testclient import TestClient
 
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.models.profiles import Profile
 from openrlhf_pgrpo.people import connections, web
-from openrlhf_pgrpo.people.pool import Pair, score_pool
+from openrlhf_pgrpo.people.pool import Pair
 from openrlhf_pgrpo.people.session import Session
 from openrlhf_pgrpo.people.web import TOKEN, create_app, listen, serve, server_of
 
@@ -386,7 +387,7 @@ def test_e8_a_head_that_never_ends_is_refused(served):
 def test_e8_a_file_name_that_is_no_utf8_can_be_shown(model, pairs, tmp_path):
     """On the page, in its replies and in the errors about the file."""
     path = tmp_path / os.fsdecode(b"ana\xff.json")
-    session = Session(pairs, *score_pool(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, path)
+    session = Session(pairs, *scored(model, pairs), Prior.of(model.coefficients), "ana", model.fingerprint, path)
     client = TestClient(create_app(session, "127.0.0.1", SECRET), base_url="http://127.0.0.1:8000")
     assert client.get(f"/?token={SECRET}").status_code == 200
     assert post(client, session).status_code == 200

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openrlhf_pgrpo.report import figures
+from openrlhf_pgrpo.report import evaluation, figures
 from openrlhf_pgrpo.report.runs import read
 from openrlhf_pgrpo.report.selection import BAND_POINTS, make_view
 
@@ -63,6 +63,41 @@ def test_a_panel_has_a_dot_a_step_a_running_mean_and_the_spread_around_it(view_o
     # one window over all: mean (0 + 3 * 4) / 4 = 3; variance (1 * (3^2 + 3^2) + 3 * (1^2 + 1^2)) / 4 = 6
     assert line.y.tolist() == [3, 3, 3]
     np.testing.assert_allclose([low.y, high.y], [[3 - 6**0.5] * 3, [3 + 6**0.5] * 3], rtol=1e-6)
+
+
+def test_an_evaluation_is_drawn_of_all_preference_groups_in_it(make_row, write_run):
+    """Most of them are in the evaluation, not in the batch of that step."""
+    names = [f"g{i:02d}" for i in range(15)]
+    rows = [make_row(1, {name: (30 - i, 0.0, 0.0) for i, name in enumerate(names)}), make_row(2, {"g00": ANN})]
+    for i, name in enumerate(names):
+        rows[1]["pref_groups"].setdefault(name, {}).update(eval_pairs=50.0, eval_loss=0.1 * i)
+    drawn = lines(figures.metric(make_view([read(write_run("a", rows), "a")]), "eval_loss"))
+    assert [drawn[name].y[1] for name in names[:12]] == pytest.approx([0.1 * i for i in range(12)])
+    assert drawn["3 others"].y[1] == pytest.approx(1.3)
+
+
+def test_an_error_is_shown_where_there_is_one(view_of):
+    """A single sample has none, and neither a bar nor ± behind it."""
+    one, many = (1, 0.0, 0.0), (1, 2.0, 0.0)
+    (dots,) = figures.gain_from_first_to_last(view_of([{"ann": one, "bob": BOB}, {"ann": many, "bob": ANN}])).data
+    errors = dict(zip(dots.text, zip(dots.error_x.array, dots.customdata)))
+    assert np.isnan(errors["ann"][0]) and errors["ann"][1] == ""
+    assert errors["bob"][0] > 0 and errors["bob"][1] == f" ± {errors['bob'][0]:.2f}"
+    assert "%{customdata}" in dots.hovertemplate and "error_x" not in dots.hovertemplate
+
+
+def test_an_evaluation_page_shows_an_error_where_there_is_one():
+    """One person alone has none."""
+    one, many = {"value": 0.5, "error": None}, {"value": 0.75, "error": 0.125}
+    who = {"groups": {"ann": {"accuracy": one}, "bob": {"accuracy": many}}}
+    for trace in evaluation.groups({evaluation.OWN: who, evaluation.SHARED: who}).figure.data:
+        assert list(trace.customdata) == ["", " ± 0.125"] and "%{x:.3f}%{customdata}" in trace.hovertemplate
+    after = [
+        {"answers": answers, "people": 3, "by information": {"all": {"accuracy": measure}}}
+        for answers, measure in ((0, one), (5, many))
+    ]
+    trace = evaluation.asked({"after": after}, "accuracy").figure.data[0]
+    assert list(trace.text) == ["", " ± 0.125"] and "%{y:.3f}%{text}" in trace.hovertemplate
 
 
 def test_all_others_are_a_band_and_a_median(view_of):

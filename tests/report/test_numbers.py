@@ -37,17 +37,36 @@ def test_summary_pools_all_samples_of_a_quarter(run_of):
     # first: mean (0 + 2 + 4) / 3 = 2, M2 4 + 0 + 4 = 8; last: mean (10 + 10 + 4 + 8) / 4 = 8, M2 4 + 4 + 16 + 0 = 24
     assert (summary.first.count[ann], summary.first.mean[ann], summary.first.m2[ann]) == (3, 2, 8)
     assert (summary.last.count[ann], summary.last.mean[ann], summary.last.m2[ann]) == (4, 8, 24)
-    # standard errors sqrt(8/3) / sqrt(3) and sqrt(24/4) / sqrt(4); change 8 - 2
-    assert numbers.standard_error(summary.first)[ann] == pytest.approx((8 / 9) ** 0.5)
-    assert numbers.standard_error(summary.last)[ann] == pytest.approx(1.5**0.5)
+    # standard errors sqrt(8/2) / sqrt(3) and sqrt(24/3) / sqrt(4); change 8 - 2
+    assert numbers.standard_error(summary.first)[ann] == pytest.approx((4 / 3) ** 0.5)
+    assert numbers.standard_error(summary.last)[ann] == pytest.approx(2**0.5)
     assert summary.change[ann] == 6
-    assert summary.error[ann] == pytest.approx((8 / 9 + 1.5) ** 0.5)
+    assert summary.error[ann] == pytest.approx((4 / 3 + 2) ** 0.5)
     # all 7 rewards: mean 38 / 7, squares 0 + 4 + 16 + 100 + 100 + 16 + 64 = 300, variance 300 / 7 - (38 / 7)^2
     std = (300 / 7 - (38 / 7) ** 2) ** 0.5
     assert summary.gain[ann] == pytest.approx(6 / std)
-    assert summary.gain_error[ann] == pytest.approx((8 / 9 + 1.5) ** 0.5 / std)
+    assert summary.gain_error[ann] == pytest.approx((4 / 3 + 2) ** 0.5 / std)
     # 7 of 7 + 4 samples
-    assert summary.share[ann] == pytest.approx(7 / 11)
+    assert summary.samples.tolist() == [7, 4] and summary.share[ann] == pytest.approx(7 / 11)
+
+
+def test_a_single_sample_has_a_mean_and_no_error(run_of):
+    """Its spread is unknown, and not 0."""
+    step = {"ann": (1, 1.0, 0.0), "bob": (4, 0.0, 1.0)}
+    summary = numbers.summarise(run_of(step, {"ann": (4, 3.0, 1.0), "bob": (4, 0.0, 0.0)}))
+    assert summary.change.tolist() == [2, 0]
+    np.testing.assert_array_equal(numbers.standard_error(summary.first), [NAN, (4 / 3) ** 0.5 / 2])
+    assert np.isnan(summary.error[0]) and np.isnan(summary.gain_error[0]) and np.isfinite(summary.gain[0])
+    assert summary.error[1] == pytest.approx((1 / 3) ** 0.5)  # constant rewards have an error, 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10])
+def test_a_gain_does_not_depend_on_the_unit_of_rewards(run_of, scale):
+    steps = [
+        {"ann": (4, scale * step, 0.1 * scale), "bob": (4, scale * (100 + step), 0.1 * scale)} for step in range(4)
+    ]
+    gain = numbers.summarise(run_of(*steps)).gain
+    assert gain == pytest.approx([3 / (1.25 + 0.01) ** 0.5] * 2)
 
 
 def test_a_preference_group_missing_in_a_quarter_has_no_change(run_of):
@@ -64,7 +83,7 @@ def test_one_step_is_no_change(run_of):
 
 def test_a_step_with_nan_counts_for_nothing(run_of):
     summary = numbers.summarise(run_of({"ann": (3, 1.0, 0.0)}, {"ann": (9, NAN, 1.0)}, {"ann": (5, 4.0, 0.0)}))
-    assert summary.whole.count[0] == 8
+    assert summary.whole.count[0] == 8 and summary.samples[0] == 17  # it had samples all the same
     assert summary.whole.mean[0] == pytest.approx((3 * 1 + 5 * 4) / 8)
 
 
@@ -131,6 +150,17 @@ def test_running_mean_and_std_are_those_of_the_samples_in_the_window():
         assert std[0, place] == pytest.approx(near.std(), abs=1e-6)
 
 
+def test_one_huge_reward_costs_other_windows_no_digits():
+    """Differences of sums over all steps would lose what the huge one rounds away."""
+    mean = np.full((3, 300), 0.5)
+    mean[:, 0] = [1e5, 1e12, -1e30]
+    moments = Moments(np.full(mean.shape, 4.0), mean, np.full(mean.shape, 1.0))
+    smooth, std = numbers.running(moments, 7)
+    assert smooth[:, 4:] == pytest.approx(0.5, rel=1e-12) and std[:, 4:] == pytest.approx(0.5, rel=1e-12)
+    assert smooth[:, 3] == pytest.approx(mean[:, 0] / 7, rel=1e-4)
+    assert numbers.running_sum(mean, 3)[:, 2:-1] == pytest.approx(1.5, rel=1e-12)
+
+
 def test_running_mean_is_nan_where_nobody_is_near():
     moments = Moments(np.array([[1.0, 0, 0, 0]]), np.array([[7.0, 0, 0, 0]]), np.zeros((1, 4)))
     mean, _ = numbers.running(moments, 3)
@@ -150,6 +180,29 @@ def test_quantiles_are_over_preference_groups_by_their_means(run_of):
     np.testing.assert_allclose(band[:, 0], np.quantile([3, 5, 13], [0.1, 0.5, 0.9]))
     assert np.isnan(band[:, 1]).all()
     assert band[:, 2].tolist() == [8, 8, 8]
+
+
+def test_an_evaluation_weighs_by_its_own_pairs(make_row, write_run):
+    """Also of a preference group that is not in the batch of that step."""
+    rows = [make_row(step, {"ann": (8, 0.0, 1.0)}) for step in (1, 2)]
+    rows[0]["pref_groups"]["ann"] |= {"eval_loss": 1.0, "eval_pairs": 10.0, "eval_accuracy": 0.5}
+    rows[0]["pref_groups"]["bob"] = {"eval_loss": 5.0, "eval_pairs": 30.0}
+    rows[1]["pref_groups"]["ann"] |= {"eval_loss": 2.0, "eval_pairs": 30.0}
+    rows[1]["pref_groups"]["bob"] = {"eval_loss": 3.0}
+    run = read(write_run("a", rows), "a")
+
+    def mean(key):
+        weight, both = numbers.weight_of(run, key), np.zeros(2, int)
+        moments = numbers.bin_groups(run, run.value(key), None, np.array([0, 1]), both, weight)
+        return moments.mean[:, 0].tolist()
+
+    assert mean("eval_loss") == pytest.approx([(10 * 1 + 30 * 2) / 40, (30 * 5 + 3) / 31])
+    assert mean("eval_pairs") == [20, 30] and mean("eval_accuracy") == [0.5, 0]
+    np.testing.assert_array_equal(numbers.weight_of(run, "reward_mean"), [8, NAN, 8, NAN])
+    band = numbers.quantile_band(
+        run, run.value("eval_loss"), np.array([False, True]), np.array([0, 1]), numbers.weight_of(run, "eval_loss")
+    )
+    assert band[1].tolist() == [5, 3]
 
 
 def test_differing_names_what_is_not_the_same_everywhere():

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from openrlhf_pgrpo.report import write_report
-from openrlhf_pgrpo.report.selection import DRAWN, LISTED
+from openrlhf_pgrpo.report import figures, write_report
+from openrlhf_pgrpo.report.runs import read
+from openrlhf_pgrpo.report.selection import DRAWN, LISTED, make_view
 from openrlhf_pgrpo.report.tables import estimate, moment
 
 pytestmark = pytest.mark.core
@@ -32,9 +33,9 @@ def text_of(tmp_path):
 def test_a_page_names_the_run_and_sums_it_up(make_row, write_run, text_of):
     text = text_of(write_run("my-run", [make_row(1, {"ann": ANN, "bob": BOB}), make_row(2, {"ann": BOB, "bob": BOB})]))
     assert "my-run" in text
-    # ann: from 0 to 2, errors 1/3 each; 18 rewards with std sqrt(1 + 1); bob stays
-    assert "ann 18 50 % 0.00 ± 0.33 2.00 ± 0.33 +2.00 ± 0.47 +1.41 ± 0.33" in text
-    assert "bob 18 50 % 2.00 ± 0.33 2.00 ± 0.33 +0.00 ± 0.47 +0.00 ± 0.47 gained least" in text
+    # ann: from 0 to 2, errors sqrt(9 / (9 * 8)) each; 18 rewards with std sqrt(1 + 1); bob stays
+    assert "ann 18 50 % 0.00 ± 0.35 2.00 ± 0.35 +2.00 ± 0.50 +1.41 ± 0.35" in text
+    assert "bob 18 50 % 2.00 ± 0.35 2.00 ± 0.35 +0.00 ± 0.50 +0.00 ± 0.50 gained least" in text
     assert "last step 2" in text and "written 2027-01-15 08:02 UTC" in text
 
 
@@ -55,6 +56,24 @@ def test_a_resumed_run_shows_when_and_what_changed(make_row, write_run, text_of)
     assert "Changed when a was resumed from step 1 from step 2 lr 1e-05 2e-05" in text
 
 
+def test_a_run_that_an_older_version_began_took_all_of_its_time(make_row, write_run, text_of):
+    """Its first steps have no record of their process. The minutes from step 1 to 60, and those since the resume."""
+    late = 1_900_000_000
+    rows = [make_row(step, {"ann": ANN}) for step in range(1, 61)]
+    rows += [
+        {
+            **make_row(step, {"ann": ANN}, run={"started": late} if step == 61 else None),
+            "time": late + 60 * (step - 60),
+        }
+        for step in range(61, 71)
+    ]
+    text = text_of(write_run("a", rows))
+    assert "took 69 min" in text
+    assert "resumed at step 61, 2030-03-17 17:46 UTC; a dotted line marks the step." in text
+    figure = figures.metric(make_view([read(write_run("b", rows), "b")]), "reward_mean")
+    assert [shape.x0 for shape in figure.layout.shapes] == [61]
+
+
 def test_settings_and_versions_are_shown_as_they_were_given(make_row, write_run, text_of):
     settings = {"actor.adam.lr": 5e-05, "flag": True, "none": None, "text": "", "nan": NAN}
     run = {"started": 0, "versions": {"torch": "2.13.0"}, "device": "cpu", "settings": settings}
@@ -72,17 +91,17 @@ def test_runs_differ_in_what_differs_and_in_their_preference_groups(make_row, wr
     differ = text[text.index("How the runs differ Settings") : text.index("Mean reward in the last quarter")]
     assert "lr 1e-05 2e-05" in differ
     assert not {"seed", "torch", "started"} & set(differ.split())
-    # ann: 4 - 0, each with error 1/3
-    assert "ann 0.00 ± 0.33 gained +0.00 ± 0.47 gained least 4.00 ± 0.33 +4.00 ± 0.47" in text
-    assert re.search(r"bob 2.00 ± 0.33 gained \S+ ± 0.47 not in this run", text)
-    assert "cleo not in this run 4.00 ± 0.33 gained" in text
+    # ann: 4 - 0, each with error sqrt(1/8)
+    assert "ann 0.00 ± 0.35 gained +0.00 ± 0.50 gained least 4.00 ± 0.35 +4.00 ± 0.50" in text
+    assert re.search(r"bob 2.00 ± 0.35 gained \S+ ± 0.50 not in this run", text)
+    assert "cleo not in this run 4.00 ± 0.35 gained" in text
     assert "bob only in one" in text and "cleo only in two" in text and "ann gained least in one, two" in text
 
 
 def test_numbers_that_are_not_finite_never_show(make_row, write_run, text_of):
     rows = [make_row(1, {"ann": (9, NAN, NAN), "bob": BOB}), make_row(2, {"ann": (9, float("inf"), 1.0), "bob": BOB})]
     text = text_of(write_run("a", rows))
-    assert "ann 0 0 % – – – –" in text
+    assert "ann 18 50 % – – – –" in text  # its samples were there; their rewards are not known
     assert "recorded numbers are not finite (NaN or infinity) and are left out" in text
     assert not re.search(r"\bnan\b|\binf\b", text)
 
@@ -133,6 +152,37 @@ def test_names_cannot_become_markup(make_row, write_run, tmp_path):
     page = write_report([write_run("a", rows)], tmp_path / "report.html").read_text()
     assert "alert(1)" in page
     assert "<script>alert" not in page and "<img" not in page[: page.index("<footer>")]
+
+
+def test_samples_are_counted_with_or_without_rewards(make_row, write_run, text_of):
+    """Rewards that are not finite in half of the steps are no reason to count half of the samples."""
+    rows = [make_row(step, {"ann": (8, NAN if step % 2 else 1.0, 0.5), "bob": (8, 1.0, 0.5)}) for step in range(1, 11)]
+    text = text_of(write_run("a", rows))
+    assert "samples 160 preference groups 2" in text and "ann 80 50 % " in text and "bob 80 50 % " in text
+
+
+@pytest.fixture
+def preference_training(make_row, write_run):
+    """A run of DPO: pairs, losses and now and then an evaluation, but no rewards. Of thirty preference groups, each in
+    every step, g00 has the fewest pairs."""
+    rows = []
+    for step in range(1, 21):
+        row = make_row(step, {f"g{i:02d}": (i + 1, 0.0, 0.0) for i in range(30)})
+        for i, group in enumerate(row["pref_groups"].values()):
+            for key in [key for key in group if key not in ("samples", "share")]:
+                del group[key]
+            group |= {"loss": 0.5, **({"eval_pairs": 50.0, "eval_loss": 0.1 * i} if step % 10 == 0 else {})}
+        rows.append(row)
+    return write_run("dpo", rows)
+
+
+def test_preference_training_counts_pairs_and_draws_the_largest(preference_training, text_of):
+    text = text_of(preference_training)
+    assert "samples 9,300 preference groups 30" in text  # 20 * 465
+    assert f"30 preference groups: {DRAWN} are drawn, the largest. The others" in text
+    view = make_view([read(preference_training, "dpo")])
+    assert view.drawn == [f"g{i:02d}" for i in range(18, 30)]
+    assert view.runs[0].summary.share[-1] == pytest.approx(30 / 465)
 
 
 def test_letters_without_utf8_do_not_lose_the_page(make_row, write_run, tmp_path):

@@ -39,7 +39,7 @@ def engine_threads(args) -> int:
     of_all = int(os.environ["OMP_NUM_THREADS"])
     if args.train.async_enable:
         return of_all
-    return max(of_all, int(os.environ[ENGINE_THREADS]) // (args.vllm.num_engines or 1))
+    return max(of_all, int(os.environ[ENGINE_THREADS]) // args.vllm.num_engines)
 
 
 def logical_gpus(args) -> int:
@@ -48,7 +48,7 @@ def logical_gpus(args) -> int:
     Colocated models need fewer; spare ones cost nothing.
     """
     roles = [getattr(args, role) for role in plan.roles(args)]
-    engines = (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
+    engines = args.vllm.num_engines * args.vllm.tensor_parallel_size
     return sum(role.num_nodes * role.num_gpus_per_node for role in roles) + engines
 
 

@@ -6,9 +6,7 @@ from openrlhf_pgrpo.host.shared_seams import CHECKPOINTS, PAIRS, READING
 SEAMS = {
     "openrlhf.datasets.utils": READING,
     "openrlhf.datasets.reward_dataset": Seam(PAIRS, ("openrlhf_pgrpo.host.dpo.data:install",)),
-    "openrlhf.utils.deepspeed.deepspeed": Seam(
-        CHECKPOINTS.contract, ("openrlhf_pgrpo.host.dpo.checkpoints:install", *CHECKPOINTS.installs)
-    ),
+    "openrlhf.utils.deepspeed.deepspeed": CHECKPOINTS,
     "openrlhf.trainer.dpo_trainer": Seam(
         {
             "DPOTrainer.__init__": (

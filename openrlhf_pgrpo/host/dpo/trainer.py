@@ -27,16 +27,15 @@ from openrlhf.trainer.dpo_trainer import DPOTrainer
 from openrlhf_pgrpo import __version__
 from openrlhf_pgrpo.core.group_weights import GroupWeights
 from openrlhf_pgrpo.core.names import listed
-from openrlhf_pgrpo.host import text_forms
+from openrlhf_pgrpo.host import resume, text_forms
 from openrlhf_pgrpo.host.dpo import flags
-from openrlhf_pgrpo.host.dpo.checkpoints import refuse_robust, saved_state
-from openrlhf_pgrpo.host.flags import metrics_path
+from openrlhf_pgrpo.host.flags import PREF_GROUP_KEY, metrics_path
 from openrlhf_pgrpo.host.pairs import Evaluation, Tally, WholeEpochs, log_evaluation, with_last_batch
-from openrlhf_pgrpo.host.resume import KEY, SCHEMA
 from openrlhf_pgrpo.host.run_log import JSONLines, description
 
 # What the paper's code does on a plateau, and when it ends.
 LR_FACTOR, ETA_FACTOR, LEAST_LR = 0.1, 0.5, 1e-8
+CONTENT = "group-robust weights"  # of a checkpoint, in words
 
 
 def install(module) -> None:
@@ -58,7 +57,8 @@ class PlainTrainer(WholeEpochs, DPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        refuse_robust(self.strategy)
+        state = getattr(self.strategy, "client_states", {}).get(resume.KEY)
+        resume.refuse_unused(state, CONTENT, PREF_GROUP_KEY)
 
 
 @dataclass
@@ -196,7 +196,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
             "pref_groups": groups,
         }
         self.client_states = client_states
-        client_states[KEY] = self._state()
+        client_states[resume.KEY] = self._state()
         if self.eval_dataloader is None or global_step % args.eval.steps:
             self._write_row()  # else `evaluate` does, before a checkpoint is saved
         flat = {f"pref_group/{name}/{key}": value for name, group in groups.items() for key, value in group.items()}
@@ -244,7 +244,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
         plateau.best, plateau.waited = (worst_loss, 0) if best else (plateau.best, plateau.waited + 1)
         if options.patience and plateau.waited >= options.patience:
             self._on_plateau()
-        self.client_states[KEY] = self._state()
+        self.client_states[resume.KEY] = self._state()
         if best and options.save_best:
             self._save_best(worst_loss, step)
 
@@ -291,7 +291,7 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
 
     def _state(self) -> dict:
         return {
-            "schema": SCHEMA,
+            "schema": resume.SCHEMA,
             "settings": self.settings,
             "weights": self.weights.state_dict(),
             "eta": self.weights.options.eta,
@@ -299,14 +299,18 @@ class GroupRobustTrainer(WholeEpochs, DPOTrainer):
         }
 
     def _restore(self) -> None:
-        state = saved_state(self.strategy, self.settings)
-        if state is not None:
-            self.weights.load_state_dict(state["weights"])
-            self.weights.options = replace(self.weights.options, eta=state["eta"])
-            self.plateau = Plateau(**state["plateau"])
-            self.plateau.ended = self.plateau.ended and self._plateau_ends()
-            if self.plateau.ended:
-                self.strategy.print(
-                    f"[pgrpo] the run is complete: it has ended on a plateau (--robust.patience "
-                    f"{self.args.robust.patience}). Raise it, or pass 0, to go on"
-                )
+        """Goes on from the state in the checkpoint that this run resumes, if it resumes one."""
+        if not hasattr(self.strategy, "client_states"):
+            return
+        state = self.strategy.client_states.get(resume.KEY)
+        resume.check_schema(state, CONTENT, resume.ANEW)
+        resume.check_settings(state["settings"], self.settings, resume.ANEW)
+        self.weights.load_state_dict(state["weights"])
+        self.weights.options = replace(self.weights.options, eta=state["eta"])
+        self.plateau = Plateau(**state["plateau"])
+        self.plateau.ended = self.plateau.ended and self._plateau_ends()
+        if self.plateau.ended:
+            self.strategy.print(
+                f"[pgrpo] the run is complete: it has ended on a plateau (--robust.patience "
+                f"{self.args.robust.patience}). Raise it, or pass 0, to go on"
+            )

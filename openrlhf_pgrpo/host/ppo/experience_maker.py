@@ -129,10 +129,8 @@ class PreferenceExperienceMaker(RemoteExperienceMaker):
         them, and ranks that reduce other keys wait for each other for ever.
 
         Raises:
-            ValueError: a sample without a reward, or without an action token. Nothing has changed.
+            ValueError: a sample without an action token. Nothing has changed.
         """
-        if self.reward_model_group is None:
-            _refuse_missing_rewards(rollout_samples)
         _refuse_missing_actions(rollout_samples, self.args)
         self.partial_logs = metrics.take_partial_logs(rollout_samples)
         return super().make_experience_batch(rollout_samples)
@@ -285,15 +283,6 @@ def _refuse_missing_pref_groups(prompts) -> None:
                 f"every prompt needs to carry its preference group, got one without: {excerpt(prompt)}. An agent "
                 "executor must return the very prompt object that it was given"
             )
-
-
-def _refuse_missing_rewards(rollout_samples) -> None:
-    missing = [sample for sample in rollout_samples if sample.rewards is None]
-    if missing:
-        raise ValueError(
-            f"every sample needs a reward, got none for {whose(missing[0].prompts[0])} ({len(missing)} of "
-            f"{len(rollout_samples)} samples): the reward function, server or agent has to give one finite number"
-        )
 
 
 def _refuse_missing_actions(rollout_samples, args) -> None:

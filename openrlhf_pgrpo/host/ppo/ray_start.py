@@ -30,6 +30,15 @@ def own_ray() -> dict:
     return {}
 
 
+def without_ray(error: Exception) -> str:
+    """One line: what to do if `ray.init` raised this."""
+    cluster = device.cluster()
+    need = "a Ray that starts on this machine" if cluster is None else f"the Ray cluster at {cluster} (RAY_ADDRESS)"
+    got = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    doctor = "openrlhf-pgrpo doctor" + " --cluster" * (cluster is not None)
+    return f"training needs {need}, got {got}: see what {doctor} says, then give the same command again"
+
+
 def prepare(args) -> None:
     """Adds our hook and, on a CPU, logical GPUs to the host's own `ray.init`; then installs the last words.
 
@@ -56,7 +65,11 @@ def prepare(args) -> None:
         if own := own_ray():
             resources = {"num_gpus": launch.logical_gpus(args), "num_cpus": launch.logical_cpus(args)}
             kwargs = {**own, **resources, **kwargs}
-        context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
+        try:
+            context = wrapped(*positional, runtime_env=runtime_env, **kwargs)
+        except Exception as error:  # whatever Ray raises: it has no type of its own for this
+            error.add_note(f"[pgrpo] the run has failed: {without_ray(error)}")
+            raise
         last_words.install(Path(args.ckpt.path))
         return context
 

@@ -63,21 +63,29 @@ def _check_users(flat: Mapping, folder: "Folder") -> None:
         )
 
 
-def check_users(dataset, args, source: str) -> None:
-    """Refuses prompts of users whom a factorized reward model in a folder here does not know; nested host arguments.
-    Else training ends in the step that draws one.
+def folder_here(args) -> "Folder | None":
+    """The factorized reward model that gives a run its rewards; None if another source does, or it is not in a folder
+    here. Nested host arguments."""
+    name = args.reward.model_name_or_path
+    if not (name and plan.rewards_are_local(args) and Path(name).is_dir()):
+        return None
+    from openrlhf_pgrpo.host.user_rewards import factorized_folder  # transformers, ten seconds
+
+    return factorized_folder(name, args.reward.chat_template)
+
+
+def check_users(folder: "Folder", dataset, args, source: str) -> None:
+    """Refuses prompts of users whom the factorized reward model in `folder` does not know; nested host arguments. Else
+    training ends in the step that draws one.
 
     Raises:
         ValueError: there is one, and it is not to get the average user's reward.
     """
-    name, reward, data = args.reward.model_name_or_path, args.reward, args.data
-    here_too = plan.rewards_are_local(args) and name and Path(name).is_dir()
-    if not here_too or data.user_key is None or reward.unknown_user == MEAN:
+    reward, data = args.reward, args.data
+    if data.user_key is None or reward.unknown_user == MEAN:
         return
-    from openrlhf_pgrpo.host.user_rewards import UserRewards, factorized_folder  # transformers, ten seconds
+    from openrlhf_pgrpo.host.user_rewards import UserRewards
 
-    if (folder := factorized_folder(name, reward.chat_template)) is None:
-        return
     names = columns.names(dataset, f"--{flags.USER_KEY}", data.user_key, source, data.label_key)
     if new := set(names) - set(folder.users):  # reading profiles takes its time
         users = UserRewards(folder, reward).users

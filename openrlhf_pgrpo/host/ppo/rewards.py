@@ -44,7 +44,6 @@ def install_executors(module) -> None:
 def install_samples(module) -> None:
     """Checks each response before it becomes a sample. `module` is the host's samples_generator."""
     wrapt.wrap_function_wrapper(module, "SamplesGenerator._process_response_into_experience", to_sample)
-    wrapt.wrap_function_wrapper(module, "SamplesGenerator.generate_eval_samples", need_rewards)
 
 
 # ---- what is a reward ----
@@ -264,20 +263,6 @@ class CheckedAgent:
 
 
 # ---- where responses become samples ----
-
-
-def need_rewards(generate, generator, args, kwargs):
-    """The host's `generate_eval_samples`, which has no rewards if they are those of a local model.
-
-    Raises:
-        ValueError: rewards come from a local model.
-    """
-    if not generator.args.reward.remote_url:
-        raise ValueError(
-            "evaluation needs rewards from a function, a server or an agent, got a local reward model, which the host "
-            "does not ask there: leave out --eval.dataset, or serve the model and name it in --reward.remote_url"
-        )
-    return generate(*args, **kwargs)
 
 
 def to_sample(process, generator, args, kwargs):

@@ -26,7 +26,6 @@ SEAMS = {
             "SamplesGenerator._process_response_into_experience": ("self", "response", "generate_kwargs"),
             "SamplesGenerator._dispatch_prompts_to_vllm": ("self", "prompts", "labels", "images", "generate_kwargs"),
             "SamplesGenerator.generate_samples": ("self", "generate_kwargs"),
-            "SamplesGenerator.generate_eval_samples": ("self", "generate_kwargs"),
         },
         (
             "openrlhf_pgrpo.host.ppo.rewards:install_samples",

@@ -13,7 +13,7 @@ from deepspeed import zero
 from deepspeed.utils import safe_get_full_fp32_param
 from peft.tuners.lora import LoraLayer
 
-from openrlhf_pgrpo.host import resume, text_forms, whole_checkpoints
+from openrlhf_pgrpo.host import resume, text_forms
 from openrlhf_pgrpo.host.flags import in_our_runs
 from openrlhf_pgrpo.host.rm import flags
 from openrlhf_pgrpo.host.rm.model import own_parameters, trained_parameters, without_adapters
@@ -34,7 +34,7 @@ def install(module) -> None:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         current = None if strategy.args.reward.factors is None else state(strategy, call["model"])
         check_before_loading(Path(call["load_dir"]), call.get("tag"), current)
-        return whole_checkpoints.keep_states(wrapped, strategy, args, kwargs)
+        return wrapped(*args, **kwargs)
 
     def save(wrapped, strategy, args, kwargs):
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
@@ -66,18 +66,15 @@ def check_before_loading(path: Path, tag: str | None, current: dict | None) -> N
     Raises:
         ValueError: names all that differs, with both values.
     """
-    latest = path / "latest"
-    if tag is None and latest.exists():
-        tag = latest.read_text().strip()
+    tag = tag or resume.latest(path)
     parts = sorted((path / tag).glob("*model_states.pt")) if tag else []
     if not parts:
         return  # the host itself reports what is missing
     saved = torch.load(parts[0], map_location="cpu", weights_only=False, mmap=True).get(resume.KEY)
-    if saved is None and current is None:
-        return
-    resume.check_schema(saved, "a factorized reward model", resume.ANEW)
+    content = "a factorized reward model"
     if current is None:
-        return resume.check_settings(saved["settings"], {**saved["settings"], "reward.factors": None}, resume.ANEW)
+        return resume.refuse_unused(saved, content, "reward.factors")
+    resume.check_schema(saved, content, resume.ANEW)
     resume.check_settings(saved["settings"], current["settings"], resume.ANEW, *_other_users(saved, current))
 
 

@@ -66,11 +66,11 @@ def test_what_the_user_chose_stays(host_args, monkeypatch):
 @pytest.mark.parametrize(
     "flags, chosen, threads",
     [
-        ("", None, 4),  # ranks sleep
+        ("--vllm.num_engines 1", None, 4),  # ranks sleep
         ("--vllm.num_engines 2", None, 2),
         ("--vllm.num_engines 3", None, 2),  # no fewer than a rank
-        ("--train.async_enable", None, 2),  # ranks work
-        ("", "3", 3),
+        ("--vllm.num_engines 1 --train.async_enable", None, 2),  # ranks work
+        ("--vllm.num_engines 1", "3", 3),
         ("--vllm.num_engines 2", "3", 3),
     ],
 )

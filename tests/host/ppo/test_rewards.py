@@ -184,16 +184,6 @@ def test_d3_an_executor_of_ones_own_without_reward_is_refused_in_evaluation_too(
         generator._process_response_into_experience(response, max_len=64)
 
 
-def test_d3_evaluation_with_a_local_reward_model_is_refused():
-    """The host never asks a local reward model in evaluation."""
-    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
-
-    generator = SamplesGenerator.__new__(SamplesGenerator)
-    generator.args = SimpleNamespace(reward=SimpleNamespace(remote_url=None))
-    with pytest.raises(ValueError, match="evaluation needs rewards .*leave out --eval.dataset"):
-        generator.generate_eval_samples()
-
-
 # They come from `random`, not hypothesis: that repeats most of what it draws, and is slower than what is tested.
 
 
