@@ -5,10 +5,7 @@ they want, and people within each of them vary alike. The number of groups is th
 information criterion (BIC). Unlike a silhouette, BIC can also choose a single group. For a new user, the chance of
 each preference group follows from the answers, with the group's distribution as prior.
 
-Such a mixture does not depend on the units of the base rewards, but the search for it does: k-means, from which it
-starts, sees the directions in which users vary most. So it starts from several views of the users, see `views`.
-
-Axes: U users, D base rewards, K of D directions in which users vary, G preference groups.
+Axes: U users, D base rewards, G preference groups.
 """
 
 import warnings
@@ -19,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -35,8 +31,7 @@ from openrlhf_pgrpo.progress import along
 MOST_GROUPS = 10
 USERS_PER_GROUP = 5  # the least average size of a group when BIC chooses the number
 STARTS = 10
-LEAST_SPREAD = 1e-6  # of a coefficient's size: models are saved in float32, which has seven digits
-LEAST_VARIANCE = 1e-6  # within a preference group, of that among all users; so that users may be exactly alike
+LEAST_SPREAD = 1e-6  # of a base reward's size: models are saved in float32, which has seven digits
 SHOWN = 20  # new users with a line each
 
 
@@ -101,9 +96,8 @@ class PreferenceGroups:
 
     Attributes:
         shares: (G,) of the users. means: (G, D). covariance: (D, D) within each. of_users: (U, G) chances.
-        criteria: BIC of each number of preference groups that was tried, for whitened coefficients: these can be
-            compared among themselves only, and do not change with the units of the base rewards.
-        different: users who differ.
+        criteria: BIC of each number of preference groups that was tried, for coefficients in their own units, and to be
+            compared among themselves alone. different: users who differ.
     """
 
     shares: np.ndarray
@@ -153,98 +147,35 @@ def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGr
     different = len(np.unique(coefficients, axis=0))
     if groups is not None and not 1 <= groups <= different:
         raise ValueError(f"--groups needs a number from 1 to {different}, the users who differ, got {groups}")
-    sort = np.lexsort(coefficients.T)  # k-means draws users by their place
-    users = coefficients[sort]
-    white = whiten(users)
-    seen = views(users, white)
+    sort = np.lexsort(coefficients.T)  # the search draws users by their place
+    center, units = coefficients[sort].mean(0), units_of(coefficients[sort])
+    users = (coefficients[sort] - center) / units
     most = max(1, min(MOST_GROUPS, different, len(users) // USERS_PER_GROUP))
     tried = [groups] if groups else range(1, most + 1)
-    fitted = {k: _fit(white.users, seen, k) for k in along(tried, "numbers of preference groups", "tried")}
-    criteria = {k: float(mixture.bic(white.users)) for k, mixture in fitted.items()}
+    fitted = {k: _fit(users, k) for k in along(tried, "numbers of preference groups", "tried")}
+    criteria = {k: float(mixture.bic(users)) for k, mixture in fitted.items()}
     best = fitted[min(criteria, key=criteria.get)]
     order = np.argsort(-best.weights_, kind="stable")
     of_users = np.empty((len(users), len(order)))
-    of_users[sort] = best.predict_proba(white.users)[:, order]
-    means = white.mean + best.means_[order] @ white.axes
-    return PreferenceGroups(
-        best.weights_[order], means, white.covariance(best.covariances_), of_users, criteria, different
-    )
+    of_users[sort] = best.predict_proba(users)[:, order]
+    means, covariance = center + best.means_[order] * units, best.covariances_ * np.outer(units, units)
+    return PreferenceGroups(best.weights_[order], means, covariance, of_users, criteria, different)
 
 
-@dataclass(frozen=True)
-class Whitened:
-    """Users in coordinates in which they vary alike in all directions, and the way back.
+def units_of(coefficients: np.ndarray) -> np.ndarray:
+    """What each base reward (D,) is measured in: its spread among the users, or its size if they differ in rounding.
 
-    Attributes:
-        users: (U, K), of mean 0 and covariance I; coefficients are mean + users @ axes.
-        mean: (D,). axes: (K, D). units: (D,) what each coefficient is measured in.
+    The search starts from k-means, which would split the users by the base reward that varies most.
     """
-
-    users: np.ndarray
-    mean: np.ndarray
-    axes: np.ndarray
-    units: np.ndarray
-
-    def covariance(self, white: np.ndarray) -> np.ndarray:
-        """A covariance (D, D) of coefficients, from one (K, K) here. Where users do not vary, LEAST_SPREAD is left, so
-        that it can be a prior."""
-        return self.axes.T @ white @ self.axes + np.diag(np.square(LEAST_SPREAD * self.units))
+    spread, size = coefficients.std(0), np.abs(coefficients).max(0)
+    return np.where(spread > LEAST_SPREAD * size, spread, np.where(size > 0, size, 1.0))
 
 
-def whiten(coefficients: np.ndarray) -> Whitened:
-    """Coefficients (U, D) without the directions in which users differ by rounding alone."""
-    mean, std, size = coefficients.mean(0), coefficients.std(0), np.abs(coefficients).max(0)
-    units = np.where(std > LEAST_SPREAD * size, std, np.where(size > 0, size, 1.0))
-    off = (coefficients - mean) / units
-    _, spread, turn = np.linalg.svd(off / np.sqrt(len(off)), full_matrices=False)
-    kept = spread > LEAST_SPREAD
-    kept[0] = True  # users who are all alike have one direction too, in which they do not vary
-    spread, turn = np.where(spread > 0, spread, 1.0)[kept], turn[kept]
-    return Whitened(off @ turn.T / spread, mean, spread[:, None] * turn * units, units)
-
-
-def views(coefficients: np.ndarray, white: Whitened) -> list[tuple[np.ndarray, int]]:
-    """The users, (U, any), as k-means is to see them, and from how many starts.
-
-    Whitened, preference groups are found whatever the units, but among many base rewards those that tell them apart
-    are lost. As they are, preference groups are found that differ in what users differ in most; and in each base
-    reward alone, those that differ in this one.
-    """
-    off = coefficients - white.mean
-    whole = [white.users, off / (off.std() or 1.0)]
-    return [*((view, STARTS) for view in whole), *((column[:, None], 1) for column in (off / white.units).T)]
-
-
-def _fit(users: np.ndarray, seen: list[tuple[np.ndarray, int]], groups: int) -> GaussianMixture:
-    """The most likely mixture for whitened users (U, K) among those that are found from k-means in each view."""
+def _fit(users: np.ndarray, groups: int) -> GaussianMixture:
+    mixture = GaussianMixture(groups, covariance_type="tied", n_init=STARTS, max_iter=500, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # only the best start counts; others may not converge
-        starts = {}  # each partition once; k-means numbers its parts at random
-        for view, count in seen:
-            for seed in range(count):
-                labels = KMeans(groups, n_init=1, random_state=seed).fit_predict(view)
-                _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-                if len(first) == groups:  # fewer, if users differ too little in this view
-                    starts[first.argsort().argsort()[labels].tobytes()] = labels
-        found = [_mixture(users, labels, groups) for labels in starts.values()]
-        return max(found or [_mixture(users, np.arange(len(users)) % groups, groups)], key=lambda m: m.lower_bound_)
-
-
-def _mixture(users: np.ndarray, labels: np.ndarray, groups: int) -> GaussianMixture:
-    """The mixture that expectation maximisation finds from a partition of the users; labels (U,)."""
-    count = np.bincount(labels)
-    means = np.eye(groups)[labels].T @ users / count[:, None]
-    off = users - means[labels]
-    covariance = off.T @ off / len(users) + LEAST_VARIANCE * np.eye(users.shape[1])
-    return GaussianMixture(
-        groups,
-        covariance_type="tied",
-        max_iter=500,
-        reg_covar=LEAST_VARIANCE,
-        weights_init=count / len(users),
-        means_init=means,
-        precisions_init=np.linalg.inv(covariance),
-    ).fit(users)
+        return mixture.fit(users)
 
 
 def describe_choice(found: PreferenceGroups, users: int) -> list[str]:
