@@ -96,8 +96,8 @@ class PreferenceGroups:
 
     Attributes:
         shares: (G,) of the users. means: (G, D). covariance: (D, D) within each. of_users: (U, G) chances.
-        criteria: BIC of each number of preference groups that was tried, for coefficients in their own units, and to be
-            compared among themselves alone. different: users who differ.
+        criteria: BIC of each number of preference groups that was tried, for coefficients in their own units, to be
+            compared with each other alone. different: users who differ.
     """
 
     shares: np.ndarray
