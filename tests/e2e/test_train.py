@@ -102,7 +102,7 @@ def http_reward_model():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.extend(body["labels"])
-            answer = body["query"][0][len(body["prompts"][0]) :]
+            answer = body["query"][0][len(body["prompts"][0]) :].replace("<pad>", "").replace("<eos>", "")  # as shown
             vowels = SCALES[body["labels"][0]] * sum(letter in VOWELS for letter in answer)
             payload = json.dumps({"rewards": [vowels], "scores": [vowels], "extra_logs": {"vowels": vowels}}).encode()
             self.send_response(200)
