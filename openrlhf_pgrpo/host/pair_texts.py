@@ -14,6 +14,7 @@ from openrlhf_pgrpo.host.rows import TEMPLATE
 
 AT_ONCE = 1000  # texts whose tokens are counted together
 LONGEST_WORD = 100  # characters; BERT's tokenizer does not know a longer word, whatever it is
+COMPARED = 32  # characters after a place where two texts differ
 SPARE_TOKENS = 8  # a text may have so many more tokens than bytes, for spaces and marks that a tokenizer adds
 
 
@@ -85,18 +86,23 @@ def may_fill(text: str, tokens: int, max_length: int) -> bool:
 
 def may_be_equal(tokenizer) -> Callable[[str, str, int], bool]:
     """Whether two texts that are alike up to a place may become the same tokens: from there on they differ in case,
-    accents or signs alone, any of which a tokenizer may lose; or in words that this one may not know.
+    accents or signs alone, any of which a tokenizer may lose; or in words that this one may not know, which are the
+    first ones if letters differ at that place.
     """
     unknown = _unknown_words(tokenizer)
+
+    def has_unknown(text: str, start: int, characters: int) -> bool:
+        words = [_word_at(text, start), *text[start : start + characters].split()]
+        return unknown is not None and any(map(unknown, words))
 
     def alike(one: str, other: str, start: int) -> bool:
         first, second = one[start : start + 1], other[start : start + 1]
         if first.isascii() and first.isalnum() and second.isascii() and second.isalnum():
-            lost = first.lower() == second.lower()
+            lost, reach = first.lower() == second.lower(), 0
         else:
-            ours, theirs = _letters(one[start : start + 32]), _letters(other[start : start + 32])
-            lost = ours.startswith(theirs) or theirs.startswith(ours)
-        return lost or (unknown is not None and unknown(_word_at(one, start)) and unknown(_word_at(other, start)))
+            ours, theirs = _letters(one[start : start + COMPARED]), _letters(other[start : start + COMPARED])
+            lost, reach = ours.startswith(theirs) or theirs.startswith(ours), COMPARED + LONGEST_WORD
+        return lost or (has_unknown(one, start, reach) and has_unknown(other, start, reach))
 
     return alike
 

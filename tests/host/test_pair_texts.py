@@ -43,6 +43,8 @@ def test_a5_texts_of_equal_tokens_are_never_missed(kind, record_property):
     @example("yes ", "a" * 101, "b" * 101)
     @example("", "กข ค", "กขค ค")
     @example("", "ข", " ก")
+    @example("", ".Aก", " . ก")
+    @example("a ", "b ก", " b ข")
     def check(start, one, other):
         one, other = start + one, start + other
         inputs.add((one, other))
