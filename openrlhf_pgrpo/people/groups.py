@@ -148,8 +148,9 @@ def cluster(coefficients: np.ndarray, groups: int | None = None) -> PreferenceGr
     if groups is not None and not 1 <= groups <= different:
         raise ValueError(f"--groups needs a number from 1 to {different}, the users who differ, got {groups}")
     sort = np.lexsort(coefficients.T)  # the search draws users by their place
-    center, units = coefficients[sort].mean(0), units_of(coefficients[sort])
-    users = (coefficients[sort] - center) / units
+    ordered = coefficients[sort]
+    center, units = ordered.mean(0), units_of(ordered)
+    users = (ordered - center) / units
     most = max(1, min(MOST_GROUPS, different, len(users) // USERS_PER_GROUP))
     tried = [groups] if groups else range(1, most + 1)
     fitted = {k: _fit(users, k) for k in along(tried, "numbers of preference groups", "tried")}
