@@ -1,8 +1,8 @@
 """The language-model lab: which advantage estimator learns for everybody, on a real language model with real texts?
 
-    python examples/language_model_lab.py FOLDER            # the stated grid: 610 runs, five hours of two cores
+    python examples/language_model_lab.py FOLDER            # the stated grid: 700 runs, three hours of two cores
     python examples/language_model_lab.py FOLDER --quick    # two seeds of one cell: five minutes
-    python examples/language_model_lab.py FOLDER --cells users-40 --estimators group_norm pgrpo --seeds 3
+    python examples/language_model_lab.py FOLDER --cells users-40 --estimators group_norm pgrpo --seeds 3 --noise 1
     python examples/language_model_lab.py FOLDER --cells groups-2-noise-0.3 --estimators pgrpo_eb pgrpo_eb+quantiles
 
 It is the counterpart of `estimator_lab.py`, with its contenders. The policy is stories260K, a Llama that writes simple
@@ -40,7 +40,7 @@ import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -54,7 +54,7 @@ from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from estimator_lab import Contender, Outcome, error, print_table, with_random_labels
+from estimator_lab import Contender, Outcome, error, print_table, rival, with_random_labels
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 FIGURE = Path(__file__).with_suffix(".png")
@@ -66,11 +66,11 @@ THRESHOLD = 0.4  # of the mean over preference groups, for "samples needed"
 RATE, RATES, TUNING_SEEDS = 1.5e-4, (0.75e-4, 1.5e-4, 3e-4, 6e-4), range(1000, 1003)
 CONTENDERS = [
     *("group_norm", "rloo", "dr_grpo", "reinforce_baseline"),
-    *("pgrpo", "pgrpo_eb", "pref_group_norm", "ebpo", "jspo", "ebpo_per_group"),
+    *("pgrpo", "pgrpo_eb", "pref_group_norm", "ebpo", "jspo", "ebpo_per_group", "lite_ppo", "rae"),
     *(with_random_labels("pgrpo"), with_random_labels("pgrpo_eb")),
 ]
-SHOWN = {"group_norm": "#000000", "reinforce_baseline": "#999999", "pgrpo": "#0072B2", "pgrpo_eb": "#D55E00",
-         "pref_group_norm": "#CC79A7", "ebpo": "#56B4E9", "ebpo_per_group": "#009E73"}  # fmt: skip
+SHOWN = {"group_norm": "#000000", "reinforce_baseline": "#999999", "rloo": "#56B4E9", "pgrpo": "#0072B2",
+         "pgrpo_eb": "#D55E00", "pref_group_norm": "#CC79A7", "ebpo_per_group": "#009E73"}  # fmt: skip
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +141,11 @@ class Cell:
     def groups(self) -> int:
         return self.users or len(LIKINGS)
 
+    def changed(self, values: dict[str, float]) -> "Cell":
+        """This cell with other values, which its name says."""
+        name = "-".join([self.name, *(f"{option}-{value:g}" for option, value in values.items())])
+        return replace(self, name=name, **values)
+
     def population(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Share, scale, offset and number of the liking, each (G,), of every preference group."""
         liking = np.arange(self.groups) % len(LIKINGS)
@@ -165,7 +170,7 @@ CELLS = {
     )
 }
 TUNED = "groups-2-noise-0.3"  # here are all contenders, and each also at its own best learning rate
-FEW = ["group_norm", "reinforce_baseline", "pref_group_norm", "pgrpo", "pgrpo_eb", "ebpo", "ebpo_per_group"]
+FEW = ["group_norm", "rloo", "reinforce_baseline", "pref_group_norm", "pgrpo", "pgrpo_eb", "ebpo_per_group"]
 
 # ---- weights of preference groups -----------------------------------------------------------------------------------
 
@@ -332,7 +337,7 @@ def evaluate(stories: Writer, model, names: list[str], liking: np.ndarray, seed:
 
 @dataclass(frozen=True)
 class Job:
-    cell: str
+    cell: Cell
     text: str
     seed: int
     rate: float
@@ -340,13 +345,13 @@ class Job:
 
     def path(self, folder: Path) -> Path:
         name = f"rate-{self.rate:g}-steps-{self.steps}-seed-{self.seed}.json"
-        return folder / self.cell / self.text.replace(":", " ") / name
+        return folder / self.cell.name / self.text.replace(":", " ") / name
 
 
 def work(folder: Path, model: Path, job: Job) -> None:
     path = job.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = train(model, CELLS[job.cell], job.text, job.seed, job.rate, job.steps)
+    found = train(model, job.cell, job.text, job.seed, job.rate, job.steps)
     with whole_file(path) as file:
         file.write(json.dumps(found).encode())
 
@@ -377,16 +382,20 @@ def at_the_end(values: np.ndarray) -> np.ndarray:
     return values[:, -2:].mean(1)
 
 
-def print_likings(folder: Path, contenders: dict[str, list[Job]]) -> None:
-    """The score of each liking at the end, and the largest alpha, where samples have weights."""
+def print_likings(folder: Path, contenders: dict[str, list[Job]], outcomes: dict[str, Outcome]) -> None:
+    """The score of each liking at the end; by how much mean and worst are above the rival's, with paired errors; and
+    the largest alpha, where samples have weights."""
     width = max(map(len, contenders))
-    print("\n" + " " * width + "".join(f"  {liking.__name__:<9}" for liking in LIKINGS) + "  largest alpha")
+    heads = [*(liking.__name__ for liking in LIKINGS), "mean less", "worst less", "largest alpha"]
+    print("\n" + " " * width + "".join(f"  {head:<10}" for head in heads))
     for text, jobs in contenders.items():
+        own, other = outcomes[text], rival(text, outcomes)
         values = [*at_the_end(np.stack([curve(folder, job) for job in jobs])).T]
+        values += [own.mean - other.mean, own.worst - other.worst]
         if "+" in text:
             values.append(np.array([read(folder, job)[-1]["largest_alpha"] for job in jobs]))
         cells = (f"{value.mean():.3f}±{error(value):.3f}".replace("0.", ".") for value in values)
-        print(text.ljust(width) + "".join(f"  {cell:<9}" for cell in cells))
+        print(text.ljust(width) + "".join(f"  {cell:<10}" for cell in cells))
 
 
 def outcome(folder: Path, jobs: list[Job]) -> Outcome:
@@ -400,6 +409,23 @@ def outcome(folder: Path, jobs: list[Job]) -> Outcome:
         evaluations = reached[0] - 1 + (THRESHOLD - before) / (after - before)
         samples = evaluations * (jobs[0].steps // EVALUATIONS) * BATCH
     return Outcome(jobs[0].rate, end.mean(1), end.min(1), samples)
+
+
+def tune(folder: Path, model: Path, contenders: list[str], seeds, steps: int) -> None:
+    """In the cell TUNED, each contender at the rate that was best for it on other seeds."""
+
+    def jobs(text: str, rate: float, seeds) -> list[Job]:
+        return [Job(CELLS[TUNED], text, seed, rate, steps) for seed in seeds]
+
+    tried = {text: {rate: jobs(text, rate, TUNING_SEEDS) for rate in RATES} for text in contenders}
+    run(folder, model, [job for rates in tried.values() for made in rates.values() for job in made])
+    best = {text: max(RATES, key=lambda rate: outcome(folder, made[rate]).mean.mean()) for text, made in tried.items()}
+    made = {text: jobs(text, rate, seeds) for text, rate in best.items()}
+    run(folder, model, [job for own in made.values() for job in own])
+    outcomes = {text: outcome(folder, own) for text, own in made.items()}
+    print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes})
+    print_likings(folder, made, outcomes)
+    print("rates: " + ", ".join(f"{text} {rate:g}" for text, rate in best.items()))
 
 
 def draw(curves: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> None:
@@ -434,6 +460,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="where runs are kept")
     parser.add_argument("--model", type=Path, default=MODEL, help="a folder with stories260K")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS])
+    parser.add_argument("--samples", type=int, choices=(2, 4, 8, 16), help="per prompt, instead of a cell's own")
+    parser.add_argument("--noise", type=float, help="of rewards, in spreads of a liking, instead of a cell's own")
+    parser.add_argument(
+        "--difficulty", type=float, help="spread of prompts, in the same unit, instead of a cell's own"
+    )
     parser.add_argument("--estimators", nargs="+", help="as in estimator_lab.py; after a plus, weights")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=60)
@@ -450,41 +481,36 @@ def main(argv: list[str]) -> None:
         parser.error(f"--steps needs a multiple of {EVALUATIONS}, the number of evaluations, got {args.steps}")
     if not (args.model / "config.json").is_file():
         parser.error(f"--model needs a folder with stories260K, got none at {args.model}")
-    names = {cell: args.estimators or (CONTENDERS if cell == TUNED else FEW) for cell in args.cells}
+    changed = {name: getattr(args, name) for name in ("samples", "noise", "difficulty")}
+    cells = [CELLS[name].changed({option: value for option, value in changed.items() if value is not None})
+             for name in args.cells]  # fmt: skip
+    names = {cell: args.estimators or (CONTENDERS if cell.name == TUNED else FEW) for cell in cells}
     try:
         for text in {text for texts in names.values() for text in texts}:
             contender_and_weights(text)
     except ValueError as problem:
         parser.error(str(problem))
 
-    def jobs(cell: str, text: str, rate: float, seeds) -> list[Job]:
+    def jobs(cell: Cell, text: str, rate: float, seeds) -> list[Job]:
         return [Job(cell, text, seed, rate, args.steps) for seed in seeds]
 
     seeds = range(args.seeds)
-    grid = product(seeds, ((cell, text) for cell in args.cells for text in names[cell]))
+    grid = product(seeds, ((cell, text) for cell in cells for text in names[cell]))
     run(args.folder, args.model, [Job(cell, text, seed, args.rate, args.steps) for seed, (cell, text) in grid])
     print(f"{args.seeds} seeds, {args.steps} steps of {BATCH} samples, learning rate {args.rate:g}\n"
           "mean, worst: score of held-out prompts at the end, mean over likings and worst of them, ± standard error\n"
-          f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's")  # fmt: skip
-    for cell in args.cells:
+          f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's\n"
+          "less: mean and worst, less those of the host's best by mean")  # fmt: skip
+    for cell in cells:
         made = {text: jobs(cell, text, args.rate, seeds) for text in names[cell]}
         outcomes = {text: outcome(args.folder, own) for text, own in made.items()}
-        print_table(cell, {f"{CELLS[cell].samples} samples per prompt": outcomes})
-        print_likings(args.folder, made)
+        print_table(cell.name, {f"{cell.samples} samples per prompt": outcomes})
+        print_likings(args.folder, made, outcomes)
     if args.tune:
-        tried = product(names[TUNED], RATES)
-        run(args.folder, args.model, [job for text, rate in tried for job in jobs(TUNED, text, rate, TUNING_SEEDS)])
-        best = {
-            text: max(RATES, key=lambda rate: outcome(args.folder, jobs(TUNED, text, rate, TUNING_SEEDS)).mean.mean())
-            for text in names[TUNED]
-        }
-        run(args.folder, args.model, [job for text, rate in best.items() for job in jobs(TUNED, text, rate, seeds)])
-        outcomes = {text: outcome(args.folder, jobs(TUNED, text, rate, seeds)) for text, rate in best.items()}
-        print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes})
-        print("rates: " + ", ".join(f"{text} {rate:g}" for text, rate in best.items()))
+        tune(args.folder, args.model, args.estimators or CONTENDERS, seeds, args.steps)
     if args.out:
-        draw({cell: {text: np.stack([curve(args.folder, job) for job in jobs(cell, text, args.rate, seeds)])
-              for text in names[cell]} for cell in args.cells}, args.steps, args.out)  # fmt: skip
+        draw({cell.name: {text: np.stack([curve(args.folder, job) for job in jobs(cell, text, args.rate, seeds)])
+              for text in names[cell]} for cell in cells}, args.steps, args.out)  # fmt: skip
         print(f"\nfigure: {args.out}")
 
 

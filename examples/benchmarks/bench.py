@@ -2,9 +2,10 @@
 
     python examples/benchmarks/bench.py [bench.json] [--only factorization_time serve_time ...] [--noticed 1.25]
 
-Each benchmark runs alone, in a folder of its own. The file is written after each of them; those that were not run keep
-what they printed last. A number is named if it is above or below the last one by more than the factor --noticed: other
-work on the machine changes times by as much, so run a benchmark again before you believe it.
+Each benchmark runs alone, in a folder of its own. The file is written after each of them, with its seconds and the
+commit. Those that were not run, fail or lack their data keep what they printed last, and the others go on. A number is
+named if it is above or below the last one by more than the factor --noticed: other work on the machine changes times
+by as much, so run a benchmark again before you believe it.
 """
 
 import argparse
@@ -36,6 +37,7 @@ BENCHMARKS = (
     "server_load",
     "step_time",
     "transport",
+    "demo_time",
 )
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?(?![\w.])")
 
@@ -47,14 +49,25 @@ def main() -> None:
     parser.add_argument("--noticed", type=float, default=1.25, help="factor by which a number has to differ")
     args = parser.parse_args()
     results = read(args.file) if args.file.exists() else {}
+    machine = {"cores": os.cpu_count(), "commit": commit()}
+    without = []  # figures
     for name in args.only:
         print(f"{name} ...", flush=True)
-        lines = run(name)
-        print("".join(f"    {line}\n" for line in lines), end="")
+        began = time.perf_counter()
+        try:
+            lines = run(name)
+        except RuntimeError as failure:
+            print(f"  ! {failure}", flush=True)
+            without.append(name)
+            continue
+        seconds = round(time.perf_counter() - began)
+        print("".join(f"    {line}\n" for line in lines) + f"  {seconds} s")
         for line in changes(results.get(name, {}).get("lines"), lines, args.noticed):
             print(f"  ! {line}")
-        results[name] = {"at": time.strftime("%Y-%m-%d %H:%M"), "cores": os.cpu_count(), "lines": lines}
+        results[name] = {"at": time.strftime("%Y-%m-%d %H:%M"), "seconds": seconds, **machine, "lines": lines}
         write_whole(args.file, json.dumps(results, indent=1))
+    if without:
+        raise SystemExit(f"no figures of {', '.join(without)}: see above")
 
 
 def read(file: Path) -> dict[str, dict]:
@@ -72,17 +85,26 @@ def read(file: Path) -> dict[str, dict]:
     raise SystemExit(f"this needs a file that it wrote before, or a new one, got {file}: name another")
 
 
+def commit() -> str:
+    """The commit that is checked out, with a + if files differ from it."""
+    words = ["git", "-C", HERE, "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
 def run(name: str) -> list[str]:
     """What a benchmark prints.
 
     Raises:
-        SystemExit: it fails; with the end of what it said.
+        RuntimeError: it failed, or says that its data are absent; with the end of what it said.
     """
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([sys.executable, HERE / f"{name}.py"], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return done.stdout.splitlines()
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
+    lines = done.stdout.splitlines()
+    if skipped := [line for line in lines if line.startswith("skipped")]:
+        raise RuntimeError(f"{name}: {skipped[0]}")
+    return lines
 
 
 def changes(last: list[str] | None, lines: list[str], noticed: float) -> list[str]:

@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="of each data set, the first ones; default: all")
     args = parser.parse_args()
     polis, styles = args.data / "polis" / "san_juan", args.data / STYLES
-    if not (is_polis(polis) and styles.is_file()):
-        print(f"skipped: needs {polis} and {styles}, got none; name their folder by --data")
-        return
+    for name, path, there in (("votes", polis, is_polis(polis)), ("styles", styles, styles.is_file())):
+        if name in args.only and not there:
+            print(f"skipped: --only {name} needs {path}, which is not there; name its folder by --data")
+            return
     cases = {
         "votes": (lambda: votes(polis), build_policy, ("--pairs", "40")),
         "styles": (lambda: styles_preferred(styles), minilm_folder, ("--pooling", "mean")),

@@ -137,7 +137,7 @@ def main() -> None:
         stories.tokenizer.save_pretrained(begun)
         begun.rename(policy)
     jobs = {
-        estimator: [lab.Job(CELL.name, estimator, seed, lab.RATE, args.steps) for seed in range(args.lab_seeds)]
+        estimator: [lab.Job(CELL, estimator, seed, lab.RATE, args.steps) for seed in range(args.lab_seeds)]
         for estimator in args.estimators
     }
     stack = {

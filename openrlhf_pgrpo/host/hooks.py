@@ -42,6 +42,7 @@ def register(seams: dict[str, Seam]) -> None:
     hooks += remote_code.HOOKS.items()
     if os.environ[DEVICE] == "cpu":
         hooks += patches.PATCHES.items()
+        patches.import_faster()
     for name, _ in hooks:
         # The package itself may be imported: `python -m` imports the parents of the host's script before it runs it.
         if name.startswith("openrlhf.") and name in sys.modules:

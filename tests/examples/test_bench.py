@@ -1,8 +1,6 @@
 """The runner of all benchmarks: what it keeps, what it calls a change, and what it refuses."""
 
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +41,28 @@ def test_it_runs_them_all_keeps_what_they_print_and_says_what_changed(two, monke
     assert "!" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "script, said",
+    [
+        ("raise SystemExit('no cores')", "one failed:\nno cores"),
+        ("print('skipped: needs votes')", "one: skipped: needs"),
+    ],
+)
+def test_one_without_figures_keeps_its_last_ones_and_the_others_go_on(
+    two, monkeypatch, tmp_path, capsys, script, said
+):
+    file = tmp_path / "kept.json"
+    run(monkeypatch, file, "--only", "one")
+    first = json.loads(file.read_text())["one"]
+    assert first["seconds"] >= 0 and first["commit"]
+    (tmp_path / "one.py").write_text(script)
+    with pytest.raises(SystemExit, match="no figures of one: see above"):
+        run(monkeypatch, file)
+    kept = json.loads(file.read_text())
+    assert kept["one"] == first and kept["two"]["lines"] == ["ratio .5"]
+    assert f"  ! {said}" in capsys.readouterr().out
+
+
 def test_what_is_a_change():
     last = ["a 1.0, .50 to 2e-3", "step-1 of 12"]
     assert bench.changes(None, last, 1.1) == []
@@ -58,22 +78,11 @@ def test_what_is_a_change():
 
 def test_all_benchmarks_are_run():
     parts = {"bench", "probe", "tiny_run", "transport_probe", "two_nodes"}  # what the others are made of
-    alone = {"kills", "trl_step"}  # it takes hours; it needs TRL
+    alone = {"kills", "fresh_clone"}  # they take hours, and a network
     assert {path.stem for path in FOLDER.glob("*.py")} - parts - alone == {*bench.BENCHMARKS}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl") is not None, reason="is about a missing TRL, got one")
-def test_the_comparison_with_trl_says_that_it_needs_it(tmp_path):
-    ended = subprocess.run([sys.executable, FOLDER / "trl_step.py", tmp_path / "run"], capture_output=True, text=True)
-    assert ended.returncode == 2 and "needs TRL, which cannot be imported" in ended.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_what_is_refused(two, monkeypatch, tmp_path):
-    (tmp_path / "two.py").write_text("raise SystemExit('no cores')")
-    with pytest.raises(SystemExit, match="two failed:\nno cores"):
-        run(monkeypatch, tmp_path / "kept.json")
-    assert json.loads((tmp_path / "kept.json").read_text()).keys() == {"one"}
     for content in ("{", "[]", '{"three": {"lines": []}}', '{"one": {}}'):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(SystemExit, match="needs a file that it wrote before, or a new one, got .*other.json"):

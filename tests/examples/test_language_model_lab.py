@@ -48,6 +48,9 @@ def test_everybody_has_a_name_of_their_own_and_beginnings_are_held_out():
 def test_a_world_of_many_users_is_drawn_by_the_seed():
     one, other = (lab.CELLS["users-40"].population(np.random.default_rng(seed)) for seed in (0, 1))
     share, scale, offset, liking = one
+    assert lab.CELLS["users-40"].changed({"noise": 1.5, "samples": 4}) == lab.Cell(
+        "users-40-noise-1.5-samples-4", 4, 1.5, users=40
+    )
     assert share.sum() == pytest.approx(1) and (np.bincount(liking) == 10).all()
     assert (scale > 0).all() and not np.array_equal(scale, other[1]) and not np.array_equal(offset, other[2])
 
@@ -66,7 +69,7 @@ def test_a_run_is_made_once(tmp_path):
     rows = [line for line in first.stdout.splitlines() if line.startswith(names[0])]
     assert [row.split()[0] for row in rows] == [*names, *names]  # means, then likings
     assert rows[0].split()[1:3] != rows[1].split()[1:3]  # the weights do something
-    assert len(rows[3].split()) == 6 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
+    assert len(rows[3].split()) == 8 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
     assert len([*tmp_path.rglob("*.json")]) == 4
 
     (tmp_path / "users-400" / names[1] / "rate-0.00015-steps-4-seed-1.json").unlink()

@@ -29,6 +29,8 @@ def environment() -> dict[str, str]:
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray would start a worker for every logical CPU, without our environment, so that none could be used.
+        "RAY_prestart_worker_first_driver": "0",
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 

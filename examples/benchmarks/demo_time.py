@@ -1,20 +1,22 @@
-"""A step of the demo and one of TRL's GRPOTrainer, without a GPU: same model, prompts, rewards and samples.
+"""A step and the start of the demo, without a GPU, and those of TRL's GRPOTrainer with the same model, prompts,
+rewards and samples, if TRL is there.
 
+    python examples/benchmarks/demo_time.py [FOLDER] [--steps 8] [--rounds 2]
     python -m pip install --no-deps --target TRL trl==1.16.0
-    PYTHONPATH=TRL python examples/benchmarks/trl_step.py [FOLDER] [--steps 8] [--rounds 2]
+    PYTHONPATH=TRL python examples/benchmarks/demo_time.py
 
 SmolLM2-135M answers 16 prompts twice in 24 tokens and takes one gradient step, in micro batches of 8. TRL writes with
 transformers, in one process that uses all cores, in float32 (its default here) and in bfloat16. The demo runs as users
-run it: vLLM writes, two DeepSpeed ranks train in bfloat16. All three run in turn; the time is the wall clock's, from
-the end of a step to the end of the next, and the first steps of a run, which warm up, do not count. The start of a run
-is what comes before its first step: the time until that ends, less a step.
+run it: vLLM writes, two DeepSpeed ranks train in bfloat16. All run in turn; the time is the wall clock's, from the end
+of a step to the end of the next, and the first steps of a run, which warm up, do not count. The start of a run is what
+comes before its first step: the time until that ends, less a step.
 
-FOLDER (default trl-step-run) gets the runs with their logs.
+FOLDER (default demo-time-run) gets the runs with their logs.
 """
 
 import argparse
+import importlib.util
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,11 +33,12 @@ from tiny_run import new_folder, run_to_the_end  # noqa: E402
 
 WARM_UP, MICRO_BATCH = 2, 8
 CONTENDERS = ("TRL float32", "TRL bfloat16", "demo")
+PARTS = ("generation", "make_experience", "ppo_train", "broadcast")  # of a step of the demo, by the host's clock
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("trl-step-run"))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-time-run"))
     parser.add_argument("--steps", type=int, default=8, help=f"of a run; the first {WARM_UP} do not count")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trl", choices=("float32", "bfloat16"), help=argparse.SUPPRESS)  # a run of TRL, in FOLDER
@@ -44,18 +47,23 @@ def main() -> None:
         return train_with_trl(args.folder, args.trl, args.steps)
     if args.steps < WARM_UP + 2 or args.rounds < 1:
         parser.error(f"needs --steps of at least {WARM_UP + 2} and --rounds of at least 1")
-    if subprocess.run([sys.executable, "-c", "import trl"], capture_output=True).returncode:
-        parser.error("needs TRL, which cannot be imported: see the first lines of this file")
     folder = new_folder(parser, args.folder)
-    policy, seconds, starts = build_policy(), *({name: [] for name in CONTENDERS} for _ in range(2))
+    contenders = CONTENDERS
+    if importlib.util.find_spec("trl") is None:
+        contenders = ("demo",)
+        print("without TRL, which cannot be imported: see the first lines of this file")
+    policy, seconds, starts = build_policy(), *({name: [] for name in contenders} for _ in range(2))
+    parts = []
     for number in range(args.rounds):
-        for name in CONTENDERS:
+        for name in contenders:
             run = folder / f"{number}-{name.replace(' ', '-')}"
             run.mkdir()
             began = time.time()
             if name == "demo":
                 run_to_the_end(train_command(policy, run, args.steps), run / "train.log", {})
-                ends = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+                rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                ends = [row["time"] for row in rows]
+                parts += [[row["train"][f"timing/{part}"] for part in PARTS] for row in rows[WARM_UP:]]
             else:
                 words = [run, "--trl", name.split()[1], "--steps", args.steps]
                 run_to_the_end([sys.executable, __file__, *map(str, words)], run / "train.log", {})
@@ -68,6 +76,7 @@ def main() -> None:
     for name, median in medians.items():
         ratio = f"demo / {name}: {medians['demo'] / median:.2f}"
         print(f"{name:14}{median:8.2f} s   {ratio:26}  start {np.median(starts[name]):5.1f} s")
+    print("of it " + ", ".join(f"{part} {value:.1f} s" for part, value in zip(PARTS, np.median(parts, axis=0))))
 
 
 def train_with_trl(folder: Path, dtype: str, steps: int) -> None:
