@@ -58,7 +58,7 @@ GRID = {"difficulty": [0.0, 2.0], "noise": [0.3, 3.0], "drift": [0.0], "samples"
 STOCK = ["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "flash_reinforce"]
 CENTRED = "pgrpo:center=prompt"
 OURS = ["pgrpo", "pgrpo_eb", CENTRED, "pref_group_norm"]
-VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=64 eps=0.01"
+VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=16 min_count=64 eps=0.01"
 COMPARED = ["group_norm", "rloo", *OURS[:2], *RELATIVES]
 OPTIONS_GRID = {"difficulty": [1.0], "drift": [0.0, 6.0], "samples": [2, 8]}
 OPTIONS = [f"{name}{variant}" for name in OURS[:2] for variant in ["", *(f":{text}" for text in VARIANTS.split())]]

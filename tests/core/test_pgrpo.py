@@ -371,9 +371,9 @@ nan, inf = float("nan"), float("inf")
         ("half_life", inf, "half_life needs a positive number of samples, got inf"),
         (
             "half_life",
-            11,
-            "half_life 11 levels the history off at 15.9 samples (or little more) where batches have few of a "
-            "preference group, but min_count needs 16",
+            2,
+            "half_life 2 levels the history off at 2.9 samples (or little more) where batches have few of a "
+            "preference group, but min_count needs 4",
         ),
     ],
 )

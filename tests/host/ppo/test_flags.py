@@ -64,7 +64,7 @@ WITHOUT_EFFECT = {
     "--pgrpo.half_life needs --advantage_estimator pgrpo or pgrpo_global or .*, got group_norm": (
         *("--advantage_estimator", "group_norm", "--rollout.n_samples_per_prompt", "2", "--pgrpo.half_life", "64"),
     ),
-    "--pgrpo.min_count, --pgrpo.center needs .*, got gae": ("--pgrpo.min_count", "4", "--pgrpo.center", "prompt"),
+    "--pgrpo.min_count, --pgrpo.center needs .*, got gae": ("--pgrpo.min_count", "5", "--pgrpo.center", "prompt"),
     "--pgrpo.update needs .*, got group_norm": (
         *("--advantage_estimator", "group_robust", *GROUP, "--pgrpo.update", "after"),
     ),
