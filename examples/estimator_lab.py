@@ -312,8 +312,10 @@ def error(values: np.ndarray) -> float:
 
 def rival(text: str, outcomes: dict[str, Outcome]) -> Outcome:
     """What a contender is compared with: the best of the host's; where none runs, itself without anything added."""
-    stock, plain = [outcomes[name] for name in outcomes if name in HOST], re.split("[:+]", text)[0]
-    return max(stock, key=lambda o: o.mean.mean()) if stock else outcomes.get(plain, outcomes[text])
+    if stock := [outcomes[name] for name in outcomes if name in HOST]:
+        return max(stock, key=lambda o: o.mean.mean())
+    plain = (text.rpartition("+")[0], re.split("[:+]", text)[0], text)
+    return outcomes[next(name for name in plain if name in outcomes)]
 
 
 def number(values: np.ndarray, other: np.ndarray) -> str:

@@ -479,6 +479,12 @@ def main(argv: list[str]) -> None:
         parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
     if args.steps < EVALUATIONS or args.steps % EVALUATIONS:
         parser.error(f"--steps needs a multiple of {EVALUATIONS}, the number of evaluations, got {args.steps}")
+    for name in ("noise", "difficulty"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < np.inf:
+            parser.error(f"--{name} needs a finite number of at least 0, got {value:g}")
+    if args.tune and any(value is not None for value in (args.samples, args.noise, args.difficulty)):
+        parser.error(f"--tune needs the cell {TUNED} as it is: leave --samples, --noise and --difficulty out")
     if not (args.model / "config.json").is_file():
         parser.error(f"--model needs a folder with stories260K, got none at {args.model}")
     changed = {name: getattr(args, name) for name in ("samples", "noise", "difficulty")}
@@ -500,7 +506,8 @@ def main(argv: list[str]) -> None:
     print(f"{args.seeds} seeds, {args.steps} steps of {BATCH} samples, learning rate {args.rate:g}\n"
           "mean, worst: score of held-out prompts at the end, mean over likings and worst of them, ± standard error\n"
           f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's\n"
-          "less: mean and worst, less those of the host's best by mean")  # fmt: skip
+          "less: mean and worst, less those of the host's best by mean, or where none runs of the contender without "
+          "what is added to it")  # fmt: skip
     for cell in cells:
         made = {text: jobs(cell, text, args.rate, seeds) for text in names[cell]}
         outcomes = {text: outcome(args.folder, own) for text, own in made.items()}

@@ -51,7 +51,7 @@ def main() -> None:
     contenders = CONTENDERS
     if importlib.util.find_spec("trl") is None:
         contenders = ("demo",)
-        print("without TRL, which cannot be imported: see the first lines of this file")
+        print("without TRL, which is not installed: see the first lines of this file")
     policy, seconds, starts = build_policy(), *({name: [] for name in contenders} for _ in range(2))
     parts = []
     for number in range(args.rounds):

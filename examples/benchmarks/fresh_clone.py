@@ -1,9 +1,9 @@
-"""How long `make demo` and `make test` take on a fresh clone of the commit that is checked out, installation included.
+"""How long the installation, `make demo` and `make test` take on a fresh clone of the commit that is checked out.
 
     python examples/benchmarks/fresh_clone.py FOLDER [--only demo test]
 
 The clone lies in FOLDER, with a link to the folder `shared` beside this repository if there is one, and what the
-commands print goes into files there. The second command finds the environment that the first one made.
+commands print goes into files there. The installation is `make venv`, which either command would begin with.
 """
 
 import argparse

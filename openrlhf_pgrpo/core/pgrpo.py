@@ -57,7 +57,7 @@ class PGRPOOptions:
         4,
         "Samples (with a half-life: their weight) that a history needs before it is used. Below it the batch "
         "decides: the statistics of the preference group there if it has this many samples, else those of the prompt "
-        "group. Default 4: where preference groups are many and rare, waiting for 16 gave most of the gain away "
+        "group. Default 4: where preference groups are many and rare, waiting for 16 gives much of the gain away "
         "(docs/pgrpo.md), and where they are few it makes no difference.",
     )
     center: str = option(

@@ -154,6 +154,8 @@ def test_the_rival_is_the_best_of_the_hosts_or_the_same_estimator_without_option
     assert lab.rival("pgrpo", outcomes) is outcomes["group_norm"]
     variants = {"pgrpo": outcome([0.6, 0.6]), "pgrpo:eps=0.1": outcome([0.7, 0.7])}
     assert lab.rival("pgrpo:eps=0.1", variants) is variants["pgrpo"]
+    weighted = {"pgrpo:eps=0.1": outcome([0.6, 0.6]), "pgrpo:eps=0.1+bounds": outcome([0.7, 0.7])}
+    assert lab.rival("pgrpo:eps=0.1+bounds", weighted) is weighted["pgrpo:eps=0.1"]
 
 
 def test_samples_are_reported_as_a_ratio_to_the_fastest_of_the_hosts():

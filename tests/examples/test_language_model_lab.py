@@ -58,6 +58,20 @@ def test_a_world_of_many_users_is_drawn_by_the_seed():
 stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, got no {STORIES}: set STORIES260K")
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--noise", "nan"), "--noise needs a finite number of at least 0, got nan"),
+        (("--difficulty", "-1"), "--difficulty needs a finite number of at least 0, got -1"),
+        (("--tune", "--samples", "4"), "--tune needs the cell groups-2-noise-0.3 as it is"),
+    ],
+)
+def test_a_cell_that_means_nothing_is_refused(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit):
+        lab.main([str(tmp_path), *words])
+    assert said in capsys.readouterr().err
+
+
 @stories
 def test_a_run_is_made_once(tmp_path):
     names = ["ebpo_per_group", "ebpo_per_group+bounds"]
