@@ -2,7 +2,7 @@
 
     python examples/personas/demo.py [FOLDER] [--steps N]        # `make demo` does this
 
-It runs real OpenRLHF, Ray, vLLM and DeepSpeed. Without a GPU, it takes two cores and about ten minutes.
+It runs real OpenRLHF, Ray, vLLM and DeepSpeed. Without a GPU, it takes two cores and about six minutes.
 FOLDER (default demo-run) gets the trained checkpoint, metrics.jsonl, TensorBoard logs, the full log and the report.
 """
 
