@@ -39,6 +39,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -348,6 +349,10 @@ class Job:
         return folder / self.cell.name / self.text.replace(":", " ") / name
 
 
+def jobs_of(cell: Cell, text: str, rate: float, steps: int, seeds: Iterable[int]) -> list[Job]:
+    return [Job(cell, text, seed, rate, steps) for seed in seeds]
+
+
 def work(folder: Path, model: Path, job: Job) -> None:
     path = job.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -413,14 +418,11 @@ def outcome(folder: Path, jobs: list[Job]) -> Outcome:
 
 def tune(folder: Path, model: Path, contenders: list[str], seeds, steps: int) -> None:
     """In the cell TUNED, each contender at the rate that was best for it on other seeds."""
-
-    def jobs(text: str, rate: float, seeds) -> list[Job]:
-        return [Job(CELLS[TUNED], text, seed, rate, steps) for seed in seeds]
-
-    tried = {text: {rate: jobs(text, rate, TUNING_SEEDS) for rate in RATES} for text in contenders}
+    cell = CELLS[TUNED]
+    tried = {text: {rate: jobs_of(cell, text, rate, steps, TUNING_SEEDS) for rate in RATES} for text in contenders}
     run(folder, model, [job for rates in tried.values() for made in rates.values() for job in made])
     best = {text: max(RATES, key=lambda rate: outcome(folder, made[rate]).mean.mean()) for text, made in tried.items()}
-    made = {text: jobs(text, rate, seeds) for text, rate in best.items()}
+    made = {text: jobs_of(cell, text, rate, steps, seeds) for text, rate in best.items()}
     run(folder, model, [job for own in made.values() for job in own])
     outcomes = {text: outcome(folder, own) for text, own in made.items()}
     print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes})
@@ -497,9 +499,6 @@ def main(argv: list[str]) -> None:
     except ValueError as problem:
         parser.error(str(problem))
 
-    def jobs(cell: Cell, text: str, rate: float, seeds) -> list[Job]:
-        return [Job(cell, text, seed, rate, args.steps) for seed in seeds]
-
     seeds = range(args.seeds)
     grid = product(seeds, ((cell, text) for cell in cells for text in names[cell]))
     run(args.folder, args.model, [Job(cell, text, seed, args.rate, args.steps) for seed, (cell, text) in grid])
@@ -508,16 +507,16 @@ def main(argv: list[str]) -> None:
           f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's\n"
           "less: mean and worst, less those of the host's best by mean, or where none runs of the contender without "
           "what is added to it")  # fmt: skip
-    for cell in cells:
-        made = {text: jobs(cell, text, args.rate, seeds) for text in names[cell]}
-        outcomes = {text: outcome(args.folder, own) for text, own in made.items()}
+    made = {cell: {text: jobs_of(cell, text, args.rate, args.steps, seeds) for text in names[cell]} for cell in cells}
+    for cell, contenders in made.items():
+        outcomes = {text: outcome(args.folder, own) for text, own in contenders.items()}
         print_table(cell.name, {f"{cell.samples} samples per prompt": outcomes})
-        print_likings(args.folder, made, outcomes)
+        print_likings(args.folder, contenders, outcomes)
     if args.tune:
         tune(args.folder, args.model, args.estimators or CONTENDERS, seeds, args.steps)
     if args.out:
-        draw({cell.name: {text: np.stack([curve(args.folder, job) for job in jobs(cell, text, args.rate, seeds)])
-              for text in names[cell]} for cell in cells}, args.steps, args.out)  # fmt: skip
+        draw({cell.name: {text: np.stack([curve(args.folder, job) for job in own]) for text, own in contenders.items()}
+              for cell, contenders in made.items()}, args.steps, args.out)  # fmt: skip
         print(f"\nfigure: {args.out}")
 
 

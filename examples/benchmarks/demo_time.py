@@ -74,7 +74,7 @@ def main() -> None:
             print(f"{run.name:16}  median step {np.median(steps):6.2f} s, start {starts[name][-1]:5.1f} s", flush=True)
     medians = {name: np.median(found) for name, found in seconds.items()}
     for name, median in medians.items():
-        ratio = f"demo / {name}: {medians['demo'] / median:.2f}"
+        ratio = f"demo / {name}: {medians['demo'] / median:.2f}" if name != "demo" else ""
         print(f"{name:14}{median:8.2f} s   {ratio:26}  start {np.median(starts[name]):5.1f} s")
     print("of it " + ", ".join(f"{part} {value:.1f} s" for part, value in zip(PARTS, np.median(parts, axis=0))))
 

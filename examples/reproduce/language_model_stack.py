@@ -137,7 +137,7 @@ def main() -> None:
         stories.tokenizer.save_pretrained(begun)
         begun.rename(policy)
     jobs = {
-        estimator: [lab.Job(CELL, estimator, seed, lab.RATE, args.steps) for seed in range(args.lab_seeds)]
+        estimator: lab.jobs_of(CELL, estimator, lab.RATE, args.steps, range(args.lab_seeds))
         for estimator in args.estimators
     }
     stack = {
