@@ -41,6 +41,7 @@ LIGHT = [
     "host.dpo.seams",
     "host.rm.seams",
     "host.serve.seams",
+    "host.cpu.engine_core",
     "host.cpu.launch",
     "host.cpu.patches",
     "host.cpu.bfloat16",

@@ -34,7 +34,7 @@ def register(seams: dict[str, Seam]) -> None:
     Raises:
         SeamError: one of these modules was imported before, or hooks for others were registered.
     """
-    if register.done:
+    if register.done is not None:
         if not seams.keys() <= register.done.keys():
             raise SeamError("openrlhf_pgrpo opens one door a process, got a second one: start another process for it")
         return
@@ -52,7 +52,7 @@ def register(seams: dict[str, Seam]) -> None:
     register.done = seams
 
 
-register.done = {}  # what was registered, by the host's module
+register.done = None  # what was registered, by the host's module
 
 
 def _hook(seam: Seam):

@@ -157,6 +157,25 @@ def patch_availability(module) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# vLLM
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def patch_engine_core(module) -> None:
+    """vLLM: starts its engine core in a fresh Python, which has none of these hooks, and so would import scikit-learn
+    and look for garbage as often as any.
+
+    Remove once `import_faster` and `patch_availability` are gone.
+    """
+    from openrlhf_pgrpo.host.cpu.engine_core import StartsHooked
+
+    def hooked(get_context, _, args, kwargs):
+        return StartsHooked(get_context(*args, **kwargs))
+
+    wrapt.wrap_function_wrapper(module, "get_mp_context", hooked)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Weights: from DeepSpeed to vLLM
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -227,4 +246,5 @@ PATCHES = {
     "openrlhf.utils.deepspeed.deepspeed": patch_strategy,
     "openrlhf.utils.deepspeed.deepspeed_utils": patch_optimizer,
     "transformers.utils.import_utils": patch_availability,
+    "vllm.v1.engine.utils": patch_engine_core,
 }
