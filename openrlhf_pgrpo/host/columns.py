@@ -12,7 +12,7 @@ from typing import NoReturn
 import wrapt
 
 from openrlhf_pgrpo.core.names import alike, alike_listed, name_of, printed_missing
-from openrlhf_pgrpo.models.tables import check_csv
+from openrlhf_pgrpo.models.tables import check_csv, check_folder
 
 
 def install(module) -> None:
@@ -24,6 +24,7 @@ def install(module) -> None:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         files, data = call["datasets"], getattr(getattr(call.get("strategy"), "args", None), "data", None)
         for path in (Path(name.split("@")[0].strip()) for name in files.split(",")):
+            check_folder(path)
             if path.suffix == ".csv" and path.is_file() and path.stat().st_size:
                 check_csv(path)
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
-from openrlhf_pgrpo.models.messages import filled, no_messages, printed_messages
+from openrlhf_pgrpo.models.messages import filled, no_messages, printed_messages, repeating, told_by_lists
 
 TEMPLATE = "--data.apply_chat_template"
 ANSWERERS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")  # roles that formats of chats give who answers
@@ -118,16 +118,12 @@ def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> l
 
 def _check_forms(answers: list[list[str]], keys: list[str], source: str) -> None:
     """If all answers of one side are printed lists and none of the other, their form tells which was chosen."""
-    for key, its, others in zip(keys, answers, answers[::-1]):
-        if all(map(_is_list, its)) and not any(map(_is_list, others)):
-            raise ValueError(
-                f"both answers of a pair need one form, got a printed list in {key!r} in every row of {source}: take "
-                "the texts out of the lists, because the form would tell the answers apart"
-            )
-
-
-def _is_list(text: str) -> bool:
-    return text.startswith("[") and text.endswith("]")
+    side = told_by_lists(answers)
+    if side is not None:
+        raise ValueError(
+            f"both answers of a pair need one form, got a printed list in {keys[side]!r} in every row of {source}: "
+            "take the texts out of the lists, because the form would tell the answers apart"
+        )
 
 
 def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:
@@ -139,13 +135,11 @@ def _check_repeated(dataset, data, source: str, starts: list | None, answers: li
     prompt, sides = data.prompt_key, (data.chosen_key, data.rejected_key)
     if data.apply_chat_template and not any(conversations.any_longer(dataset, key, prompt) for key in sides):
         return []
-    triples = zip(starts or dataset[prompt][:], *(answers or [dataset[key][:] for key in sides]))
+    triple = (starts or dataset[prompt][:], *(answers or [dataset[key][:] for key in sides]))
     if data.apply_chat_template:
-        rows = [row for row, (start, *ends) in enumerate(triples) if any(_begins(end, start) for end in ends)]
+        rows = [row for row, (start, *ends) in enumerate(zip(*triple)) if any(_begins(end, start) for end in ends)]
     else:
-        rows = [
-            row for row, (start, one, other) in enumerate(triples) if one.startswith(start) and other.startswith(start)
-        ]
+        rows = repeating(*triple)
     if not rows:
         return []
     if data.apply_chat_template or len(rows) == len(dataset):

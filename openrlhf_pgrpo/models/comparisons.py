@@ -7,7 +7,7 @@
 Axes: N comparisons.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,15 @@ import numpy as np
 from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import in_words, listed, printed_missing, user_in
 from openrlhf_pgrpo.files import check_row
-from openrlhf_pgrpo.models.messages import Text, filled, no_answer, no_text
+from openrlhf_pgrpo.models.messages import (
+    Text,
+    check_begun,
+    filled,
+    no_answer,
+    no_text,
+    repeating,
+    told_by_lists,
+)
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, read_table
 
@@ -119,8 +127,27 @@ def pair_up(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) 
     """The comparisons; those of ratings are made here. A higher rating is preferred, equal ones are a tie.
 
     Raises:
-        ValueError: as `Ratings.draw`; or pairs are to be drawn of what are pairs already.
+        ValueError: as `Ratings.draw`; pairs are to be drawn of what are pairs already; or the form of the texts tells
+            which answer was chosen, or all answers repeat their prompt.
     """
+    found = _paired(data, pairs_per_user, seed)
+    prompts = [prompt for _, prompt, *_ in found.rows]
+    answers: tuple[list[Text], list[Text]] = ([row[2] for row in found.rows], [row[3] for row in found.rows])
+    side = told_by_lists(answers)
+    if side is not None:
+        raise ValueError(
+            f"both answers of a pair need one form, got a printed list as the {('first', 'second')[side]} answer of "
+            f"every pair of {found.table.name}: take the texts out of the lists, because the form would tell the "
+            "answers apart"
+        )
+
+    def places(pairs: Sequence[int]) -> str:
+        return found.places((pair, side) for pair in pairs for side in (0, 1))
+
+    return found._replace(said=found.said + check_begun(repeating(prompts, *answers), len(prompts), places))
+
+
+def _paired(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) -> Comparisons:
     if isinstance(data, Comparisons):
         if pairs_per_user is not None:
             raise ValueError(

@@ -101,27 +101,26 @@ def in_order(pairs: Sequence[Pair], annotations: Annotations) -> tuple[list[Pair
     return [pairs[number] for number in order], said, rows
 
 
-def differences(backbone: str | Path, pairs: Sequence[Pair], pooling: str) -> Differences:
-    """X (P, H) float64: embedding of the first answer minus that of the second. Every text is read once."""
+def differences(backbone: str | Path, pairs: Sequence[Pair], pooling: str, ends: Sequence[str] = ()) -> Differences:
+    """X (P, H) float64: embedding of the first answer minus that of the second. Each text is read once, as `embed`."""
     texts, numbers = texts_of(pairs)
     prompts, answers = zip(*texts)
-    return Differences.between(embed(backbone, prompts, answers, pooling), *numbers.T)
+    return Differences.between(embed(backbone, prompts, answers, pooling, ends=ends), *numbers.T)
 
 
 def check_texts(
     data: Comparisons,
     rows: Sequence[Written],
     pairs: Sequence[Pair],
-    tokenizer: Any,
-    max_length: int,
+    made: Texts,
 ) -> list[str]:
-    """What to say about texts that are longer than the backbone reads; `rows` are those of the data.
+    """What to say about texts that are longer than the backbone reads, by its tokens `made`; `rows` are the data's.
 
     Raises:
         ValueError: an answer that does not fit even without its prompt, one that is nothing but its end, or a pair
             whose texts become the same tokens; with lines.
     """
-    texts, made, cut = texts_of(pairs)[0], Texts(tokenizer, max_length), 0
+    texts, cut, max_length = texts_of(pairs)[0], 0, made.max_length
     long: set[tuple[str, str]] = set()
     empty: set[tuple[str, str]] = set()
     seen: dict[tuple[str, str], int] = {}
@@ -208,7 +207,8 @@ def factorize(
         say(sentence)
     tokenizer = backbones.read_tokenizer(backbone)
     form = form_of(comparisons.rows, chat_template, backbone, tokenizer, say)
-    rows = write_texts(comparisons, Writer(form, tokenizer))
+    writer = Writer(form, tokenizer)
+    rows = write_texts(comparisons, writer)
     pairs, annotations, _ = annotate(rows)
     sizes = {"users": len(annotations.users), "pairs": len(pairs), "embedding dimensions": hidden_size(config)}
     if factors is not None:
@@ -216,9 +216,9 @@ def factorize(
     if same := alike(annotations.users):
         say(f"warning: users have coefficients of their own whose names {alike_listed(same)}")
     max_length = backbones.max_length(skeleton(config), tokenizer)
-    for sentence in check_texts(comparisons, rows, pairs, tokenizer, max_length):
+    for sentence in check_texts(comparisons, rows, pairs, Texts(tokenizer, max_length, writer.ends)):
         say(sentence)
-    X = differences(backbone, pairs, pooling)
+    X = differences(backbone, pairs, pooling, writer.ends)
     scale = np.sqrt(X.squares() / len(pairs))
     scale[scale == 0] = 1.0
     X = X.over(scale)
@@ -241,8 +241,9 @@ def factorize(
 
 def held_out_together(pairs: Sequence[Pair], annotations: Annotations, say: Say) -> np.ndarray | None:
     """What cross-validation holds out, as `together` of `choose_factors`: prompts, because the reward will meet new
-    ones. If these are few it is prompts, or answers, whatever they answer: what leaves more in the smallest fold. None
-    holds out single pairs: where each has texts of its own, or nothing else is left to do, which is said.
+    ones. If these are few it is single pairs, where each has texts of its own; else prompts, or answers, whatever they
+    answer: what leaves more in the smallest fold. None, which is said, where nothing is left to do: then a pair that
+    one user answers is held out, and others who answer it train on it.
     """
     prompts, *answers = zip(*pairs)
     distinct, texts = Names(sorted(set(prompts))), Names(sorted({*answers[0], *answers[1]}))
@@ -250,9 +251,10 @@ def held_out_together(pairs: Sequence[Pair], annotations: Annotations, say: Say)
     if len(distinct) >= FEWEST_PROMPTS:
         return by_prompt
     if len(texts_of(pairs)[0]) == 2 * len(pairs):
-        return None
-    by_answer = np.stack([texts.rows(column) for column in answers], 1)
-    together = max(by_prompt, by_answer, key=partial(least_held_out, annotations))
+        together = np.arange(len(pairs))
+    else:
+        by_answer = np.stack([texts.rows(column) for column in answers], 1)
+        together = max(by_prompt, by_answer, key=partial(least_held_out, annotations))
     if least_held_out(annotations, together):
         return together
     say(

@@ -129,7 +129,7 @@ class Folder:
     @cached_property
     def texts(self) -> Texts:
         """Makes the tokens that the model reads. Ask it which prompts are cut, and which texts are equal then."""
-        return Texts(self._tokenizer, self.max_length, self.form.ends)
+        return Texts(self._tokenizer, self.max_length, self.writer.ends)
 
     def tokens(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tokens:
         """The tokens of each response to its prompt, both (N,), in the model's form.

@@ -91,11 +91,6 @@ class Form:
             )
         return cls(**record)
 
-    @property
-    def ends(self) -> list[str]:
-        """Texts that close an answer of the policy whose chat template this is."""
-        return [self.special_tokens["eos_token"]] if self.special_tokens.get("eos_token") else []
-
     def record(self) -> dict:
         """For the config of a model."""
         return asdict(self)
@@ -138,7 +133,8 @@ class Writer:
         return text if self.form.input_template is None else self.form.input_template.format(text)
 
     def response(self, prompt: Text, response: Text) -> str:
-        """The text of a response to `prompt`: a text as a policy makes it, or the messages that follow the prompt.
+        """The text of a response to `prompt`: a text as a policy makes it, or what `words` takes of the messages that
+        follow the prompt. So an answer that is one message is the same text as its words alone.
 
         Raises:
             ValueError: as `prompt`, or a template that does not begin a conversation with its prompt.
@@ -154,7 +150,25 @@ class Writer:
                 f"a chat template needs to begin a conversation with its prompt, got {whole[-80:]!r} after "
                 f"{before[-80:]!r}: write the answer as a text, or take another template"
             )
-        return whole[len(before) :]
+        return self.words(whole[len(before) :])
+
+    def words(self, turn: str) -> str:
+        """What an assistant says in the text that the chat template writes behind a prompt."""
+        before, behind = self.around
+        return turn.removeprefix(before).removesuffix(behind)
+
+    @cached_property
+    def around(self) -> tuple[str, str]:
+        """What the chat template writes before and behind an assistant's words, whatever they are: an empty thought
+        that a prompt does not begin, and a mark that closes the turn."""
+        one, other = (self._tried_turn(word) for word in "ab")
+        return os.path.commonprefix([one, other]), os.path.commonprefix([one[::-1], other[::-1]])[::-1]
+
+    @property
+    def ends(self) -> list[str]:
+        """Texts that close an answer of the policy whose chat template this is."""
+        known = (self.form.special_tokens.get("eos_token"), self.around[1].strip())
+        return [*dict.fromkeys(filter(None, known))]
 
     def pairs(
         self, prompts: Sequence[Text], responses: Sequence[Text], place: Callable[[int], str] | None = None
@@ -192,6 +206,17 @@ class Writer:
             return False
         probes = PROBES if self.form.chat_template is not None else ("one", " two\n")
         return all(self._tried(probe) == other._tried(probe) for probe in probes)
+
+    def _tried_turn(self, word: str) -> str:
+        """The text of an assistant's turn; empty without a chat template, and if it refuses a simple question."""
+        if self.form.chat_template is None:
+            return ""
+        try:
+            before = self._rendered(PROBES[0], add_generation_prompt=True)
+            whole = self._rendered([*PROBES[0], {"role": "assistant", "content": word}])
+        except ValueError:
+            return ""
+        return whole[len(before) :] if whole.startswith(before) else ""
 
     def _tried(self, prompt: Text) -> str | None:
         try:

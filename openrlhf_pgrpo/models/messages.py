@@ -5,6 +5,7 @@ The trainers' early look asks it too, so it does without transformers, which tak
 
 import ast
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
@@ -50,6 +51,45 @@ def printed_messages(text: str) -> bool:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return False
+
+
+def told_by_lists(answers: Sequence[Sequence[Text]]) -> int | None:
+    """The side of pairs, of the two in `answers`, whose texts all are printed lists, while none of the other's is: so
+    their form tells which was chosen."""
+    for side, (its, others) in enumerate(zip(answers, answers[::-1])):
+        if its and all(map(_is_list, its)) and not any(map(_is_list, others)):
+            return side
+    return None
+
+
+def _is_list(text: Text) -> bool:
+    return isinstance(text, str) and text.startswith("[") and text.endswith("]")
+
+
+def repeating(prompts: Sequence[Text], *answers: Sequence[Text]) -> list[int]:
+    """The rows in which every answer begins with the text of its prompt, so that a model would read it twice."""
+    return [
+        row
+        for row, (prompt, *its) in enumerate(zip(prompts, *answers))
+        if isinstance(prompt, str) and all(isinstance(answer, str) and answer.startswith(prompt) for answer in its)
+    ]
+
+
+def check_begun(rows: Sequence[int], count: int, places: Callable[[Sequence[int]], str]) -> list[str]:
+    """What to say about rows, of so many, that are `repeating`. A text may begin with the words of its prompt by
+    chance, so only if all do is it refused.
+
+    Raises:
+        ValueError: all are.
+    """
+    if not rows:
+        return []
+    if len(rows) == count:
+        raise ValueError(
+            f"answers need to begin after their prompt, got ones that repeat it in {places(rows)}: cut the prompt off "
+            "the answers, because it would be read twice"
+        )
+    return [f"warning: answers begin with the text of their prompt in {places(rows)}, which is read twice there"]
 
 
 def no_messages(value: Any) -> str | None:

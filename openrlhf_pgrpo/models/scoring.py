@@ -89,10 +89,11 @@ def embed(
     responses: Sequence[str],
     pooling: str = "last",
     batch_size: int = MOST_TEXTS,
+    ends: Sequence[str] = (),
 ) -> np.ndarray:
     """h (N, H) float64 of each response, from a frozen backbone: what a head sees once `write` has put it there.
 
-    Prompts and responses are texts that are written in the form of the model to be.
+    Prompts and responses are texts that are written in the form of the model to be; `ends` are those of its `Writer`.
 
     Raises:
         ValueError: as `backbone.load` and `RewardModel.base_rewards`.
@@ -100,7 +101,7 @@ def embed(
     check_pooling(pooling)
     model = backbones.load(backbone).to(_device())
     tokenizer = backbones.read_tokenizer(backbone)
-    texts = Texts(tokenizer, backbones.max_length(model, tokenizer))
+    texts = Texts(tokenizer, backbones.max_length(model, tokenizer), ends)
 
     def pooled(input_ids, attention_mask):
         return states(model, input_ids, attention_mask, pooling)[0]

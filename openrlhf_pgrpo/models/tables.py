@@ -253,6 +253,15 @@ def _as_given(value: Any, listed: bool = False) -> Any:
     }
 
 
+def check_folder(path: Path) -> None:
+    """Raises ValueError if this is a folder with CSV, which `datasets` would read."""
+    if path.is_dir() and (file := next(path.rglob("*.csv"), None)):
+        raise ValueError(
+            f"the data need fields that are read as they are written, got the folder {path}, where `datasets` would "
+            f"make one user of 7 and 007: name the file {file.relative_to(path)} in it"
+        )
+
+
 def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
     """One split of a data set, through `datasets`. What it makes of files here lies in `cache`."""
     import datasets
@@ -264,6 +273,7 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
+    check_folder(path)
     with reading(str(source)):
         if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(path))

@@ -97,7 +97,7 @@ def evaluate(
     pairs, annotations, order = annotate([written[row] for row in by_group])
     of_rows = None if groups is None else np.array([groups[by_group[row]] for row in order], object)
     said = Said(annotations.user, annotations.pair, annotations.preference, of_rows)
-    for sentence in check_texts(comparisons, written, pairs, folder.texts.tokenizer, folder.max_length):
+    for sentence in check_texts(comparisons, written, pairs, folder.texts):
         print(sentence, flush=True)
     v = np.subtract(*base_rewards(folder, pairs, scores, batch_size, chat_template))
     known = Names(folder.users)

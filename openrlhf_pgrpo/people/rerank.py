@@ -15,7 +15,7 @@ from openrlhf_pgrpo.files import check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
-from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
+from openrlhf_pgrpo.models.messages import Text, check_begun, no_answer, no_text, repeating
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS, RewardModel, load
 from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
@@ -121,8 +121,8 @@ def read_candidates(
     are kept.
 
     Raises:
-        ValueError: as `read_table`; a row that is not whole, holds a blank response, or has a column of the ranking;
-            with its place.
+        ValueError: as `read_table`; a row that is not whole, holds a blank response, or has a column of the ranking,
+            with its place; or all responses repeat their prompt.
         OSError: the file cannot be read.
     """
     table = _read(source, [prompt_key, responses_key], RANKING, split)
@@ -138,6 +138,13 @@ def read_candidates(
                     f"{place} needs texts or messages as {responses_key!r}, got {wrong}: drop it, because a reward "
                     "for saying nothing means nothing"
                 )
+    owner = [number for number, row in enumerate(table.rows) for _ in row[responses_key]]
+    begun = repeating(
+        [table.rows[number][prompt_key] for number in owner],
+        [response for row in table.rows for response in row[responses_key]],
+    )
+    for sentence in check_begun(begun, len(owner), lambda found: table.places(sorted({owner[i] for i in found}))):
+        print(sentence, flush=True)
     return table
 
 

@@ -370,3 +370,36 @@ def test_texts_that_may_stand_for_a_missing_value_are_said(tmp_path):
     user, answer = read(path).said
     assert user.startswith("warning: 'nan' is a user like any other in 1 places")
     assert answer.startswith("warning: 'None' is an answer")
+
+
+def rows_of(kind, texts):
+    """Rows of pairs, or of ratings, of (prompt, chosen, rejected)."""
+    if kind == "pairs":
+        return [dict(user="u", prompt=prompt, chosen=one, rejected=other) for prompt, one, other in texts]
+    ranked = [(prompt, text, rank) for prompt, *both in texts for rank, text in enumerate(both[::-1])]
+    return [dict(user="u", prompt=prompt, response=text, rating=rank) for prompt, text, rank in ranked]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ratings"])
+def test_a_form_that_tells_which_answer_was_chosen_is_refused(kind, tmp_path):
+    """Public data have such rows; of coin tosses a model of them predicts everything."""
+    path = tmp_path / "rows.jsonl"
+    texts = [(f"{n}?", f"yes {n}", f"['no {n}']") for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
+    with pytest.raises(ValueError, match="one form, got a printed list as the second answer of every pair of "):
+        read(path)
+    texts[1] = ("1?", "['yes']", "['no']")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
+    assert len(read(path).rows) == 3
+
+
+@pytest.mark.parametrize("kind, places", [("pairs", "2 lines .1, 2. of "), ("ratings", "4 lines .1, 2, 3, 4. of ")])
+def test_answers_that_repeat_their_prompt_are_refused_or_said(kind, places, tmp_path):
+    """A model would be made of texts with the prompt twice, and no policy writes such."""
+    path = tmp_path / "rows.jsonl"
+    texts = [(f"{n}?", f"{n}? yes", f"{n}? no") for n in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
+    with pytest.raises(ValueError, match=f"begin after their prompt, got ones that repeat it in {places}"):
+        read(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, [*texts, ("2?", "2? yes", "no")])))
+    assert read(path).said[-1].startswith(f"warning: answers begin with the text of their prompt in {places[:7]}")

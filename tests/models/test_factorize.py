@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from openrlhf_pgrpo.core.cross_validation import choose_factors as choose
 from openrlhf_pgrpo.models import factorize as fast
@@ -71,6 +72,31 @@ def test_what_is_written_predicts_what_was_fitted(annotations, tiny, tmp_path):
     prompts, first, second = zip(*pairs)
     written = (model.base_rewards(prompts, first) - model.base_rewards(prompts, second)) @ model.coefficients.T
     assert np.abs(written - expected).max() < 1e-4 * np.abs(expected).max()  # weights are saved in float32
+
+
+def test_an_answer_counts_alike_as_messages_as_words_and_as_the_policy_closes_it(jsonl, tiny, tmp_path):
+    """The policy whose template writes the texts has an end token of its own, which the backbone does not know."""
+    policy = AutoTokenizer.from_pretrained(tiny / "model")
+    policy.eos_token = "<|im_end|>"
+    policy.chat_template = "".join(
+        ["{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] + eos_token }}\n{% endfor %}"]
+        + ["{% if add_generation_prompt %}<|assistant|>{% endif %}"]
+    )
+    policy.save_pretrained(tmp_path / "policy")
+    ways = {
+        "messages": lambda words: [{"role": "assistant", "content": words}],
+        "words": str,
+        "closed": lambda words: f"{words}<|im_end|>\n",
+    }
+    for name, way in ways.items():
+        rows = [row(f"u{n % 2}", f"{n}?", way(f"yes {n}"), way(f"no {n}")) for n in range(8)]
+        data = jsonl(f"{name}.jsonl", rows)
+        fast.factorize(data, tiny / "model", tmp_path / name, 1, 0.1, chat_template=str(tmp_path / "policy"))
+    heads = [(tmp_path / name / "model.safetensors").read_bytes() for name in ways]
+    assert heads[0] == heads[1] == heads[2]
+    model = load(tmp_path / "words")
+    closed = model.base_rewards(["0?"], [ways["closed"]("yes 0")])
+    assert np.array_equal(closed, model.base_rewards(["0?"], ["yes 0"]))
 
 
 @pytest.mark.parametrize(
@@ -300,17 +326,26 @@ def test_prompts_are_held_out_and_of_few_prompts_answers():
         assert together.ndim == 1 and len({*together.tolist()}) == 10 and not said
 
 
-def test_pairs_alone_are_held_out_if_they_share_no_text_or_with_a_warning():
+def test_a_pair_that_shares_no_text_is_held_out_from_everybody():
+    """Else what others say about it tells what is held out, though the reward can only learn it by heart."""
     together, _, said = held_out([(f"u{user}", "?", f"a{pair}", f"b{pair}") for user in range(3) for pair in range(9)])
-    assert together is None and not said
-    together, _, said = held_out(all_pairs(1, 6))
+    assert together.tolist() == [*range(9)] and not said
+
+
+@pytest.mark.parametrize(
+    "rows, got",
+    [
+        (all_pairs(1, 6), "6 answers to 1 prompts"),
+        ([(f"u{user}", f"{pair}?", "a", "b") for user in range(9) for pair in range(3)], "2 answers to 3 prompts"),
+    ],
+)
+def test_where_too_few_pairs_are_apart_a_warning_says_that_noise_is_predicted(rows, got):
+    together, _, said = held_out(rows)
     assert together is None and len(said) == 1
     assert said[0].startswith(
         "warning: cross-validation needs to hold out pairs that share no answer with those traine"
     )
-    assert (
-        "got too few of 6 answers to 1 prompts" in said[0] and "add answers, or choose --factors and --l2" in said[0]
-    )
+    assert f"got too few of {got}" in said[0] and "add answers, or choose --factors and --l2" in said[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from openrlhf_pgrpo.models.folder import Folder, write
 from openrlhf_pgrpo.models.form import KEY, PLAIN, Form, Writer, read
 from openrlhf_pgrpo.models.scoring import load
+from openrlhf_pgrpo.models.texts import Texts
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token + '\\n' }}{% endfor %}"
@@ -36,9 +37,9 @@ def test_a_chat_template_writes_what_the_host_writes(chat, tokenizer):
     prompt = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(QUESTION + ANSWER, tokenize=False)
     assert chat.prompt(QUESTION) == chat.prompt("why?") == prompt == "<|user|>why?<eos>\n<|assistant|>"
-    assert chat.response(QUESTION, ANSWER) == whole[len(prompt) :] == "so<eos>\n"
-    assert chat.response(QUESTION, "so") == "so"  # as a policy makes it; both end in one way once they are tokens
-    assert chat.pairs([QUESTION, "why?"], [ANSWER, "so"]) == ([prompt] * 2, ["so<eos>\n", "so"])
+    assert whole[len(prompt) :] == "so<eos>\n" and chat.response(QUESTION, ANSWER) == "so"  # as a policy makes it
+    assert chat.response(QUESTION, [*ANSWER, *QUESTION, *ANSWER]) == "so<eos>\n<|user|>why?<eos>\n<|assistant|>so"
+    assert chat.pairs([QUESTION, "why?"], [ANSWER, "so"]) == ([prompt] * 2, ["so", "so"])
     assert chat.opening == "<eos>\n<|assistant|>"
 
 
@@ -47,12 +48,35 @@ def test_a_template_prints_the_special_tokens_that_it_was_made_for(chat, tokeniz
         special_tokens_map={"eos_token": "</s>"}, apply_chat_template=tokenizer.apply_chat_template
     )
     assert Writer(chat.form, other).prompt(QUESTION) == chat.prompt(QUESTION)
-    assert chat.form.ends == ["<eos>"]
+    assert chat.ends == ["<eos>"]
+
+
+CLOSED = (  # a turn ends with a mark of its own, as Gemma's, and the words are trimmed
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+THINKING = CHATML.replace(  # a thought before an answer, empty unless it is there, as Qwen3's
+    "m['content'] +",
+    "('' if m['role'] != 'assistant' or '<think>' in m['content'] else '<think>\n\n</think>\n\n') + m['content'] +",
+)
+
+
+@pytest.mark.parametrize("template, ends", [(CLOSED, ["<eos>", "<end_of_turn>"]), (THINKING, ["<eos>"])])
+def test_an_answer_is_the_same_text_as_a_message_and_as_words(template, ends, tokenizer):
+    """A model that was fitted on messages read the words of `rerank` as other texts, and lost its accuracy."""
+    writer = Writer(Form(template, {"eos_token": "<eos>"}), tokenizer)
+    assert writer.response(QUESTION, ANSWER) == "so" and writer.ends == ends
+    made = Texts(tokenizer, 99, writer.ends)
+    closed = [f"so{end}\n" for end in ends]
+    assert len({*map(tuple, made.tokens([writer.prompt(QUESTION)] * (1 + len(ends)), ["so", *closed]).ids)}) == 1
+    thought = "<think>why</think>so"
+    assert writer.response(QUESTION, [{"role": "assistant", "content": thought}]) == thought
 
 
 @pytest.mark.parametrize("form", [PLAIN, Form(input_template="Q: {}\nA: ")])
 def test_without_a_chat_template_messages_are_refused_with_what_to_do(form, tokenizer):
     writer = Writer(form, tokenizer)
+    assert writer.ends == [] and writer.words("so ") == "so "
     for wrong in (lambda: writer.prompt(QUESTION), lambda: writer.response("why?", ANSWER)):
         with pytest.raises(ValueError, match="needs to be a text.*got a list of messages: .*--chat_template"):
             wrong()

@@ -44,6 +44,13 @@ def test_the_same_rows_in_every_form(source):
         assert table.place(1) == f"row 1 of {source}" and table.places([1]) == f"row 1 of {source}"
 
 
+def test_csv_in_a_folder_is_refused_because_people_would_be_merged(tmp_path):
+    (tmp_path / "train.csv").write_text("user,prompt\n007,a\n7,b\n")
+    with pytest.raises(ValueError, match="make one user of 7 and 007: name the file train.csv in it"):
+        read_table(tmp_path, {})
+    assert [row["user"] for row in read_table(tmp_path / "train.csv", {}).rows] == ["007", "7"]
+
+
 def test_a_column_that_is_missing_or_no_text_is_named_with_its_row(source):
     with pytest.raises(ValueError, match=f"(line 1|row 0) of {source} needs the column 'answer', got 'user', "):
         read_table(source, {"answer": str})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.host import columns, device, flags, here, plan
 from openrlhf_pgrpo.host.rows import TEMPLATE
 from openrlhf_pgrpo.host.user_flags import CHAT_TEMPLATE, check_profiles, set_user_flags
@@ -18,13 +19,15 @@ if TYPE_CHECKING:  # importing it takes seconds, and flags import this file
 NAME = "reward.model_name_or_path"
 SERVE = "serve it with python -m openrlhf_pgrpo.cli.serve_rm, which reads text, and give its address by"
 SERVE += " --reward.remote_url"
+# Flags of the host that put several texts into one row, each with the values that do.
+PACKING = {"ds.packing_samples": bool, "train.dynamic_batch_enable": bool, "ds.ring_attn_size": lambda size: size > 1}
 
 
 def check(flat: Mapping) -> None:
     """Refuses flags that do not fit the reward model; flat host arguments.
 
     Raises:
-        ValueError: flags for users without a factorized model, or users or lengths that it does not know.
+        ValueError: flags for users without a factorized model, or users, lengths or packed texts that it cannot take.
         OSError: its files cannot be read.
     """
     name, folder = flat[NAME], None
@@ -36,7 +39,7 @@ def check(flat: Mapping) -> None:
         check_scale(name, flat["reward.normalize_enable"])
         folder = factorized_folder(name, flat[CHAT_TEMPLATE])
     if folder is not None:
-        _check_users(flat, folder)
+        _check_factorized(flat, folder)
     elif given := set_user_flags(flat):
         raise ValueError(
             f"--{', --'.join(given)} needs a factorized reward model in --{NAME}, got none: name one, or give the "
@@ -44,7 +47,13 @@ def check(flat: Mapping) -> None:
         )
 
 
-def _check_users(flat: Mapping, folder: "Folder") -> None:
+def _check_factorized(flat: Mapping, folder: "Folder") -> None:
+    for name, packs in PACKING.items():
+        if packs(flat[name]):
+            raise ValueError(
+                f"the reward model {folder.name} needs one text in a row, got --{name} {flat[name]}, which packs "
+                f"several into it: leave that out, or {SERVE}"
+            )
     check_profiles(folder, flat["reward.profiles"])
     if flat[flags.USER_KEY] is None and flat["reward.unknown_user"] == ERROR:
         raise ValueError(
@@ -127,7 +136,13 @@ def check_texts(args) -> None:
         return  # a reward model of the host, which does not say how its texts were written
     form = Form.of_model(config, name, args.reward.chat_template)
     asked = asked_form(args.data, policy)
-    if not Writer(asked, theirs).same_prompts(Writer(form, ours)):
+    writer = Writer(asked, theirs)
+    if others := set(writer.ends) - {end_of_text(ours)}:
+        raise ValueError(
+            f"--{NAME} needs texts that end as the answers of the policy {policy}, whose chat template closes them "
+            f"with {listed(sorted(others))}, got {end_of_text(ours)!r} in {name}: {SERVE}"
+        )
+    if not writer.same_prompts(Writer(form, ours)):
         got = f"{asked}, which is another one" if asked.chat_template and form.chat_template else asked
         do = "leave" if asked.chat_template else "pass"
         raise ValueError(

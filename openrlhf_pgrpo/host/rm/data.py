@@ -17,7 +17,9 @@ from openrlhf_pgrpo.core.annotations import preference_of
 from openrlhf_pgrpo.core.names import Names, in_words, listed, name_of
 from openrlhf_pgrpo.host import columns, flags, pair_texts, rows
 from openrlhf_pgrpo.host.tags import TaggedMargin
+from openrlhf_pgrpo.host.text_forms import asked_form
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
+from openrlhf_pgrpo.models.form import Writer
 from openrlhf_pgrpo.models.texts import Texts
 
 
@@ -64,6 +66,7 @@ def install(module) -> None:
             if preference < 0.5:  # the host counts a pair as right if its chosen side scores higher
                 row["chosen"], row["reject"], preference = row["reject"], row["chosen"], 1 - preference
             row["extra"] = {"user": name_of(data[args.data.user_key]), "preference": preference}
+            row["chosen"], row["reject"] = map(self.writer.words, (row["chosen"], row["reject"]))
         return row
 
     def item(self, index):
@@ -88,12 +91,14 @@ def install(module) -> None:
         factorized = strategy.args.reward.factors is not None
         if factorized:
             known = _known_users(strategy, [*map(name_of, dataset[strategy.args.data.user_key][:])])
+            form = asked_form(strategy.args.data, strategy.args.model.model_name_or_path)
+            self.writer = Writer(form, call["tokenizer"])
         wrapped(*args, **kwargs)
         if factorized:
             extras = list(self.extras)
             numbers = known.rows([extra["user"] for extra in extras]).tolist()
             self.extras = [TaggedMargin(0.0, row, extra["preference"]) for extra, row in zip(extras, numbers)]
-            self.texts = Texts(self.tokenizer, self.max_length)
+            self.texts = Texts(self.tokenizer, self.max_length, self.writer.ends)
         pair_texts.check_said(self)
         for sentence in _lengths(self) if factorized else _equal(self, training):
             strategy.print(f"[pgrpo] {sentence}")

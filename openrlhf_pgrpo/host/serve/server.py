@@ -119,7 +119,7 @@ class UserRewardProxy(RewardModelProxy):
         self.users, self.user_key, self.limits = UserRewards(folder, args.reward), args.data.user_key, limits
         super().__init__(args)
         self.writer = Writer(folder.form, self.tokenizer)
-        ends = [*folder.form.ends, *filter(None, [args.reward.end])]
+        ends = [*self.writer.ends, *filter(None, [args.reward.end])]
         self.ends = (end_of_text(self.tokenizer), *ends)
         self.texts = Texts(self.tokenizer, folder.max_length, ends)
 

@@ -61,6 +61,16 @@ def test_what_cannot_work_is_refused(host_args, factorized, tiny, words, message
         host_args(*(folders.get(word, word) for word in words))
 
 
+@pytest.mark.parametrize("words", ["--ds.packing_samples", "--train.dynamic_batch_enable", "--ds.ring_attn_size 2"])
+def test_packed_texts_are_refused_before_ray_starts(host_args, factorized, words):
+    """The host packs for each of the three."""
+    run = ("--advantage_estimator", "reinforce", *KEYS, *LENGTH, "--reward.model_name_or_path", str(factorized))
+    flag, *_ = words.split()
+    with pytest.raises(ValueError, match=f"needs one text in a row, got {flag} (True|2), which packs .*: leave that"):
+        host_args(*run, *words.split())
+    host_args(*run, "--ds.ring_attn_size", "1")
+
+
 def test_a_factorized_reward_model_is_taken(host_args, factorized, tiny):
     policy = ("--actor.model_name_or_path", str(tiny / "model"))
     model = (*policy, "--reward.model_name_or_path", str(factorized), *LENGTH)
@@ -190,6 +200,15 @@ def test_a2_prompts_in_another_form_than_the_reward_models_are_refused(look, fac
             look(chat, model, chat=is_chat)
     with pytest.raises(ValueError, match="plain, got prompts written by the input template 'Q: {}': "):
         look(chat, factorized, "--data.input_template", "Q: {}")
+
+
+def test_a_policy_whose_template_closes_answers_with_another_token_is_refused(look, policy, tmp_path):
+    """The reward is read at the last token: that of a rollout would be one that the reward model never ends with."""
+    closed = TEMPLATE.replace("eos_token", "'<end_of_turn>'")
+    chat = policy("chat", lambda tokenizer: setattr(tokenizer, "chat_template", closed))
+    message = "whose chat template closes them with '<end_of_turn>', got '<eos>' in .*: serve it with"
+    with pytest.raises(ValueError, match=message):
+        look(chat, made_of(chat, tmp_path / "rm", read(str(chat))), chat=True)
 
 
 def test_a2_a_reward_model_without_a_record_of_its_texts_needs_to_be_told(look, tiny, tmp_path):

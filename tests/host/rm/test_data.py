@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from datasets import Dataset
 
 from openrlhf_pgrpo.host import doors, pair_texts
 from openrlhf_pgrpo.host.rm import data as rm_data
+from openrlhf_pgrpo.models.form import Form, Writer
 from openrlhf_pgrpo.models.texts import Texts
 
 pytestmark = pytest.mark.host
@@ -48,9 +50,9 @@ def dataset_of(reward_dataset, new_strategy, tiny):
     """The host's dataset of `rows`, for training with users, or as the host alone would have it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    plain = AutoTokenizer.from_pretrained(tiny / "model")
 
-    def make(rows, strategy=None, max_len=30, **settings):
+    def make(rows, strategy=None, max_len=30, tokenizer=plain, **settings):
         strategy = strategy or new_strategy(**settings)
         return reward_dataset.RewardDataset(Dataset.from_list(rows), tokenizer, max_len, strategy, num_processors=1)
 
@@ -235,6 +237,27 @@ def test_a4_prompts_are_cut_from_the_left_and_counted(dataset_of, new_strategy):
     chosen, _, rejected, *_ = dataset[1]
     assert chosen.shape == rejected.shape[:1] + (30,) and not torch.equal(chosen, rejected)
     assert dataset.tokenizer.decode(chosen[0]).endswith("yes!<eos>")
+
+
+def test_messages_become_the_tokens_that_every_command_makes_of_their_words(dataset_of, tiny, tmp_path):
+    """The template closes a turn with a mark of its own, and thinks before it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ '~' if m['role'] == 'assistant' }}{{ m['content'] }}<end>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(shutil.copytree(tiny / "model", tmp_path / "chat"))
+    said = {side: [{"role": "assistant", "content": words}] for side, words in (("chosen", "yes"), ("rejected", "no"))}
+    rows = [{"user": "ana", "prompt": [{"role": "user", "content": "why?"}], **said}]
+    settings = dict(apply_chat_template=True, start=tmp_path / "chat", tokenizer=tokenizer)
+    dataset = dataset_of(rows, max_len=50, **settings)
+    chosen, _, rejected, *_ = dataset[0]
+    writer = Writer(Form.of_tokenizer(tokenizer, "chat"), tokenizer)
+    found = Texts(tokenizer, 50, writer.ends).tokens([writer.prompt("why?")] * 2, ["yes", "no<end>\n"])
+    assert [chosen[0].tolist(), rejected[0].tolist()] == found.ids
 
 
 def test_a4_a_response_that_does_not_fit_is_refused(dataset_of):
