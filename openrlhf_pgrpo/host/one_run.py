@@ -8,21 +8,27 @@ import fcntl
 import os
 from pathlib import Path
 
+from openrlhf_pgrpo.host import device
+
 _held: dict[tuple[int, int], int] = {}  # device and inode of a folder -> the descriptor that locks it, until this ends
 
 
 def hold_folders(args) -> None:
     """Makes this process the only one that trains into `--ckpt.path` and `--ckpt.output_dir`; nested host arguments.
 
-    Of a launcher's processes the first one holds them for all.
+    Of a launcher's processes the first one holds them for all. A driver of PPO leaves those that are not here to its
+    cluster.
 
     Raises:
         ValueError: another process does. OSError: a folder cannot be made.
     """
     if os.environ.get("RANK", "0") != "0":
         return
+    remote = hasattr(args, "rollout") and device.cluster() is not None
     for name in ("path", "output_dir"):
-        _hold(f"--ckpt.{name}", Path(getattr(args.ckpt, name)))
+        folder = Path(getattr(args.ckpt, name))
+        if folder.exists() or not remote:
+            _hold(f"--ckpt.{name}", folder)
 
 
 def _hold(flag: str, folder: Path) -> None:

@@ -165,9 +165,8 @@ class WholeEpochs:
                 f"[pgrpo] the run is complete: its checkpoint is the end of epoch {self.epochs}, and "
                 f"--train.max_epochs is {self.epochs}. Raise it to go on"
             )
-        super().fit(args, consumed_samples, num_update_steps_per_epoch)
-        if complete:
             self.finish_again(steps)
+        super().fit(args, consumed_samples, num_update_steps_per_epoch)  # it ends the run at W&B
 
     def finish_again(self, step: int) -> None:
         """What the last step leaves in the model besides its weights. It is called instead of that step in a run whose

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 
 def save(save_model, strategy, args, kwargs) -> None:
@@ -49,15 +50,25 @@ def save(save_model, strategy, args, kwargs) -> None:
 def updates(strategy, model) -> int:
     """How many updates a model of the host has had, those before a resume included, and skipped steps not."""
     engine = _engine(model)
-    if engine.optimizer is None:  # a moving average of the weights
+    if engine.optimizer_name() is None:  # a moving average: DeepSpeed may still give its engine an `optimizer`
         return strategy.time_steps["ema"]
     return engine.global_steps - engine.skipped_steps
 
 
 def _not_finite(model) -> bool:
     """Whether a weight that this rank holds is nan or inf. One sum a tensor, which needs no memory of its own."""
-    held = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())  # ZeRO-3 keeps parts there
+    held = map(_held, model.parameters())
     return not all(math.isfinite(tensor.detach().sum(dtype=torch.float32).item()) for tensor in held)
+
+
+def _held(parameter) -> torch.Tensor:
+    """What this rank has of a weight. With ZeRO-3 that is one of equal parts, and nobody writes what is beyond the end
+    of the weight."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    part = parameter.ds_tensor
+    start = part.numel() * distributed.get_rank(parameter.ds_process_group)
+    return part[: max(0, parameter.ds_numel - start)]
 
 
 def _engine(model):

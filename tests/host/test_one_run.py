@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_pgrpo.host import one_run
+from openrlhf_pgrpo.host import one_run, whole_checkpoints
 
 pytestmark = pytest.mark.host
 
@@ -25,7 +25,8 @@ sys.stdin.read()
 @pytest.fixture
 def args(tmp_path, monkeypatch):
     monkeypatch.setattr(one_run, "_held", {})
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
     return SimpleNamespace(ckpt=SimpleNamespace(path=str(tmp_path / "out" / "ckpt"), output_dir=str(tmp_path / "out")))
 
 
@@ -77,6 +78,25 @@ def test_a_folder_that_cannot_be_locked_is_said(args, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", flock)
     one_run.hold_folders(args)
     assert "ckpt cannot be locked (Bad file descriptor): nothing stops a second run there" in capsys.readouterr().out
+
+
+def test_a_driver_leaves_folders_that_are_not_here_to_its_cluster(args, holds, tmp_path, monkeypatch, capsys):
+    """It need not have the folders of its cluster, and stray ones would tell a resume that there is nothing."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    args.rollout = None  # PPO alone runs on Ray
+    one_run.hold_folders(args)
+    assert not [*tmp_path.iterdir()] and not one_run._held
+    args.ckpt.load_enable = True
+    whole_checkpoints.announce(lambda: None, SimpleNamespace(args=args, use_ds_universal_ckpt=False), (), {})
+    assert capsys.readouterr().out == ""
+    args.ckpt.output_dir = str(tmp_path)
+    first = holds(tmp_path / "other", tmp_path)
+    with pytest.raises(ValueError, match=f"--ckpt.output_dir needs .*, which process {first.pid} trains into"):
+        one_run.hold_folders(args)
+    del args.rollout
+    args.ckpt.output_dir = args.ckpt.path
+    one_run.hold_folders(args)
+    assert len(one_run._held) == 1
 
 
 def test_the_lock_leaves_nothing_on_the_disk_and_is_not_inherited(args, tmp_path):

@@ -1,6 +1,7 @@
 """The doctor looks at the words of a training command."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -35,6 +36,10 @@ WORDS = {
     "several lines": (f"{OURS}.train_rm \\\n    --a \\\n    b", "train_rm", {}),
     "between others": (f"cd x && {OURS}.train_rm --a b 2>&1 | tee log", "train_rm", {}),
     "in the background": (f"nohup {OURS}.train_rm --a b > log &", "train_rm", {}),
+    "into a file": (f"{OURS}.train_rm --a b > log", "train_rm", {}),
+    "at the end of a file": (f"{OURS}.train_rm --a b >>log", "train_rm", {}),
+    "errors into a file": (f"{OURS}.train_rm --a b 2>err", "train_rm", {}),
+    "from a file": (f"{OURS}.train_rm --a b < in", "train_rm", {}),
     "torchrun": ("torchrun --nproc_per_node 2 --nnodes=3 -m openrlhf_pgrpo.cli.train_rm --a b", "train_rm",
                  {"WORLD_SIZE": "6"}),
     "deepspeed": ("deepspeed --num_gpus 4 --num_nodes 2 --module openrlhf_pgrpo.cli.train_dpo --a b", "train_dpo",
@@ -52,6 +57,12 @@ def test_a_command_is_read_as_a_shell_reads_it(kind):
     command = like.read_command(text)
     assert (command.script, command.argv, command.environment) == (script, ["--a", "b"], environment)
     assert command.own == (kind not in ("the host's own", "a file"))
+
+
+@pytest.mark.parametrize("value", ["<|im_end|>", "<|user|>{}<|assistant|>", "<s>[INST]{}[/INST]", "{} > "])
+def test_a_quoted_value_may_begin_as_a_redirection_does(value):
+    argv = ["--reward.end", value, "--port", "5001"]
+    assert like.read_command(shlex.join(["python", "-m", "openrlhf.cli.serve_rm", *argv]) + " > log").argv == argv
 
 
 @pytest.mark.parametrize("text", ["", "python train.py", "make demo", "openrlhf-pgrpo report out"])

@@ -215,19 +215,23 @@ async def fetch(wrapped, executor, args, kwargs):
 def with_checked_agents(init, executor, args, kwargs) -> None:
     """The host's executor of agents, each of which is wrapped in a `CheckedAgent`."""
     init(*args, **kwargs)
-    agent_class = executor.agent_instance_cls
-    executor.agent_instance_cls = lambda: CheckedAgent(agent_class)
+
+    def new(agent_class, _, args, kwargs):
+        return CheckedAgent(agent_class(*args, **kwargs))
+
+    executor.agent_instance_cls = wrapt.FunctionWrapper(executor.agent_instance_cls, new)
 
 
-class CheckedAgent:
-    """An agent of the user's whose errors say for which prompt they happened, and whose steps are checked."""
+class CheckedAgent(wrapt.ObjectProxy):
+    """An agent of the user's whose errors say for which prompt they happened, and whose steps are checked. All else
+    that an executor of the user's own may ask of it is the agent's."""
 
-    def __init__(self, agent_class: type):
-        self.name, self.sample = agent_class.__name__, ""
-        self.agent = agent_class()
+    def __init__(self, agent):
+        super().__init__(agent)
+        self._self_name, self._self_sample = type(agent).__name__, ""
 
     async def reset(self, states: dict, **kwargs):
-        self.sample = whose(states["observation"], states["label"])
+        self._self_sample = whose(states["observation"], states["label"])
         result = await self._call("reset", states, kwargs)
         self._need(result, "reset", "observation")
         return result
@@ -238,7 +242,7 @@ class CheckedAgent:
         try:
             found = checked(result["rewards"], result.get("scores"), result.get("extra_logs"))
         except ValueError as error:
-            raise ValueError(f"the agent {self.name}.step {error}, for {self.sample}") from error
+            raise ValueError(f"the agent {self._self_name}.step {error}, for {self._self_sample}") from error
         if result.get("scores") is None:  # the host then takes the sum of all steps
             del found["scores"]
             result = {key: value for key, value in result.items() if key != "scores"}
@@ -246,19 +250,19 @@ class CheckedAgent:
 
     async def _call(self, method: str, states: dict, kwargs: dict):
         try:
-            return await getattr(self.agent, method)(states, **kwargs)
+            return await getattr(self.__wrapped__, method)(states, **kwargs)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            file = getattr(self.agent, method).__code__.co_filename
-            what = f"the agent {self.name}.{method} raised {raised(error, file)}"
-            raise ValueError(f"{what}, for {self.sample}") from error
+            file = getattr(self.__wrapped__, method).__code__.co_filename
+            what = f"the agent {self._self_name}.{method} raised {raised(error, file)}"
+            raise ValueError(f"{what}, for {self._self_sample}") from error
 
     def _need(self, result: Any, method: str, *keys: str) -> None:
         missing = [key for key in keys if not isinstance(result, Mapping) or key not in result]
         if missing:
             got = f"the keys {listed([*map(str, result)])}" if isinstance(result, Mapping) else in_words(result)
             raise ValueError(
-                f"the agent {self.name}.{method} needs to return a dictionary with {listed(missing)}, got {got}, for "
-                f"{self.sample}"
+                f"the agent {self._self_name}.{method} needs to return a dictionary with {listed(missing)}, got "
+                f"{got}, for {self._self_sample}"
             )
 
 

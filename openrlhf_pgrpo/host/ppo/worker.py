@@ -29,7 +29,11 @@ def guard() -> subprocess.Popen:
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    reading, _ = os.pipe()  # only the system closes the other end: Python closes its files before a process has ended
+    reading, writing = os.pipe()
+    # This process leaves `writing` to the system: Python closes its files before a process has ended. A fork may
+    # outlive it, so it closes its copy, once: in a fork of the fork that number may be another file's.
+    to_close = [writing]
+    os.register_at_fork(after_in_child=lambda: to_close and os.close(to_close.pop()))
     shell = subprocess.Popen(["sh", "-c", GUARD], stdin=reading)
     os.close(reading)
     return shell

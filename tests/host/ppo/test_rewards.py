@@ -172,6 +172,39 @@ def test_d2_an_agent_says_what_went_wrong_and_for_whom(step, words):
         by_agent(step)
 
 
+def test_an_executor_of_ones_own_makes_its_agents_and_asks_them_what_it_wants():
+    """The host documents both as classes to derive from. Only reset and step are ours."""
+    from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+    class Agent(AgentInstanceBase):
+        kind = "a maze"
+
+        def __init__(self, size, *, seed):
+            self.name, self.size, self.seed = "theseus", size, seed
+
+        async def step(self, state_dict, **kwargs):
+            return {**STEP, "rewards": self.size + self.seed}
+
+        async def close(self):
+            return f"{self.name} left {self.kind} of {self.size}"
+
+    class Executor(MultiTurnAgentExecutor):
+        async def execute(self, prompt, label, *args, **kwargs):
+            agent = self.agent_instance_cls(1, seed=2)
+            agent.size = 3
+            await agent.reset({"observation": prompt, "label": label})
+            result = await agent.step({})
+            return (
+                self.agent_instance_cls.kind,
+                isinstance(agent, Agent),
+                await agent.close(),
+                result["rewards"].item(),
+            )
+
+    executed = asyncio.run(Executor(Agent).execute(PROMPT, "x"))
+    assert executed == ("a maze", True, "theseus left a maze of 3", 5)
+
+
 def test_d3_an_executor_of_ones_own_without_reward_is_refused_in_evaluation_too():
     """Every response passes here, in training and evaluation, sync and async."""
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator

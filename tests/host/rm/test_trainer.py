@@ -170,6 +170,16 @@ def test_a_complete_run_that_was_killed_before_it_saved_its_model_gets_mean_and_
     assert vars(trainer.model.config) == found and trainer.path.read_text() == rows
 
 
+def test_a_complete_run_evaluates_before_the_host_ends_it_at_wandb(make):
+    """W&B takes nothing more once it is told that the run has ended."""
+    trainer = make()
+    trainer.fit(trainer.args, 0, 1)
+    told = []
+    trainer._wandb = SimpleNamespace(log=told.append, finish=lambda: told.append("the end"))
+    trainer.fit(trainer.args, len(ROWS), 1)
+    assert told[0].keys() >= {"eval/reward_mean", "eval/reward_std"} and told[1:] == ["the end"]
+
+
 def test_a_complete_plain_run_evaluates_again():
     from openrlhf_pgrpo.host.rm.trainer import PlainTrainer
 
