@@ -24,34 +24,42 @@ def install(module) -> None:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         files, data = call["datasets"], getattr(getattr(call.get("strategy"), "args", None), "data", None)
         for path in (Path(name.split("@")[0].strip()) for name in files.split(",")):
-            check_folder(path)
             if path.suffix == ".csv" and path.is_file() and path.stat().st_size:
                 check_csv(path)
+        keys = [key for key in (getattr(data, name, None) for name in ("user_key", "pref_group_key")) if key]
         try:
-            with _names_as_written(module, [getattr(data, key, None) for key in ("user_key", "pref_group_key")]):
-                return wrapped(*args, **kwargs)
+            with _names_as_written(module, keys) as folders:
+                dataset = wrapped(*args, **kwargs)
         except StopIteration as error:  # `datasets` says no more than this about a file without rows
             raise ValueError(f"a dataset needs at least one row, got an empty file {files!r}") from error
         except (DatasetsError, ValueError) as error:
             cause = str(error.__cause__ or error).strip()[:300]
             raise ValueError(f"a dataset needs rows that can be read, got {cause} in {files!r}: correct it") from error
+        for path, found in folders if keys else []:
+            check_folder(path, found)
+        return dataset
 
     wrapt.wrap_function_wrapper(module, "blending_datasets", read)
 
 
 @contextmanager
-def _names_as_written(module, keys: Sequence[str | None]):
-    load = module.load_dataset
+def _names_as_written(module, keys: Sequence[str]):
+    """Within it, the host reads the columns `keys` of CSV as texts; gives the folders that it reads, with what they
+    hold."""
+    load, folders = module.load_dataset, []
 
     def load_as_written(kind, *args, **kwargs):
         if kind == "csv":
-            names = {key: str for key in keys if key is not None}
+            names = dict.fromkeys(keys, str)
             kwargs = {"converters": names, "keep_default_na": False, "na_values": [""], **kwargs}
-        return load(kind, *args, **kwargs)
+        found = load(kind, *args, **kwargs)
+        if Path(kind).is_dir():
+            folders.append((Path(kind), found))
+        return found
 
     module.load_dataset = load_as_written
     try:
-        yield
+        yield folders
     finally:
         module.load_dataset = load
 

@@ -1,6 +1,7 @@
 """The device that a run trains on. The driver chooses it once, and every process gets it through the environment."""
 
 import os
+import socket
 
 from openrlhf_pgrpo.host.cpu import launch
 from openrlhf_pgrpo.host.hooks import DEVICE
@@ -31,6 +32,21 @@ def cluster() -> str | None:
     """The Ray cluster that RAY_ADDRESS names; None if Ray is to start on this machine."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
+
+
+def is_elsewhere() -> bool:
+    """Whether the run is on a Ray cluster whose head is not this machine, so that its files need not be here."""
+    address = cluster()
+    if address in (None, "auto"):
+        return False
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    try:  # only an address of this machine can be bound
+        (family, *_, place), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(family) as here:
+            here.bind(place)
+    except OSError:
+        return True
+    return False
 
 
 def is_cpu() -> bool:

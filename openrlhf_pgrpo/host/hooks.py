@@ -47,9 +47,9 @@ def register(seams: dict[str, Seam]) -> None:
         # The package itself may be imported: `python -m` imports the parents of the host's script before it runs it.
         if name.startswith("openrlhf.") and name in sys.modules:
             raise SeamError(f"openrlhf_pgrpo needs to come before the host, got {name} already imported")
-    for name, hook in hooks:
-        wrapt.register_post_import_hook(hook, name)
     register.done = seams
+    for name, hook in hooks:  # those of modules that were imported run at once, and may ask again
+        wrapt.register_post_import_hook(hook, name)
 
 
 register.done = None  # what was registered, by the host's module

@@ -16,18 +16,18 @@ _held: dict[tuple[int, int], int] = {}  # device and inode of a folder -> the de
 def hold_folders(args) -> None:
     """Makes this process the only one that trains into `--ckpt.path` and `--ckpt.output_dir`; nested host arguments.
 
-    Of a launcher's processes the first one holds them for all. A driver of PPO leaves those that are not here to its
-    cluster.
+    Of a launcher's processes the first one holds them for all. A driver of PPO leaves those that are not here to a
+    cluster elsewhere.
 
     Raises:
         ValueError: another process does. OSError: a folder cannot be made.
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    remote = hasattr(args, "rollout") and device.cluster() is not None
+    elsewhere = hasattr(args, "rollout") and device.is_elsewhere()
     for name in ("path", "output_dir"):
         folder = Path(getattr(args.ckpt, name))
-        if folder.exists() or not remote:
+        if folder.exists() or not elsewhere:
             _hold(f"--ckpt.{name}", folder)
 
 

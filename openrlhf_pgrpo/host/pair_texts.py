@@ -35,15 +35,15 @@ def equal_tokens(dataset, before: Iterable[int]) -> list[int]:
     return equal
 
 
-def check_said(dataset) -> None:
-    """Checks that every answer of a host's `RewardDataset` says something before its end token.
+def check_said(dataset, ends: Iterable[str] = ()) -> None:
+    """Checks that every answer of a host's `RewardDataset` says something before its end token, or one of `ends`.
 
     Raises:
         ValueError: one does not.
     """
     from openrlhf_pgrpo.models.texts import Texts  # torch, which the early look does without
 
-    texts = Texts(dataset.tokenizer, dataset.max_length)
+    texts = Texts(dataset.tokenizer, dataset.max_length, ends)
     pairs = zip(list(dataset.chosens), list(dataset.rejects))
     if silent := [row for row, pair in enumerate(pairs) if any(is_blank(texts.open(answer)) for answer in pair)]:
         raise ValueError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
 
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.files import reading
@@ -40,6 +40,22 @@ def read_tokenizer(name: str | Path) -> Any:
     _check_there(name)
     with reading(f"the tokenizer in {name}"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trusted())
+
+
+def read_stops(name: str | Path, tokenizer: Any) -> list[str]:
+    """The tokens that end what vLLM generates with a model: those of its generation config, else of its config.
+
+    Raises:
+        ValueError, OSError: the files are broken, or not there; names the file.
+    """
+    config = read_config(name)
+    with reading(f"{name}/generation_config.json"):
+        try:
+            found = GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:  # there is none
+            found = GenerationConfig.from_model_config(config).eos_token_id
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    return tokenizer.convert_ids_to_tokens(ids)
 
 
 def _check_there(name: str | Path) -> None:

@@ -19,7 +19,7 @@ from openrlhf_pgrpo.files import check_row
 from openrlhf_pgrpo.models.messages import (
     Text,
     check_begun,
-    filled,
+    count_shared,
     no_answer,
     no_text,
     repeating,
@@ -131,20 +131,19 @@ def pair_up(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) 
             which answer was chosen, or all answers repeat their prompt.
     """
     found = _paired(data, pairs_per_user, seed)
-    prompts = [prompt for _, prompt, *_ in found.rows]
-    answers: tuple[list[Text], list[Text]] = ([row[2] for row in found.rows], [row[3] for row in found.rows])
-    side = told_by_lists(answers)
-    if side is not None:
+    won = [row[2:4] if row[4] > 0.5 else row[3:1:-1] for row in found.rows if row[4] != 0.5]
+    if side := told_by_lists([chosen for chosen, _ in won], [rejected for _, rejected in won]):
         raise ValueError(
-            f"both answers of a pair need one form, got a printed list as the {('first', 'second')[side]} answer of "
-            f"every pair of {found.table.name}: take the texts out of the lists, because the form would tell the "
-            "answers apart"
+            f"both answers of a pair need one form, got a printed list as the {side} answer of every pair of "
+            f"{found.table.name}: take the texts out of the lists, because the form would tell the answers apart"
         )
+    prompts = [prompt for _, prompt, *_ in found.rows]
+    answers = [row[2] for row in found.rows], [row[3] for row in found.rows]
 
     def places(pairs: Sequence[int]) -> str:
         return found.places((pair, side) for pair in pairs for side in (0, 1))
 
-    return found._replace(said=found.said + check_begun(repeating(prompts, *answers), len(prompts), places))
+    return found._replace(said=found.said + check_begun(repeating(prompts, *answers), prompts, places))
 
 
 def _paired(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) -> Comparisons:
@@ -223,7 +222,7 @@ def _begins(answer: Text, prompt: Text) -> bool:
     if not isinstance(answer, list):
         return False
     if isinstance(prompt, list):
-        return _shared(answer, prompt) == len(prompt)
+        return count_shared(answer, prompt) == len(prompt)
     turn = next((turn for turn in answer if turn["role"] != "system"), {"role": "", "content": ""})
     return turn["role"] == "user" and isinstance(turn["content"], str) and turn["content"].strip() == prompt.strip()
 
@@ -250,7 +249,7 @@ def _parted(
                 "or write each dialogue as a list of messages, {'role': ..., 'content': ...}"
             )
     assert isinstance(first, list) and isinstance(second, list)
-    shared = _shared(first, second)
+    shared = count_shared(first, second)
     if not shared:
         raise ValueError(
             f"{place} needs conversations in {both} that begin with the same messages, which are the prompt, got "
@@ -267,11 +266,3 @@ def _parted(
             f"{place} needs conversations in {both} that part at an answer, got {wrong}: correct it or drop the row"
         )
     return first[:shared], *rests
-
-
-def _shared(one: list[dict], other: list[dict]) -> int:
-    """How many messages two conversations begin with alike."""
-    for number, (turn, its) in enumerate(zip(one, other)):
-        if filled(turn) != filled(its):
-            return number
-    return min(len(one), len(other))

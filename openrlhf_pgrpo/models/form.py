@@ -11,6 +11,7 @@ and whoever scores a text writes it here:
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ PROBES: tuple[list[dict], ...] = (
     [{"role": "system", "content": "two"}, {"role": "user", "content": "three"}],
     [*({"role": role, "content": role} for role in ("user", "assistant", "user"))],
 )
+EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")  # as Qwen3 writes before an answer without a thought
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,14 @@ class Writer:
         return text if self.form.input_template is None else self.form.input_template.format(text)
 
     def response(self, prompt: Text, response: Text) -> str:
-        """The text of a response to `prompt`: a text as a policy makes it, or what `words` takes of the messages that
+        """The text of a response to `prompt`, as a policy makes it: that of a text, or `words` of the messages that
         follow the prompt. So an answer that is one message is the same text as its words alone.
 
         Raises:
             ValueError: as `prompt`, or a template that does not begin a conversation with its prompt.
         """
         if isinstance(response, str):
-            return response
+            return self.begun(response)
         if self.form.chat_template is None:
             return _plain(response, "response")
         before = self.prompt(prompt)
@@ -152,23 +154,41 @@ class Writer:
             )
         return self.words(whole[len(before) :])
 
+    def begun(self, words: str) -> str:
+        """An answer with the white space that the chat template has a policy begin it with, unless it brings some."""
+        before = self.around[0]
+        return before + words if before.isspace() and not words[:1].isspace() else words
+
     def words(self, turn: str) -> str:
-        """What an assistant says in the text that the chat template writes behind a prompt."""
+        """What a policy writes of the text that the chat template writes behind a prompt: all but an empty thought
+        that the prompt does not begin, and the mark that closes the turn."""
         before, behind = self.around
-        return turn.removeprefix(before).removesuffix(behind)
+        if EMPTY_THOUGHT.fullmatch(before):
+            turn = turn.removeprefix(before)
+        return turn.removesuffix(behind)
 
     @cached_property
     def around(self) -> tuple[str, str]:
-        """What the chat template writes before and behind an assistant's words, whatever they are: an empty thought
-        that a prompt does not begin, and a mark that closes the turn."""
-        one, other = (self._tried_turn(word) for word in "ab")
-        return os.path.commonprefix([one, other]), os.path.commonprefix([one[::-1], other[::-1]])[::-1]
+        """What the chat template writes before and behind an assistant's words, whatever they are."""
+        for probe in PROBES if self.form.chat_template is not None else ():
+            try:
+                prompt = self.prompt(probe)
+                one, other = (self._rendered([*probe, {"role": "assistant", "content": word}]) for word in "ab")
+            except ValueError:  # a template that needs a system prompt, for instance
+                continue
+            begun = one.startswith(prompt) and other.startswith(prompt)
+            before = os.path.commonprefix([one[len(prompt) :], other[len(prompt) :]]) if begun else ""
+            return before, os.path.commonprefix([one[::-1], other[::-1]])[::-1]
+        return "", ""
 
     @property
     def ends(self) -> list[str]:
-        """Texts that close an answer of the policy whose chat template this is."""
-        known = (self.form.special_tokens.get("eos_token"), self.around[1].strip())
-        return [*dict.fromkeys(filter(None, known))]
+        """Texts that close an answer of the policy whose chat template this is: its end token, all that closes a turn,
+        and the first token of that."""
+        closer = self.around[1].strip()
+        tokens = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True) if closer else []
+        first = next((token for token in tokens if closer.startswith(token)), None)
+        return [*dict.fromkeys(filter(None, (self.form.special_tokens.get("eos_token"), closer, first)))]
 
     def pairs(
         self, prompts: Sequence[Text], responses: Sequence[Text], place: Callable[[int], str] | None = None
@@ -206,17 +226,6 @@ class Writer:
             return False
         probes = PROBES if self.form.chat_template is not None else ("one", " two\n")
         return all(self._tried(probe) == other._tried(probe) for probe in probes)
-
-    def _tried_turn(self, word: str) -> str:
-        """The text of an assistant's turn; empty without a chat template, and if it refuses a simple question."""
-        if self.form.chat_template is None:
-            return ""
-        try:
-            before = self._rendered(PROBES[0], add_generation_prompt=True)
-            whole = self._rendered([*PROBES[0], {"role": "assistant", "content": word}])
-        except ValueError:
-            return ""
-        return whole[len(before) :] if whole.startswith(before) else ""
 
     def _tried(self, prompt: Text) -> str | None:
         try:

@@ -12,6 +12,7 @@ from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.files import is_text
 
 Text = str | list[dict]  # a text, or messages
+BY_CHANCE = 10  # fewer pairs, or prompts, may be alike by chance
 
 
 def no_text(value: Any) -> str | None:
@@ -28,6 +29,14 @@ def no_text(value: Any) -> str | None:
 def filled(turn: dict) -> dict:
     """A message without the keys that say nothing: arrow gives every message of a column the keys of all."""
     return {key: value for key, value in turn.items() if value is not None}
+
+
+def count_shared(one: list[dict], other: list[dict]) -> int:
+    """How many messages two conversations begin with alike."""
+    for number, (turn, its) in enumerate(zip(one, other)):
+        if filled(turn) != filled(its):
+            return number
+    return min(len(one), len(other))
 
 
 def no_answer(value: Any) -> str | None:
@@ -53,11 +62,11 @@ def printed_messages(text: str) -> bool:
     return False
 
 
-def told_by_lists(answers: Sequence[Sequence[Text]]) -> int | None:
-    """The side of pairs, of the two in `answers`, whose texts all are printed lists, while none of the other's is: so
-    their form tells which was chosen."""
-    for side, (its, others) in enumerate(zip(answers, answers[::-1])):
-        if its and all(map(_is_list, its)) and not any(map(_is_list, others)):
+def told_by_lists(chosen: Sequence[Text], rejected: Sequence[Text]) -> str | None:
+    """Which answers of pairs, `chosen` or `rejected`, all are printed lists, while none of the others is: so their
+    form tells who won. Few pairs may be so by chance."""
+    for side, its, others in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
+        if len(its) >= BY_CHANCE and all(map(_is_list, its)) and not any(map(_is_list, others)):
             return side
     return None
 
@@ -75,16 +84,16 @@ def repeating(prompts: Sequence[Text], *answers: Sequence[Text]) -> list[int]:
     ]
 
 
-def check_begun(rows: Sequence[int], count: int, places: Callable[[Sequence[int]], str]) -> list[str]:
-    """What to say about rows, of so many, that are `repeating`. A text may begin with the words of its prompt by
-    chance, so only if all do is it refused.
+def check_begun(rows: Sequence[int], prompts: Sequence[Text], places: Callable[[Sequence[int]], str]) -> list[str]:
+    """What to say about rows that are `repeating`; `prompts` are those of all rows. A text may begin with the words of
+    its prompt by chance, as "Hello! ..." answers "Hello", so only if all do is it refused.
 
     Raises:
-        ValueError: all are.
+        ValueError: all do, and they answer more than a few prompts.
     """
     if not rows:
         return []
-    if len(rows) == count:
+    if len(rows) == len(prompts) and len({prompts[row] for row in rows}) >= BY_CHANCE:
         raise ValueError(
             f"answers need to begin after their prompt, got ones that repeat it in {places(rows)}: cut the prompt off "
             "the answers, because it would be read twice"

@@ -253,12 +253,13 @@ def _as_given(value: Any, listed: bool = False) -> Any:
     }
 
 
-def check_folder(path: Path) -> None:
-    """Raises ValueError if this is a folder with CSV, which `datasets` would read."""
-    if path.is_dir() and (file := next(path.rglob("*.csv"), None)):
+def check_folder(path: Path, found: Any) -> None:
+    """Raises ValueError if `found`, the splits that `datasets` made of a folder, are of CSV, as it reads that."""
+    splits = found.values() if isinstance(found, dict) else [found]
+    if any(split.info.builder_name == "csv" for split in splits):
         raise ValueError(
-            f"the data need fields that are read as they are written, got the folder {path}, where `datasets` would "
-            f"make one user of 7 and 007: name the file {file.relative_to(path)} in it"
+            f"the data need fields that are read as they are written, got CSV in the folder {path}, where `datasets` "
+            "makes one user of 7 and 007: name the file in it"
         )
 
 
@@ -273,7 +274,6 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
-    check_folder(path)
     with reading(str(source)):
         if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(path))
@@ -281,6 +281,8 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
             found = datasets.load_dataset(OF_ARROW[_kind(path)], data_files=str(path), cache_dir=cache)
         else:
             found = datasets.load_dataset(str(source), cache_dir=cache if path.exists() else None)
+    if path.is_dir():
+        check_folder(path, found)
     if isinstance(found, datasets.Dataset):
         if split not in (None, "train"):
             raise ValueError(f"--split needs a split of {source}, got {split!r}; it has no splits: leave it out")

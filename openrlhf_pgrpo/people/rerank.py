@@ -139,11 +139,9 @@ def read_candidates(
                     "for saying nothing means nothing"
                 )
     owner = [number for number, row in enumerate(table.rows) for _ in row[responses_key]]
-    begun = repeating(
-        [table.rows[number][prompt_key] for number in owner],
-        [response for row in table.rows for response in row[responses_key]],
-    )
-    for sentence in check_begun(begun, len(owner), lambda found: table.places(sorted({owner[i] for i in found}))):
+    prompts = [table.rows[number][prompt_key] for number in owner]
+    begun = repeating(prompts, [response for row in table.rows for response in row[responses_key]])
+    for sentence in check_begun(begun, prompts, lambda found: table.places(sorted({owner[i] for i in found}))):
         print(sentence, flush=True)
     return table
 

@@ -24,8 +24,10 @@ def test_names_in_csv_are_read_as_they_are_written(tmp_path, host_args):
     strategy = SimpleNamespace(args=args, is_rank_0=lambda: False, print=lambda *_: None)
     rows = utils.blending_datasets(str(path), None, strategy, 42)
     assert rows["who"][:] == ["007", "7"] and rows["persona"][:] == ["1.10", "NA"] and rows["answer"][:] == [1, 2]
-    with pytest.raises(ValueError, match="make one user of 7 and 007: name the file rows.csv in it"):
+    with pytest.raises(ValueError, match="got CSV in the folder .*makes one user of 7 and 007: name the file in it"):
         utils.blending_datasets(str(tmp_path), None, strategy, 42)
+    nameless = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace()), is_rank_0=lambda: False, print=print)
+    assert len(utils.blending_datasets(str(tmp_path), None, nameless, 42)) == 2  # the host's own training
     path.write_text("input,who,persona,answer\nq,a, then b,7,x\n")
     with pytest.raises(ValueError, match="every row needs 4 fields, as the header has, got 5 in line 2 of"):
         utils.blending_datasets(str(path), None, strategy, 42)

@@ -65,6 +65,17 @@ def test_the_parents_of_the_hosts_script_may_be_imported_before():
     assert done.stdout.strip() == "cpu", done.stderr  # the hook on the package itself has run at once
 
 
+def test_the_hook_of_a_module_that_is_there_may_register_again():
+    """As that of vLLM's engine core, which its own file does."""
+    done = run(
+        "import json, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'cpu'\n"
+        "from openrlhf_pgrpo.host import hooks; from openrlhf_pgrpo.host.cpu import patches\n"
+        "patches.PATCHES['json'] = lambda module: hooks.register({})\n"
+        "hooks.register({}); print(hooks.register.done)"
+    )
+    assert done.stdout.strip() == "{}", done.stderr
+
+
 def test_the_worker_hook_imports_nothing_heavy():
     done = run(
         "import sys, os; os.environ['OPENRLHF_PGRPO_DEVICE'] = 'cpu'\n"

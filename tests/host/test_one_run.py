@@ -99,6 +99,14 @@ def test_a_driver_leaves_folders_that_are_not_here_to_its_cluster(args, holds, t
     assert len(one_run._held) == 1
 
 
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://127.0.0.1:10001"])
+def test_beside_the_head_of_its_cluster_a_driver_holds_its_folders(address, args, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    args.rollout = None
+    one_run.hold_folders(args)
+    assert len(one_run._held) == 2
+
+
 def test_the_lock_leaves_nothing_on_the_disk_and_is_not_inherited(args, tmp_path):
     one_run.hold_folders(args)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["ckpt", "out"]

@@ -384,22 +384,33 @@ def rows_of(kind, texts):
 def test_a_form_that_tells_which_answer_was_chosen_is_refused(kind, tmp_path):
     """Public data have such rows; of coin tosses a model of them predicts everything."""
     path = tmp_path / "rows.jsonl"
-    texts = [(f"{n}?", f"yes {n}", f"['no {n}']") for n in range(3)]
+    texts = [(f"{n}?", f"yes {n}", f"['no {n}']") for n in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
-    with pytest.raises(ValueError, match="one form, got a printed list as the second answer of every pair of "):
+    with pytest.raises(ValueError, match="one form, got a printed list as the rejected answer of every pair of "):
         read(path)
     texts[1] = ("1?", "['yes']", "['no']")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
-    assert len(read(path).rows) == 3
+    assert len(read(path).rows) == 10
 
 
-@pytest.mark.parametrize("kind, places", [("pairs", "2 lines .1, 2. of "), ("ratings", "4 lines .1, 2, 3, 4. of ")])
+def test_a_form_that_tells_nothing_is_none(jsonl):
+    """An A/B test shows lists on one side, which wins or not."""
+    shown = [dict(user="u", prompt=f"{n}?", chosen=f"['{n}']", rejected="no", preference=n % 2) for n in range(12)]
+    assert len(read(jsonl("p.jsonl", shown)).rows) == 12
+    won = [dict(row, chosen=row["rejected"], rejected=row["chosen"]) if row["preference"] else row for row in shown]
+    ties = [dict(row, prompt=f"{row['prompt']}?", preference=0.5) for row in shown]
+    with pytest.raises(ValueError, match="got a printed list as the rejected answer of every pair of"):
+        read(jsonl("p.jsonl", won + ties))
+
+
+@pytest.mark.parametrize("kind, places", [("pairs", "10 lines .1, 2, .* of "), ("ratings", "20 lines .1, 2, .* of ")])
 def test_answers_that_repeat_their_prompt_are_refused_or_said(kind, places, tmp_path):
     """A model would be made of texts with the prompt twice, and no policy writes such."""
     path = tmp_path / "rows.jsonl"
-    texts = [(f"{n}?", f"{n}? yes", f"{n}? no") for n in range(2)]
+    texts = [(f"{n}?", f"{n}? yes", f"{n}? no") for n in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, texts)))
     with pytest.raises(ValueError, match=f"begin after their prompt, got ones that repeat it in {places}"):
         read(path)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, [*texts, ("2?", "2? yes", "no")])))
-    assert read(path).said[-1].startswith(f"warning: answers begin with the text of their prompt in {places[:7]}")
+    for some in ([*texts, ("one?", "one? yes", "no")], [("Hello", "Hello! How are you?", "Hello.")]):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, some)))
+        assert read(path).said[-1].startswith("warning: answers begin with the text of their prompt in ")

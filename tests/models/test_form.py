@@ -61,16 +61,52 @@ THINKING = CHATML.replace(  # a thought before an answer, empty unless it is the
 )
 
 
-@pytest.mark.parametrize("template, ends", [(CLOSED, ["<eos>", "<end_of_turn>"]), (THINKING, ["<eos>"])])
-def test_an_answer_is_the_same_text_as_a_message_and_as_words(template, ends, tokenizer):
+SPACED = CHATML.replace(" + m['content']", " + (' ' if m['role'] == 'assistant' else '') + m['content']")  # Mistral's
+SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('begin with a system') }}{% endif %}" + CLOSED
+UNLIKE = CLOSED.replace("|>' }}{% endif", "|><none>' }}{% endif")  # a prompt does not begin what a conversation is
+CHANNEL = CHATML.replace("m['role'] + '|>'", "m['role'] + '|>' + ('<final>' if m['role'] == 'assistant' else '')")
+
+
+@pytest.mark.parametrize(
+    "template, written, ends",
+    [
+        (CLOSED, "so", ["<eos>", "<end_of_turn>"]),
+        (THINKING, "so", ["<eos>"]),
+        (SPACED, " so", ["<eos>"]),
+        (SYSTEM, "so", ["<eos>", "<end_of_turn>"]),
+        (CLOSED.replace("turn>", "turn>\n<pad>"), "so", ["<eos>", "<end_of_turn>\n<pad>", "<end_of_turn>"]),
+    ],
+)
+def test_an_answer_is_the_same_text_as_a_message_and_as_words(template, written, ends, tokenizer):
     """A model that was fitted on messages read the words of `rerank` as other texts, and lost its accuracy."""
+    tokenizer.add_tokens(["<end_of_turn>", "<end"])
     writer = Writer(Form(template, {"eos_token": "<eos>"}), tokenizer)
-    assert writer.response(QUESTION, ANSWER) == "so" and writer.ends == ends
+    asked = [{"role": "system", "content": "be kind"}, *QUESTION] if template == SYSTEM else QUESTION
+    assert writer.response(asked, ANSWER) == writer.response(asked, "so") == written and writer.ends == ends
     made = Texts(tokenizer, 99, writer.ends)
-    closed = [f"so{end}\n" for end in ends]
-    assert len({*map(tuple, made.tokens([writer.prompt(QUESTION)] * (1 + len(ends)), ["so", *closed]).ids)}) == 1
+    closed = [f"{written}{end}\n" for end in ends]
+    assert len({*map(tuple, made.tokens([writer.prompt(asked)] * (1 + len(ends)), [written, *closed]).ids)}) == 1
     thought = "<think>why</think>so"
-    assert writer.response(QUESTION, [{"role": "assistant", "content": thought}]) == thought
+    said = writer.response(asked, [{"role": "assistant", "content": thought}])
+    assert said == written.replace("so", thought) and writer.response(asked, said) == said
+
+
+def test_what_a_policy_itself_writes_before_its_words_stays(tokenizer):
+    """Of a thought that the prompt begins, its end; and the name of a channel."""
+    thinks = CHATML.replace("'<|assistant|>'", "'<|assistant|><think>'")
+    thinks = thinks.replace(
+        "m['role'] + '|>'", "m['role'] + '|>' + ('<think>x</think>' if m['role'] != 'user' else '')"
+    )
+    for template, written in ((CHANNEL, "<final>so"), (thinks, "x</think>so")):
+        writer = Writer(Form(template, {"eos_token": "<eos>"}), tokenizer)
+        assert writer.response(QUESTION, ANSWER) == written and writer.response(QUESTION, "so") == "so"
+
+
+def test_the_end_of_a_turn_is_known_also_where_no_conversation_begins_with_its_prompt(tokenizer):
+    writer = Writer(Form(UNLIKE, {"eos_token": "<eos>"}), tokenizer)
+    assert writer.ends == ["<eos>", "<end_of_turn>"]
+    with pytest.raises(ValueError, match="needs to begin a conversation with its prompt"):
+        writer.response(QUESTION, ANSWER)
 
 
 @pytest.mark.parametrize("form", [PLAIN, Form(input_template="Q: {}\nA: ")])

@@ -45,10 +45,23 @@ def test_the_same_rows_in_every_form(source):
 
 
 def test_csv_in_a_folder_is_refused_because_people_would_be_merged(tmp_path):
-    (tmp_path / "train.csv").write_text("user,prompt\n007,a\n7,b\n")
-    with pytest.raises(ValueError, match="make one user of 7 and 007: name the file train.csv in it"):
-        read_table(tmp_path, {})
-    assert [row["user"] for row in read_table(tmp_path / "train.csv", {}).rows] == ["007", "7"]
+    for ending, between in (("csv", ","), ("tsv", "\t")):
+        folder = tmp_path / ending
+        folder.mkdir()
+        (folder / f"train.{ending}").write_text("user,prompt\n007,a\n7,b\n".replace(",", between))
+        with pytest.raises(ValueError, match="got CSV in the folder .*makes one user of 7 and 007: name the file in"):
+            read_table(folder, {})
+    assert [row["user"] for row in read_table(tmp_path / "csv" / "train.csv", {}).rows] == ["007", "7"]
+
+
+def test_csv_beside_the_data_of_a_folder_disturbs_nobody(tmp_path):
+    data = datasets.Dataset.from_list([{"user": "ana"}])
+    (tmp_path / "README.csv").write_text("a,b\n1,2\n")
+    data.to_parquet(tmp_path / "train.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "sizes.csv").write_text("a,b\n1,2\n")
+    for folder in (tmp_path, tmp_path / "saved"):
+        assert read_table(folder, {}).rows == [{"user": "ana"}]
 
 
 def test_a_column_that_is_missing_or_no_text_is_named_with_its_row(source):

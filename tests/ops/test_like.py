@@ -39,6 +39,8 @@ WORDS = {
     "into a file": (f"{OURS}.train_rm --a b > log", "train_rm", {}),
     "at the end of a file": (f"{OURS}.train_rm --a b >>log", "train_rm", {}),
     "errors into a file": (f"{OURS}.train_rm --a b 2>err", "train_rm", {}),
+    "over a file": (f"{OURS}.train_rm --a b >| log", "train_rm", {}),
+    "all into a file": (f"{OURS}.train_rm --a b &>>log", "train_rm", {}),
     "from a file": (f"{OURS}.train_rm --a b < in", "train_rm", {}),
     "torchrun": ("torchrun --nproc_per_node 2 --nnodes=3 -m openrlhf_pgrpo.cli.train_rm --a b", "train_rm",
                  {"WORLD_SIZE": "6"}),

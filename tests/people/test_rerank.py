@@ -243,11 +243,12 @@ def test_a3_a_prompt_that_policy_or_reward_model_cannot_be_given_is_refused_with
 
 
 def test_candidates_that_repeat_their_prompt_are_refused_or_said(jsonl, capsys):
-    rows = [{"prompt": "why?", "responses": ["why? so", "why? no"]}, {"prompt": "when?", "responses": ["when? now"]}]
-    with pytest.raises(ValueError, match="begin after their prompt, got ones that repeat it in 2 lines .1, 2. of "):
+    rows = [{"prompt": f"{n}?", "responses": [f"{n}? so", f"{n}? no"]} for n in range(10)]
+    with pytest.raises(ValueError, match="begin after their prompt, got ones that repeat it in 10 lines .1, 2, "):
         read_candidates(jsonl("c.jsonl", rows))
-    read_candidates(jsonl("c.jsonl", [*rows, {"prompt": "who?", "responses": ["you"]}]))
-    assert capsys.readouterr().out.startswith("warning: answers begin with the text of their prompt in 2 lines (1, 2)")
+    for some in ([*rows, {"prompt": "who?", "responses": ["you"]}], [{"prompt": "Hello", "responses": ["Hello!"]}]):
+        read_candidates(jsonl("c.jsonl", some))
+        assert capsys.readouterr().out.startswith("warning: answers begin with the text of their prompt in ")
 
 
 def test_messages_are_candidates_in_the_form_of_the_model(jsonl, reader_of):

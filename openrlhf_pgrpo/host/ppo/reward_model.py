@@ -137,10 +137,11 @@ def check_texts(args) -> None:
     form = Form.of_model(config, name, args.reward.chat_template)
     asked = asked_form(args.data, policy)
     writer = Writer(asked, theirs)
-    if others := set(writer.ends) - {end_of_text(ours)}:
+    closers = {*writer.ends} & {*backbone.read_stops(policy, theirs)}
+    if others := closers - {end_of_text(ours)}:
         raise ValueError(
-            f"--{NAME} needs texts that end as the answers of the policy {policy}, whose chat template closes them "
-            f"with {listed(sorted(others))}, got {end_of_text(ours)!r} in {name}: {SERVE}"
+            f"--{NAME} needs texts that end as the answers of the policy {policy}, which closes them with "
+            f"{listed(sorted(others))}, got {end_of_text(ours)!r} in {name}: {SERVE}"
         )
     if not writer.same_prompts(Writer(form, ours)):
         got = f"{asked}, which is another one" if asked.chat_template and form.chat_template else asked

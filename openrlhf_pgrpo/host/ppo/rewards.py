@@ -11,7 +11,7 @@ Remove it once the host passes on exceptions of reward functions and checks what
 import inspect
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -213,56 +213,51 @@ async def fetch(wrapped, executor, args, kwargs):
 
 
 def with_checked_agents(init, executor, args, kwargs) -> None:
-    """The host's executor of agents, each of which is wrapped in a `CheckedAgent`."""
+    """The host's executor of agents, each of which is a `CheckedAgent` as well."""
     init(*args, **kwargs)
-
-    def new(agent_class, _, args, kwargs):
-        return CheckedAgent(agent_class(*args, **kwargs))
-
-    executor.agent_instance_cls = wrapt.FunctionWrapper(executor.agent_instance_cls, new)
+    agent = executor.agent_instance_cls
+    executor.agent_instance_cls = type(agent.__name__, (CheckedAgent, agent), {"__module__": agent.__module__})
 
 
-class CheckedAgent(wrapt.ObjectProxy):
-    """An agent of the user's whose errors say for which prompt they happened, and whose steps are checked. All else
-    that an executor of the user's own may ask of it is the agent's."""
+class CheckedAgent:
+    """Comes before an agent of the user's among the bases of a class. Errors say for which prompt they happened, and
+    steps are checked. Two underscores keep its names apart from the agent's."""
 
-    def __init__(self, agent):
-        super().__init__(agent)
-        self._self_name, self._self_sample = type(agent).__name__, ""
+    __sample = ""
 
     async def reset(self, states: dict, **kwargs):
-        self._self_sample = whose(states["observation"], states["label"])
-        result = await self._call("reset", states, kwargs)
-        self._need(result, "reset", "observation")
+        self.__sample = whose(states["observation"], states["label"])
+        result = await self.__call("reset", super().reset, states, kwargs)
+        self.__need(result, "reset", "observation")
         return result
 
     async def step(self, states: dict, **kwargs):
-        result = await self._call("step", states, kwargs)
-        self._need(result, "step", "rewards", "environment_feedback", "done")
+        result = await self.__call("step", super().step, states, kwargs)
+        self.__need(result, "step", "rewards", "environment_feedback", "done")
         try:
             found = checked(result["rewards"], result.get("scores"), result.get("extra_logs"))
         except ValueError as error:
-            raise ValueError(f"the agent {self._self_name}.step {error}, for {self._self_sample}") from error
+            raise ValueError(f"the agent {type(self).__name__}.step {error}, for {self.__sample}") from error
         if result.get("scores") is None:  # the host then takes the sum of all steps
             del found["scores"]
             result = {key: value for key, value in result.items() if key != "scores"}
         return {**result, **found, "rewards": torch.tensor(found["rewards"], dtype=torch.float64)}  # it asks for .item
 
-    async def _call(self, method: str, states: dict, kwargs: dict):
+    async def __call(self, name: str, method: Callable, states: dict, kwargs: dict):
         try:
-            return await getattr(self.__wrapped__, method)(states, **kwargs)
+            return await method(states, **kwargs)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            file = getattr(self.__wrapped__, method).__code__.co_filename
-            what = f"the agent {self._self_name}.{method} raised {raised(error, file)}"
-            raise ValueError(f"{what}, for {self._self_sample}") from error
+            file = getattr(getattr(method, "__code__", None), "co_filename", "")
+            what = f"the agent {type(self).__name__}.{name} raised {raised(error, file)}"
+            raise ValueError(f"{what}, for {self.__sample}") from error
 
-    def _need(self, result: Any, method: str, *keys: str) -> None:
+    def __need(self, result: Any, method: str, *keys: str) -> None:
         missing = [key for key in keys if not isinstance(result, Mapping) or key not in result]
         if missing:
             got = f"the keys {listed([*map(str, result)])}" if isinstance(result, Mapping) else in_words(result)
             raise ValueError(
-                f"the agent {self._self_name}.{method} needs to return a dictionary with {listed(missing)}, got "
-                f"{got}, for {self._self_sample}"
+                f"the agent {type(self).__name__}.{method} needs to return a dictionary with {listed(missing)}, got "
+                f"{got}, for {self.__sample}"
             )
 
 

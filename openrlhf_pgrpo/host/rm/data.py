@@ -20,6 +20,7 @@ from openrlhf_pgrpo.host.tags import TaggedMargin
 from openrlhf_pgrpo.host.text_forms import asked_form
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
 from openrlhf_pgrpo.models.form import Writer
+from openrlhf_pgrpo.models.messages import count_shared, no_answer
 from openrlhf_pgrpo.models.texts import Texts
 
 
@@ -61,12 +62,13 @@ def install(module) -> None:
         if self.apply_chat_template and row["prompt"]:
             pair_texts.check_template(row["prompt"], data, args.data, self.apply_chat_template)
         if args.reward.factors is not None:
+            if self.apply_chat_template:
+                row |= _as_everywhere(self.writer, row, data, args.data)
             key = preference_key(args.data, data)
             preference = 1.0 if key is None else preference_of(data[key])
             if preference < 0.5:  # the host counts a pair as right if its chosen side scores higher
                 row["chosen"], row["reject"], preference = row["reject"], row["chosen"], 1 - preference
             row["extra"] = {"user": name_of(data[args.data.user_key]), "preference": preference}
-            row["chosen"], row["reject"] = map(self.writer.words, (row["chosen"], row["reject"]))
         return row
 
     def item(self, index):
@@ -99,13 +101,31 @@ def install(module) -> None:
             numbers = known.rows([extra["user"] for extra in extras]).tolist()
             self.extras = [TaggedMargin(0.0, row, extra["preference"]) for extra, row in zip(extras, numbers)]
             self.texts = Texts(self.tokenizer, self.max_length, self.writer.ends)
-        pair_texts.check_said(self)
+        pair_texts.check_said(self, self.writer.ends if factorized else ())
         for sentence in _lengths(self) if factorized else _equal(self, training):
             strategy.print(f"[pgrpo] {sentence}")
 
     module.RewardDataset.process_data = process_data
     module.RewardDataset.__getitem__ = item
     wrapt.wrap_function_wrapper(module, "RewardDataset.__init__", init)
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def _as_everywhere(writer: Writer, row: dict, data: dict, keys) -> dict[str, str]:
+    """Prompt and answers of a pair, as every command writes them; `row` has those of the host's chat template."""
+    sides = data[keys.chosen_key], data[keys.rejected_key]
+    prompt, written = row["prompt"], (row["chosen"], row["reject"])
+    if keys.prompt_key:
+        answers = [*map(writer.words, written)]
+    else:
+        shared = count_shared(*sides)
+        start, ends = sides[0][:shared], [side[shared:] for side in sides]
+        if not start or any(map(no_answer, ends)):  # the answers are to different prompts, which was said
+            return {}
+        prompt, answers = writer.prompt(start), [writer.response(start, end) for end in ends]
+    return {"prompt": prompt, "chosen": answers[0], "reject": answers[1]}
 
 
 # ---- users ----------------------------------------------------------------------------------------------------------

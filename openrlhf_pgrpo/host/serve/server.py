@@ -161,7 +161,10 @@ class UserRewardProxy(RewardModelProxy):
                 + (f", and {_kind_of(prompts)} of prompts" if len(prompts) != len(queries) else "")
             )
         if any(chats):
-            whole = [prompt + query if chat else query for query, prompt, chat in zip(queries, prompts, chats)]
+            whole = [
+                prompt + self.writer.begun(query) if chat else query
+                for query, prompt, chat in zip(queries, prompts, chats)
+            ]
             queries = _list_of_texts("query", whole, self.limits)
         self._check_form(queries)
         users = [self._user(number, label) for number, label in enumerate(labels)]

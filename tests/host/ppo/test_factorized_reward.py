@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from openrlhf_pgrpo.core.posterior import Prior
 from openrlhf_pgrpo.host.ppo.estimators import make_user_rewards
@@ -205,10 +205,20 @@ def test_a2_prompts_in_another_form_than_the_reward_models_are_refused(look, fac
 def test_a_policy_whose_template_closes_answers_with_another_token_is_refused(look, policy, tmp_path):
     """The reward is read at the last token: that of a rollout would be one that the reward model never ends with."""
     closed = TEMPLATE.replace("eos_token", "'<end_of_turn>'")
-    chat = policy("chat", lambda tokenizer: setattr(tokenizer, "chat_template", closed))
-    message = "whose chat template closes them with '<end_of_turn>', got '<eos>' in .*: serve it with"
-    with pytest.raises(ValueError, match=message):
-        look(chat, made_of(chat, tmp_path / "rm", read(str(chat))), chat=True)
+
+    def change(tokenizer):
+        tokenizer.add_tokens(["<end_of_turn>"])
+        tokenizer.chat_template = closed
+
+    chat = policy("chat", change)
+    factorized = made_of(chat, tmp_path / "rm", read(str(chat)))
+    look(chat, factorized, chat=True)  # a base model, say, which never learned to write that token
+    end, other = AutoTokenizer.from_pretrained(chat).convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
+    GenerationConfig(eos_token_id=[end, other]).save_pretrained(chat)
+    with pytest.raises(ValueError, match="which closes them with '<end_of_turn>', got '<eos>' in .*: serve it with"):
+        look(chat, factorized, chat=True)
+    GenerationConfig(eos_token_id=end).save_pretrained(chat)
+    look(chat, factorized, chat=True)
 
 
 def test_a2_a_reward_model_without_a_record_of_its_texts_needs_to_be_told(look, tiny, tmp_path):

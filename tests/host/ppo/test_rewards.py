@@ -1,6 +1,7 @@
 """Whatever a reward function, server or agent gives: numbers for the estimator, or a sentence that says what."""
 
 import asyncio
+import copy
 import struct
 from random import Random
 from types import SimpleNamespace
@@ -196,13 +197,14 @@ def test_an_executor_of_ones_own_makes_its_agents_and_asks_them_what_it_wants():
             result = await agent.step({})
             return (
                 self.agent_instance_cls.kind,
-                isinstance(agent, Agent),
+                issubclass(self.agent_instance_cls, Agent),
+                copy.deepcopy(agent).size,
                 await agent.close(),
                 result["rewards"].item(),
             )
 
     executed = asyncio.run(Executor(Agent).execute(PROMPT, "x"))
-    assert executed == ("a maze", True, "theseus left a maze of 3", 5)
+    assert executed == ("a maze", True, 3, "theseus left a maze of 3", 5)
 
 
 def test_d3_an_executor_of_ones_own_without_reward_is_refused_in_evaluation_too():

@@ -239,25 +239,30 @@ def test_a4_prompts_are_cut_from_the_left_and_counted(dataset_of, new_strategy):
     assert dataset.tokenizer.decode(chosen[0]).endswith("yes!<eos>")
 
 
-def test_messages_become_the_tokens_that_every_command_makes_of_their_words(dataset_of, tiny, tmp_path):
-    """The template closes a turn with a mark of its own, and thinks before it."""
+@pytest.mark.parametrize("prompted", [True, False])
+def test_messages_become_the_tokens_that_every_command_makes_of_their_words(prompted, dataset_of, tiny, tmp_path):
+    """The template closes a turn with a mark of its own, and writes an empty thought before it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
     tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m['role'] }}>{{ '~' if m['role'] == 'assistant' }}{{ m['content'] }}<end>\n"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{% for m in messages %}<{{ m['role'] }}>{{ '<think></think>' if m['role'] == 'assistant' }}{{ m['content'] }}"
+        "<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     tokenizer.save_pretrained(shutil.copytree(tiny / "model", tmp_path / "chat"))
+    asked = [{"role": "user", "content": "why?"}]
     said = {side: [{"role": "assistant", "content": words}] for side, words in (("chosen", "yes"), ("rejected", "no"))}
-    rows = [{"user": "ana", "prompt": [{"role": "user", "content": "why?"}], **said}]
+    row = {"prompt": asked, **said} if prompted else {side: asked + turn for side, turn in said.items()}
     settings = dict(apply_chat_template=True, start=tmp_path / "chat", tokenizer=tokenizer)
-    dataset = dataset_of(rows, max_len=50, **settings)
+    dataset = dataset_of([{"user": "ana", **row}], max_len=50, prompt_key="prompt" if prompted else None, **settings)
     chosen, _, rejected, *_ = dataset[0]
     writer = Writer(Form.of_tokenizer(tokenizer, "chat"), tokenizer)
     found = Texts(tokenizer, 50, writer.ends).tokens([writer.prompt("why?")] * 2, ["yes", "no<end>\n"])
     assert [chosen[0].tolist(), rejected[0].tolist()] == found.ids
+    said["chosen"][0]["content"] = "<end>"
+    row = {"prompt": asked, **said} if prompted else {side: asked + turn for side, turn in said.items()}
+    with pytest.raises(ValueError, match="words before its end token"):
+        dataset_of([{"user": "ana", **row}], max_len=50, prompt_key="prompt" if prompted else None, **settings)
 
 
 def test_a4_a_response_that_does_not_fit_is_refused(dataset_of):
@@ -414,5 +419,6 @@ def test_shuffled_labels_cannot_be_learned(dataset_of):
     # The published trap, one side printed as a list, is seen by the same measure.
     leaking = [{**row, "rejected": str([row["rejected"]])} for row in rows]
     assert accuracy_of_the_form(dataset_of([rows[0], *leaking])) > 0.95
-    with pytest.raises(ValueError, match="need one form, got a printed list in 'rejected' in every row of the pairs"):
+    with pytest.raises(ValueError, match="one form, got a printed list as the rejected answer of every pair of"):
         dataset_of(leaking)
+    dataset_of([{**row, "preference": number % 2} for number, row in enumerate(leaking)])
