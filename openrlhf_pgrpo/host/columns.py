@@ -53,7 +53,7 @@ def _names_as_written(module, keys: Sequence[str]):
             names = dict.fromkeys(keys, str)
             kwargs = {"converters": names, "keep_default_na": False, "na_values": [""], **kwargs}
         found = load(kind, *args, **kwargs)
-        if Path(kind).is_dir():
+        if "data_files" not in kwargs and Path(kind).is_dir():
             folders.append((Path(kind), found))
         return found
 

@@ -44,7 +44,7 @@ def is_elsewhere() -> bool:
         (family, *_, place), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
         with socket.socket(family) as here:
             here.bind(place)
-    except OSError:
+    except (OSError, UnicodeError):  # or no machine can have that name
         return True
     return False
 

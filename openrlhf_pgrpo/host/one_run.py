@@ -16,23 +16,30 @@ _held: dict[tuple[int, int], int] = {}  # device and inode of a folder -> the de
 def hold_folders(args) -> None:
     """Makes this process the only one that trains into `--ckpt.path` and `--ckpt.output_dir`; nested host arguments.
 
-    Of a launcher's processes the first one holds them for all. A driver of PPO leaves those that are not here to a
-    cluster elsewhere.
+    Of a launcher's processes the first one holds them for all. A driver of PPO leaves those that are not here, or
+    cannot be, to its cluster.
 
     Raises:
         ValueError: another process does. OSError: a folder cannot be made.
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    elsewhere = hasattr(args, "rollout") and device.is_elsewhere()
+    on_cluster = hasattr(args, "rollout") and device.cluster() is not None
     for name in ("path", "output_dir"):
         folder = Path(getattr(args.ckpt, name))
-        if folder.exists() or not elsewhere:
-            _hold(f"--ckpt.{name}", folder)
+        if not folder.exists():
+            if on_cluster and device.is_elsewhere():
+                continue
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                if not on_cluster:
+                    raise
+                continue  # the nodes that train may have what this one lacks
+        _hold(f"--ckpt.{name}", folder)
 
 
 def _hold(flag: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     found = os.fstat(descriptor)
     if (found.st_dev, found.st_ino) in _held:

@@ -13,7 +13,14 @@ from itertools import repeat
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
-from openrlhf_pgrpo.models.messages import filled, no_messages, printed_messages, repeating, told_by_lists
+from openrlhf_pgrpo.models.messages import (
+    BY_CHANCE,
+    filled,
+    no_messages,
+    printed_messages,
+    repeating,
+    told_by_lists,
+)
 
 TEMPLATE = "--data.apply_chat_template"
 ANSWERERS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")  # roles that formats of chats give who answers
@@ -136,8 +143,8 @@ def _check_forms(answers: list[list[str]], dataset, data, source: str) -> None:
 def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:
     """Answers that begin with their prompt, beside a column of prompts: the host would write it twice.
 
-    A conversation that does is a whole one. A text may begin with the same words by chance, so only if all do is it
-    refused. `starts` and `answers` are columns as far as they were read.
+    A conversation that does is a whole one. A text may begin with the same words by chance, so only if all do,
+    of more than a few prompts, is it refused. `starts` and `answers` are columns as far as they were read.
     """
     prompt, sides = data.prompt_key, (data.chosen_key, data.rejected_key)
     if data.apply_chat_template and not any(conversations.any_longer(dataset, key, prompt) for key in sides):
@@ -149,12 +156,12 @@ def _check_repeated(dataset, data, source: str, starts: list | None, answers: li
         rows = repeating(*triple)
     if not rows:
         return []
-    if data.apply_chat_template or len(rows) == len(dataset):
-        raise ValueError(
-            f"answers need to begin after their prompt, got ones that repeat it in {columns.at(rows, source)}: leave "
-            "out --data.prompt_key, or cut the prompt off the answers, because it would be written twice"
-        )
-    return [f"warning: both answers begin with the text of their prompt in {columns.at(rows, source)}"]
+    if not data.apply_chat_template and (len(rows) < len(dataset) or len({*triple[0]}) < BY_CHANCE):
+        return [f"warning: both answers begin with the text of their prompt in {columns.at(rows, source)}"]
+    raise ValueError(
+        f"answers need to begin after their prompt, got ones that repeat it in {columns.at(rows, source)}: leave "
+        "out --data.prompt_key, or cut the prompt off the answers, because it would be written twice"
+    )
 
 
 def _begins(conversation: list[dict], start: list[dict]) -> bool:

@@ -51,9 +51,10 @@ def announce(init, strategy, args, kwargs) -> None:
         return
     folder = Path(options.path)
     if hasattr(strategy.args, "rollout"):  # PPO; the critic's checkpoint lies beside the policy's
-        if not folder.exists() and device.cluster() is not None:
+        policy = folder / "_actor"
+        if not policy.exists() and device.cluster() is not None:
             return  # this machine cannot tell
-        folder /= "_actor" if folder.exists() else ""
+        folder = policy if folder.exists() else folder
     if resume.latest(folder) is not None:
         _check(strategy.args, folder)
     elif os.environ.get("RANK", "0") == "0":

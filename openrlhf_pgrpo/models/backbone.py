@@ -43,16 +43,17 @@ def read_tokenizer(name: str | Path) -> Any:
 
 
 def read_stops(name: str | Path, tokenizer: Any) -> list[str]:
-    """The tokens that end what vLLM generates with a model: those of its generation config, else of its config.
+    """The tokens that end what vLLM generates with a model: those of its generation config, or of its config if
+    that cannot be read.
 
     Raises:
-        ValueError, OSError: the files are broken, or not there; names the file.
+        ValueError, OSError: the config is broken, or not there; names the file.
     """
     config = read_config(name)
     with reading(f"{name}/generation_config.json"):
         try:
             found = GenerationConfig.from_pretrained(name).eos_token_id
-        except OSError:  # there is none
+        except OSError:  # vLLM then does so too
             found = GenerationConfig.from_model_config(config).eos_token_id
     ids = found if isinstance(found, list) else [] if found is None else [found]
     return tokenizer.convert_ids_to_tokens(ids)

@@ -233,21 +233,21 @@ def _through_datasets(source: str | Path, split: str | None) -> list[dict]:
     with TemporaryDirectory() as cache:
         dataset = _loaded(source, split, cache)
         with reading(str(source)):
-            return [{column: _as_given(value) for column, value in row.items()} for row in dataset.to_list()]
+            return [{column: as_given(value) for column, value in row.items()} for row in dataset.to_list()]
 
 
-def _as_given(value: Any, listed: bool = False) -> Any:
+def as_given(value: Any, listed: bool = False) -> Any:
     """Messages, and what they hold, without the keys that arrow adds, as null, because others of the column have them.
 
     Args:
         listed: whether the value is in a list. A null in a column of its own says something.
     """
     if isinstance(value, list):
-        return [_as_given(one, True) for one in value] if value and isinstance(value[0], (list, dict)) else value
+        return [as_given(one, True) for one in value] if value and isinstance(value[0], (list, dict)) else value
     if not listed or not isinstance(value, dict):
         return value
     return {
-        key: _as_given(of, True)
+        key: as_given(of, True)
         for key, of in value.items()
         if of is not None or (key == "content" and value.get("role") is not None)
     }
@@ -274,6 +274,7 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
+    folder = None  # of files that `datasets` reads
     with reading(str(source)):
         if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(path))
@@ -281,8 +282,9 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
             found = datasets.load_dataset(OF_ARROW[_kind(path)], data_files=str(path), cache_dir=cache)
         else:
             found = datasets.load_dataset(str(source), cache_dir=cache if path.exists() else None)
-    if path.is_dir():
-        check_folder(path, found)
+            folder = path if path.is_dir() else None
+    if folder is not None:
+        check_folder(folder, found)
     if isinstance(found, datasets.Dataset):
         if split not in (None, "train"):
             raise ValueError(f"--split needs a split of {source}, got {split!r}; it has no splits: leave it out")

@@ -18,7 +18,7 @@ from openrlhf_pgrpo.host import flags, script
 DOORS = {"train_ppo_ray": "PPO", "train_dpo": "DPO", "train_rm": "RM", "serve_rm": "SERVE"}
 EXAMPLE = "python -m openrlhf_pgrpo.cli.train_ppo_ray --actor.model_name_or_path ..."
 # Where a shell ends the words of a command. shlex has taken the quotes off: '<|im_end|>' is a value.
-ENDS = re.compile(r"&&|\|\|?|;|&|(&|\d*)[<>]{1,3}[^<>]*")
+ENDS = re.compile(r"&&|\|[|&]?|;|&|(&|\d*)[<>]{1,3}[^<>]*")
 ANSWER = "ANSWER "
 
 

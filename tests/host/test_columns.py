@@ -13,7 +13,7 @@ from openrlhf_pgrpo.host.rm.seams import SEAMS as RM
 pytestmark = pytest.mark.host
 
 
-def test_names_in_csv_are_read_as_they_are_written(tmp_path, host_args):
+def test_names_in_csv_are_read_as_they_are_written(tmp_path, host_args, monkeypatch):
     """As our commands read them: the host's reader made one user of 7 and 007, and let columns slip."""
     from openrlhf.datasets import utils
 
@@ -26,6 +26,9 @@ def test_names_in_csv_are_read_as_they_are_written(tmp_path, host_args):
     assert rows["who"][:] == ["007", "7"] and rows["persona"][:] == ["1.10", "NA"] and rows["answer"][:] == [1, 2]
     with pytest.raises(ValueError, match="got CSV in the folder .*makes one user of 7 and 007: name the file in it"):
         utils.blending_datasets(str(tmp_path), None, strategy, 42)
+    (tmp_path / "csv").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert utils.blending_datasets("rows.csv", None, strategy, 42)["who"][:] == ["007", "7"]
     nameless = SimpleNamespace(args=SimpleNamespace(data=SimpleNamespace()), is_rank_0=lambda: False, print=print)
     assert len(utils.blending_datasets(str(tmp_path), None, nameless, 42)) == 2  # the host's own training
     path.write_text("input,who,persona,answer\nq,a, then b,7,x\n")

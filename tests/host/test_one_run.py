@@ -107,6 +107,17 @@ def test_beside_the_head_of_its_cluster_a_driver_holds_its_folders(address, args
     assert len(one_run._held) == 2
 
 
+def test_what_a_driver_cannot_make_is_left_to_its_cluster(args, tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("a file")  # as a folder of the nodes alone, which cannot be made here
+    args.rollout = None
+    with pytest.raises(OSError):
+        one_run.hold_folders(args)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    args.ckpt.output_dir = str(tmp_path / "out" / "model")
+    one_run.hold_folders(args)
+    assert not one_run._held
+
+
 def test_the_lock_leaves_nothing_on_the_disk_and_is_not_inherited(args, tmp_path):
     one_run.hold_folders(args)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["ckpt", "out"]

@@ -60,7 +60,9 @@ def test_csv_beside_the_data_of_a_folder_disturbs_nobody(tmp_path):
     data.to_parquet(tmp_path / "train.parquet")
     data.save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "sizes.csv").write_text("a,b\n1,2\n")
-    for folder in (tmp_path, tmp_path / "saved"):
+    (tmp_path / "rows.txt").write_text("user\nana\n")
+    datasets.Dataset.from_csv(str(tmp_path / "rows.txt")).save_to_disk(tmp_path / "once")
+    for folder in (tmp_path, tmp_path / "saved", tmp_path / "once"):
         assert read_table(folder, {}).rows == [{"user": "ana"}]
 
 

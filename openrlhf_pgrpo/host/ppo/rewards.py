@@ -8,10 +8,11 @@ process, or in async training the sampler's, in training and in evaluation alike
 Remove it once the host passes on exceptions of reward functions and checks what they return.
 """
 
+import copy
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -213,52 +214,81 @@ async def fetch(wrapped, executor, args, kwargs):
 
 
 def with_checked_agents(init, executor, args, kwargs) -> None:
-    """The host's executor of agents, each of which is a `CheckedAgent` as well."""
+    """The host's executor of agents, each of which is a `CheckedAgent`."""
     init(*args, **kwargs)
-    agent = executor.agent_instance_cls
-    executor.agent_instance_cls = type(agent.__name__, (CheckedAgent, agent), {"__module__": agent.__module__})
+    executor.agent_instance_cls = CheckedAgents(executor.agent_instance_cls)
 
 
-class CheckedAgent:
-    """Comes before an agent of the user's among the bases of a class. Errors say for which prompt they happened, and
-    steps are checked. Two underscores keep its names apart from the agent's."""
+class CheckedAgents:
+    """Makes the agents of a class of the user's. All else that an executor may ask of the class is the class's."""
 
-    __sample = ""
+    def __init__(self, agent_class: type):
+        self.agent_class = agent_class
+
+    def __call__(self, *args, **kwargs) -> "CheckedAgent":
+        return CheckedAgent(self.agent_class(*args, **kwargs))
+
+    def __getattr__(self, name: str):
+        if name == "agent_class" or name.startswith("__"):  # which copies are made without
+            raise AttributeError(name)
+        return getattr(self.agent_class, name)
+
+
+class CheckedAgent(wrapt.ObjectProxy):
+    """An agent of the user's whose errors say for which prompt they happened, and whose steps are checked. All else
+    that an executor of the user's own may ask of it is the agent's, and what it calls of itself is not checked."""
+
+    def __init__(self, agent, sample: str = ""):
+        super().__init__(agent)
+        self._self_sample = sample
+
+    def __copy__(self):
+        return CheckedAgent(copy.copy(self.__wrapped__), self._self_sample)
+
+    def __deepcopy__(self, memo):
+        return CheckedAgent(copy.deepcopy(self.__wrapped__, memo), self._self_sample)
+
+    def __reduce_ex__(self, protocol):
+        return CheckedAgent, (self.__wrapped__, self._self_sample)
 
     async def reset(self, states: dict, **kwargs):
-        self.__sample = whose(states["observation"], states["label"])
-        result = await self.__call("reset", super().reset, states, kwargs)
-        self.__need(result, "reset", "observation")
+        self._self_sample = whose(states["observation"], states["label"])
+        result = await self._call("reset", states, kwargs)
+        self._need(result, "reset", "observation")
         return result
 
     async def step(self, states: dict, **kwargs):
-        result = await self.__call("step", super().step, states, kwargs)
-        self.__need(result, "step", "rewards", "environment_feedback", "done")
+        result = await self._call("step", states, kwargs)
+        self._need(result, "step", "rewards", "environment_feedback", "done")
         try:
             found = checked(result["rewards"], result.get("scores"), result.get("extra_logs"))
         except ValueError as error:
-            raise ValueError(f"the agent {type(self).__name__}.step {error}, for {self.__sample}") from error
+            raise ValueError(f"{self._named('step')} {error}, for {self._self_sample}") from error
         if result.get("scores") is None:  # the host then takes the sum of all steps
             del found["scores"]
             result = {key: value for key, value in result.items() if key != "scores"}
         return {**result, **found, "rewards": torch.tensor(found["rewards"], dtype=torch.float64)}  # it asks for .item
 
-    async def __call(self, name: str, method: Callable, states: dict, kwargs: dict):
+    async def _call(self, method: str, states: dict, kwargs: dict):
+        called = getattr(self.__wrapped__, method)
         try:
-            return await method(states, **kwargs)
+            return await called(states, **kwargs)
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            file = getattr(getattr(method, "__code__", None), "co_filename", "")
-            what = f"the agent {type(self).__name__}.{name} raised {raised(error, file)}"
-            raise ValueError(f"{what}, for {self.__sample}") from error
+            file = getattr(getattr(called, "__code__", None), "co_filename", "")
+            what = f"{self._named(method)} raised {raised(error, file)}"
+            raise ValueError(f"{what}, for {self._self_sample}") from error
 
-    def __need(self, result: Any, method: str, *keys: str) -> None:
+    def _need(self, result: Any, method: str, *keys: str) -> None:
         missing = [key for key in keys if not isinstance(result, Mapping) or key not in result]
         if missing:
             got = f"the keys {listed([*map(str, result)])}" if isinstance(result, Mapping) else in_words(result)
             raise ValueError(
-                f"the agent {type(self).__name__}.{method} needs to return a dictionary with {listed(missing)}, got "
-                f"{got}, for {self.__sample}"
+                f"{self._named(method)} needs to return a dictionary with {listed(missing)}, got {got}, for "
+                f"{self._self_sample}"
             )
+
+    def _named(self, method: str) -> str:
+        return f"the agent {type(self.__wrapped__).__name__}.{method}"
 
 
 # ---- where responses become samples ----

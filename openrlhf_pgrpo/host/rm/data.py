@@ -21,6 +21,7 @@ from openrlhf_pgrpo.host.text_forms import asked_form
 from openrlhf_pgrpo.host.user_rewards import factorized_folder
 from openrlhf_pgrpo.models.form import Writer
 from openrlhf_pgrpo.models.messages import count_shared, no_answer
+from openrlhf_pgrpo.models.tables import as_given
 from openrlhf_pgrpo.models.texts import Texts
 
 
@@ -58,7 +59,10 @@ def install(module) -> None:
 
     def process_data(self, data):
         # A plain function: `datasets` pickles it for its worker processes, which no wrapper of wrapt survives.
-        row, args = host_process_data(self, data), self.strategy.args
+        args = self.strategy.args
+        if args.reward.factors is not None:
+            data = {key: as_given(value) for key, value in data.items()}
+        row = host_process_data(self, data)
         if self.apply_chat_template and row["prompt"]:
             pair_texts.check_template(row["prompt"], data, args.data, self.apply_chat_template)
         if args.reward.factors is not None:

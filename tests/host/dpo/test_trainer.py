@@ -286,13 +286,15 @@ def test_b5_a_user_who_says_nothing_is_refused(parse, nothing):
 
 def test_b5_answers_that_repeat_their_prompt_are_refused(parse):
     """The host wrote the prompt twice, and trained on that."""
-    twice = pair_of("a", "why? so", "why? no", prompt="why? ")
+    twice = [pair_of("a", f"{n}? so", f"{n}? no", prompt=f"{n}? ") for n in range(10)]
     with pytest.raises(
         ValueError, match="begin after their prompt, got ones that repeat it in row 0 of 'x.jsonl' .and"
     ):
-        check(parse(), [twice, twice])
-    (said,) = check(parse(), [pair_of("a"), twice])
-    assert said == "warning: both answers begin with the text of their prompt in row 1 of 'x.jsonl'"
+        check(parse(), twice)
+    hello = pair_of("a", "Hello!", "Hello?", prompt="Hello")
+    for rows, row in (([pair_of("a"), *twice], 1), ([hello, hello], 0)):
+        (said,) = check(parse(), rows)
+        assert said.startswith(f"warning: both answers begin with the text of their prompt in row {row} of 'x.jsonl'")
     start, chosen, rejected = ([{"role": "user", "content": "why?"}], *map(answer, ("so", "no")))
     row = {"prompt": start, "chosen": start + chosen, "rejected": start + rejected}
     chat = parse("--data.apply_chat_template")

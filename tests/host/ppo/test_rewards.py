@@ -6,6 +6,7 @@ import struct
 from random import Random
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -184,6 +185,7 @@ def test_an_executor_of_ones_own_makes_its_agents_and_asks_them_what_it_wants():
             self.name, self.size, self.seed = "theseus", size, seed
 
         async def step(self, state_dict, **kwargs):
+            await self.reset({"observation": "again"})  # which the host did not ask for
             return {**STEP, "rewards": self.size + self.seed}
 
         async def close(self):
@@ -197,14 +199,15 @@ def test_an_executor_of_ones_own_makes_its_agents_and_asks_them_what_it_wants():
             result = await agent.step({})
             return (
                 self.agent_instance_cls.kind,
-                issubclass(self.agent_instance_cls, Agent),
-                copy.deepcopy(agent).size,
+                isinstance(agent, Agent) and isinstance(copy.copy(agent), Agent),
+                cloudpickle.loads(cloudpickle.dumps(copy.deepcopy(agent))).size,
+                copy.deepcopy(self).agent_instance_cls(1, seed=2).seed,
                 await agent.close(),
                 result["rewards"].item(),
             )
 
     executed = asyncio.run(Executor(Agent).execute(PROMPT, "x"))
-    assert executed == ("a maze", True, 3, "theseus left a maze of 3", 5)
+    assert executed == ("a maze", True, 3, 2, "theseus left a maze of 3", 5)
 
 
 def test_d3_an_executor_of_ones_own_without_reward_is_refused_in_evaluation_too():

@@ -265,6 +265,26 @@ def test_messages_become_the_tokens_that_every_command_makes_of_their_words(prom
         dataset_of([{"user": "ana", **row}], max_len=50, prompt_key="prompt" if prompted else None, **settings)
 
 
+def test_keys_that_arrow_adds_to_messages_are_not_the_templates(dataset_of, tiny, tmp_path):
+    """In a column of messages of which one has a name, all have one, and it is None."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}{{ ' ' + m['name'] if 'name' in m }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(shutil.copytree(tiny / "model", tmp_path / "chat"))
+    said = {side: [{"role": "assistant", "content": words}] for side, words in (("chosen", "yes"), ("rejected", "no"))}
+    rows = [
+        {"user": "ana", "prompt": [{"role": "user", "content": "why?", **named}], **said}
+        for named in ({}, {"name": "bo"})
+    ]
+    settings = dict(apply_chat_template=True, start=tmp_path / "chat", tokenizer=tokenizer)
+    prompts = dataset_of(rows, max_len=60, **settings).prompts
+    assert prompts[:] == ["<user>why?<assistant>", "<user bo>why?<assistant>"]
+
+
 def test_a4_a_response_that_does_not_fit_is_refused(dataset_of):
     with pytest.raises(ValueError, match="room in 30 tokens .--data.max_len., got one of 41 tokens in row 1 of"):
         dataset_of([pair(), pair(rejected="n" * 40)])
