@@ -6,7 +6,7 @@
 # make test-older-host    the tests of what touches the host, on the oldest version of it that is supported
 # make test-newest    the same with the newest host, vLLM, transformers, Ray and DeepSpeed that there are; says which
 # make test-slurm    the Slurm script on a real Slurm cluster, set up for it on this machine; as root
-# make bench   all benchmarks, an hour and a half on quiet cores, into BENCH; says what changed since the last time
+# make bench   all benchmarks, 80 minutes, into BENCH; says what changed since the last time
 # make kills   parts of runs are killed at random moments, three hours on quiet cores; outcomes are kept in KILLS
 # make gpu-kit    wheels for a GPU machine without a package index, in gpu-kit/; GPU_PYTHON names its Python
 # make flags   docs/flags.md again, after a change of flags or help texts
