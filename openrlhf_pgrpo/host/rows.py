@@ -15,11 +15,11 @@ from openrlhf_pgrpo.core.names import in_words, is_blank
 from openrlhf_pgrpo.host import columns, conversations
 from openrlhf_pgrpo.models.messages import (
     BY_CHANCE,
+    check_forms,
     filled,
     no_messages,
     printed_messages,
     repeating,
-    told_by_lists,
 )
 
 TEMPLATE = "--data.apply_chat_template"
@@ -66,7 +66,9 @@ def check_pairs(dataset, data, source: str, dpo: bool = False) -> tuple[list[str
         for (flag, key), column in zip(sides.items(), answers):
             _check(column, _wrong_end if data.apply_chat_template else _wrong_text, key, flag, source)
         if not data.apply_chat_template:
-            _check_forms(answers, dataset, data, source)
+            key = getattr(data, "preference_key", None) or PREFERENCE
+            preferences = map(_number, dataset[key][:]) if key in dataset.column_names else repeat(1.0)
+            check_forms(*answers, preferences, source)
         alike = _compared(*answers, data, dpo)
     if data.prompt_key:
         said = _check_repeated(dataset, data, source, starts, answers)
@@ -122,22 +124,6 @@ def _check_starts(alike: conversations.Alike, data, source: str, dpo: bool) -> l
             f"{columns.at(alike.differ, source)}: there the reward compares answers to different prompts"
         ]
     return []
-
-
-def _check_forms(answers: list[list[str]], dataset, data, source: str) -> None:
-    """If all answers that won are printed lists and no other is, or the other way round, their form tells who won."""
-    key = getattr(data, "preference_key", None) or PREFERENCE
-    preferences = map(_number, dataset[key][:]) if key in dataset.column_names else repeat(1.0)
-    won = [
-        (chosen, rejected) if preference is None or preference > 0.5 else (rejected, chosen)
-        for chosen, rejected, preference in zip(*answers, preferences)
-        if preference != 0.5
-    ]
-    if side := told_by_lists([chosen for chosen, _ in won], [rejected for _, rejected in won]):
-        raise ValueError(
-            f"both answers of a pair need one form, got a printed list as the {side} answer of every pair of "
-            f"{source}: take the texts out of the lists, because the form would tell the answers apart"
-        )
 
 
 def _check_repeated(dataset, data, source: str, starts: list | None, answers: list[list] | None) -> list[str]:

@@ -19,11 +19,10 @@ from openrlhf_pgrpo.files import check_row
 from openrlhf_pgrpo.models.messages import (
     Text,
     check_begun,
+    check_forms,
     count_shared,
     no_answer,
     no_text,
-    repeating,
-    told_by_lists,
 )
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, read_table
@@ -131,19 +130,13 @@ def pair_up(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) 
             which answer was chosen, or all answers repeat their prompt.
     """
     found = _paired(data, pairs_per_user, seed)
-    won = [row[2:4] if row[4] > 0.5 else row[3:1:-1] for row in found.rows if row[4] != 0.5]
-    if side := told_by_lists([chosen for chosen, _ in won], [rejected for _, rejected in won]):
-        raise ValueError(
-            f"both answers of a pair need one form, got a printed list as the {side} answer of every pair of "
-            f"{found.table.name}: take the texts out of the lists, because the form would tell the answers apart"
-        )
-    prompts = [prompt for _, prompt, *_ in found.rows]
-    answers = [row[2] for row in found.rows], [row[3] for row in found.rows]
+    _, prompts, first, second, preferences = zip(*found.rows) if found.rows else ((),) * 5
+    check_forms(first, second, preferences, found.table.name)
 
     def places(pairs: Sequence[int]) -> str:
         return found.places((pair, side) for pair in pairs for side in (0, 1))
 
-    return found._replace(said=found.said + check_begun(repeating(prompts, *answers), prompts, places))
+    return found._replace(said=found.said + check_begun(prompts, first, second, places=places))
 
 
 def _paired(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) -> Comparisons:

@@ -5,7 +5,7 @@ The trainers' early look asks it too, so it does without transformers, which tak
 
 import ast
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from openrlhf_pgrpo.core.names import in_words, is_blank
@@ -62,13 +62,30 @@ def printed_messages(text: str) -> bool:
     return False
 
 
-def told_by_lists(chosen: Sequence[Text], rejected: Sequence[Text]) -> str | None:
-    """Which answers of pairs, `chosen` or `rejected`, all are printed lists, while none of the others is: so their
-    form tells who won. Few pairs may be so by chance."""
-    for side, its, others in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
-        if len(its) >= BY_CHANCE and all(map(_is_list, its)) and not any(map(_is_list, others)):
-            return side
-    return None
+def check_forms(
+    first: Sequence[Text], second: Sequence[Text], preferences: Iterable[float | None], source: str
+) -> None:
+    """Refuses pairs of which all answers that won are printed lists and no other is, or the other way round: their
+    form tells who won. Few pairs may be so by chance.
+
+    Args:
+        preferences: for the first answer; None counts as 1.
+
+    Raises:
+        ValueError: they are so.
+    """
+    won = [
+        pair if preference is None or preference > 0.5 else pair[::-1]
+        for *pair, preference in zip(first, second, preferences)
+        if preference != 0.5
+    ]
+    listed = [(_is_list(chosen), _is_list(rejected)) for chosen, rejected in won]
+    for side, form in (("chosen", (True, False)), ("rejected", (False, True))):
+        if len(listed) >= BY_CHANCE and {*listed} == {form}:
+            raise ValueError(
+                f"both answers of a pair need one form, got a printed list as the {side} answer of every pair of "
+                f"{source}: take the texts out of the lists, because the form would tell the answers apart"
+            )
 
 
 def _is_list(text: Text) -> bool:
@@ -84,13 +101,16 @@ def repeating(prompts: Sequence[Text], *answers: Sequence[Text]) -> list[int]:
     ]
 
 
-def check_begun(rows: Sequence[int], prompts: Sequence[Text], places: Callable[[Sequence[int]], str]) -> list[str]:
-    """What to say about rows that are `repeating`; `prompts` are those of all rows. A text may begin with the words of
-    its prompt by chance, as "Hello! ..." answers "Hello", so only if all do is it refused.
+def check_begun(
+    prompts: Sequence[Text], *answers: Sequence[Text], places: Callable[[Sequence[int]], str]
+) -> list[str]:
+    """What to say about rows that are `repeating`, whose `places` are named. A text may begin with the words of its
+    prompt by chance, as "Hello! ..." answers "Hello", so only if all do is it refused.
 
     Raises:
         ValueError: all do, and they answer more than a few prompts.
     """
+    rows = repeating(prompts, *answers)
     if not rows:
         return []
     if len(rows) == len(prompts) and len({prompts[row] for row in rows}) >= BY_CHANCE:

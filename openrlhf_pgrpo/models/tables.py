@@ -274,17 +274,16 @@ def _loaded(source: str | Path, split: str | None, cache: str) -> Any:
         raise ValueError(f"the data need to be a file, a folder or a data set on the hub, got {source}: correct it")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"the data need rows, got the empty folder {source}: correct it")
-    folder = None  # of files that `datasets` reads
+    saved = path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
     with reading(str(source)):
-        if path.is_dir() and any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        if saved:
             found = datasets.load_from_disk(str(path))
         elif path.is_file():
             found = datasets.load_dataset(OF_ARROW[_kind(path)], data_files=str(path), cache_dir=cache)
         else:
             found = datasets.load_dataset(str(source), cache_dir=cache if path.exists() else None)
-            folder = path if path.is_dir() else None
-    if folder is not None:
-        check_folder(folder, found)
+    if path.is_dir() and not saved:
+        check_folder(path, found)
     if isinstance(found, datasets.Dataset):
         if split not in (None, "train"):
             raise ValueError(f"--split needs a split of {source}, got {split!r}; it has no splits: leave it out")

@@ -15,7 +15,7 @@ from openrlhf_pgrpo.files import check_folder, held_in, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
-from openrlhf_pgrpo.models.messages import Text, check_begun, no_answer, no_text, repeating
+from openrlhf_pgrpo.models.messages import Text, check_begun, no_answer, no_text
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS, RewardModel, load
 from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import ASK, ERROR, MEAN, coefficients_for
@@ -140,8 +140,12 @@ def read_candidates(
                 )
     owner = [number for number, row in enumerate(table.rows) for _ in row[responses_key]]
     prompts = [table.rows[number][prompt_key] for number in owner]
-    begun = repeating(prompts, [response for row in table.rows for response in row[responses_key]])
-    for sentence in check_begun(begun, prompts, lambda found: table.places(sorted({owner[i] for i in found}))):
+    responses = [response for row in table.rows for response in row[responses_key]]
+
+    def places(found: Sequence[int]) -> str:
+        return table.places(sorted({owner[number] for number in found}))
+
+    for sentence in check_begun(prompts, responses, places=places):
         print(sentence, flush=True)
     return table
 
