@@ -64,7 +64,7 @@ EVALUATIONS = 4  # over a run, and one before
 START, PADDING = 1, 2  # the model ends a story with its start token, and never wrote another end
 ANSWERS_JUDGED = 128  # at each evaluation, over all preference groups
 THRESHOLD = 0.4  # of the mean over preference groups, for "samples needed"
-RATE, RATES, TUNING_SEEDS = 1.5e-4, (0.75e-4, 1.5e-4, 3e-4, 6e-4), range(1000, 1003)
+RATE, RATES, TUNING_SEEDS = 3e-4, (0.75e-4, 1.5e-4, 3e-4, 6e-4), range(1000, 1003)
 CONTENDERS = [
     *("group_norm", "rloo", "dr_grpo", "reinforce_baseline"),
     *("pgrpo", "pgrpo_eb", "pref_group_norm", "ebpo", "jspo", "ebpo_per_group", "lite_ppo", "rae"),

@@ -86,7 +86,7 @@ def test_a_run_is_made_once(tmp_path):
     assert len(rows[3].split()) == 8 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
     assert len([*tmp_path.rglob("*.json")]) == 4
 
-    (tmp_path / "users-400" / names[1] / "rate-0.00015-steps-4-seed-1.json").unlink()
+    (tmp_path / "users-400" / names[1] / f"rate-{lab.RATE:g}-steps-4-seed-1.json").unlink()
     figure = tmp_path / "figure.svg"
     again = subprocess.run([*map(str, [*command, "--out", figure])], capture_output=True, text=True)
     assert "1 of 4 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
