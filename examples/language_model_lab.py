@@ -41,14 +41,14 @@ import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from openrlhf_pgrpo.core.estimator import RewardBatch
+from openrlhf_pgrpo.core.estimator import RewardBatch, advantage_estimators
 from openrlhf_pgrpo.core.group_robust import GroupRobust
 from openrlhf_pgrpo.core.group_weights import RobustOptions
 from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
@@ -56,6 +56,7 @@ from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from estimator_lab import Contender, Outcome, error, print_table, rival, with_random_labels
+from kept_results import one_set_of_flags
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 FIGURE = Path(__file__).with_suffix(".png")
@@ -344,9 +345,22 @@ class Job:
     rate: float
     steps: int
 
+    def folder(self, folder: Path) -> Path:
+        return folder / self.cell.name / self.text.replace(":", " ")
+
     def path(self, folder: Path) -> Path:
-        name = f"rate-{self.rate:g}-steps-{self.steps}-seed-{self.seed}.json"
-        return folder / self.cell.name / self.text.replace(":", " ") / name
+        return self.folder(folder) / f"rate-{self.rate:g}-steps-{self.steps}-seed-{self.seed}.json"
+
+    def settings(self) -> dict:
+        """What a run follows from, besides what its path says; defaults may be others one day."""
+        contender, weights = contender_and_weights(self.text)
+        found = {"cell": asdict(self.cell)}
+        if contender.name in advantage_estimators():
+            found["options"] = asdict(contender.options)
+        if weights:
+            robust = weigher(weights, {"everybody": (0.0, 1.0)})
+            found |= {"weights": asdict(robust.weights.options), "signal": asdict(robust.signal.options)}
+        return found
 
 
 def jobs_of(cell: Cell, text: str, rate: float, steps: int, seeds: Iterable[int]) -> list[Job]:
@@ -354,15 +368,19 @@ def jobs_of(cell: Cell, text: str, rate: float, steps: int, seeds: Iterable[int]
 
 
 def work(folder: Path, model: Path, job: Job) -> None:
-    path = job.path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = train(model, job.cell, job.text, job.seed, job.rate, job.steps)
-    with whole_file(path) as file:
+    with whole_file(job.path(folder)) as file:
         file.write(json.dumps(found).encode())
 
 
 def run(folder: Path, model: Path, jobs: list[Job]) -> None:
-    """Makes the runs that are not there yet, as many at a time as there are cores."""
+    """Makes the runs that are not there yet, as many at a time as there are cores.
+
+    Raises:
+        SystemExit: those that are there are of another model, or of other defaults.
+    """
+    for job in {job.folder(folder): job for job in jobs}.values():
+        one_set_of_flags(job.folder(folder), model=model.resolve(), **job.settings())
     left = [job for job in dict.fromkeys(jobs) if not job.path(folder).exists()]
     if not left:
         return

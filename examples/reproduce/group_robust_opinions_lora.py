@@ -9,19 +9,22 @@ IPO run with a weight of one for every pair (`--robust.chi 0 --robust.mu share`)
 trainer then reports them by country too. The evaluation after every epoch is on questions never trained on, and
 nothing is chosen by it. Standard errors are over the pairs of a country, because each method has one run.
 
-FOLDER gets the pairs and the runs. A finished run is not repeated, so an interrupted command can be repeated.
+FOLDER gets the pairs and the runs. A finished run is not repeated, so an interrupted command can be repeated. Other
+flags than --methods need another FOLDER.
 """
 
 import argparse
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import group_robust_opinions as opinions
+from kept_results import clear_unless_done, once, one_set_of_flags
 from openrlhf_pgrpo.files import write_whole
 
 METHODS = {
@@ -75,13 +78,10 @@ def train(name: str, folder: Path, policy: Path, steps: int, epochs: int, seed: 
     """Trains the method `name`, unless that is done already. Returns its evaluations, one per epoch.
 
     Raises:
-        SystemExit: the run failed; the message holds the end of its log.
+        SystemExit: the run failed; the message names its log.
     """
     run = folder / name
-    if (done := evaluations(run)) and done[-1]["step"] == steps * epochs:
-        print(f"{name}: finished before", flush=True)
-        return done
-    run.mkdir(exist_ok=True)
+    clear_unless_done(run, "train")
     settings = {
         **SETTINGS,
         "--model.model_name_or_path": policy,
@@ -92,12 +92,8 @@ def train(name: str, folder: Path, policy: Path, steps: int, epochs: int, seed: 
         "--train.seed": seed,
         "--ckpt.output_dir": run,
     }
-    words = [str(word) for pair in settings.items() for word in pair] + METHODS[name]
-    with open(run / "log.txt", "w") as log:
-        command = [sys.executable, "-m", "openrlhf_pgrpo.cli.train_dpo", *words]
-        ended = subprocess.run(command, stdout=log, stderr=log).returncode
-    if ended:
-        sys.exit(f"{name} ended with {ended}:\n{(run / 'log.txt').read_text()[-3000:]}")
+    words = [word for pair in settings.items() for word in pair] + METHODS[name]
+    once(run, "train", [sys.executable, "-m", "openrlhf_pgrpo.cli.train_dpo", *words])
     return evaluations(run)
 
 
@@ -132,11 +128,12 @@ def main(argv: list[str]) -> None:
     cells = opinions.read(args.data / opinions.FILE)
     cells = opinions.sharing(cells, opinions.most_shared(cells))
     folder = args.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    policy = (args.policy or opinions.policy()).resolve()
+    one_set_of_flags(folder, data=args.data.resolve(), policy=policy, epochs=args.epochs, seed=args.seed)
     trained, _ = write_pairs(cells, folder, args.seed)
     found = {}
     for name in args.methods:
-        found[name] = train(name, folder, args.policy or opinions.policy(), trained // BATCH, args.epochs, args.seed)
+        found[name] = train(name, folder, policy, trained // BATCH, args.epochs, args.seed)
         print(f"{name}: {found[name][-1]['evaluation']}", flush=True)
     report(found)
 

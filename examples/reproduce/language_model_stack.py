@@ -7,8 +7,9 @@ learning rate and estimator go through the command that users type: vLLM writes,
 widened first, because vLLM's smallest are (`examples/wider_heads.py`). Whatever the two do differently, such as bf16
 and the order of prompts, is within the error if both are right. Saved models are judged by the lab's own function.
 
-What is done is not done again: the same call goes on where one was interrupted. A run takes three and a half minutes
-of two cores, with the saved models' judgement.
+What is done is not done again: the same call goes on where one was interrupted. Another model or number of steps
+needs another FOLDER. A run takes one minute to three
+and a half of two cores, with the saved models' judgement.
 """
 
 import argparse
@@ -24,8 +25,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import language_model_lab as lab  # noqa: E402
 from estimator_lab import HOST  # noqa: E402
+from kept_results import clear_unless_done, once, one_set_of_flags  # noqa: E402
 from openrlhf_pgrpo.files import whole_file  # noqa: E402
-from pref_votes import once  # noqa: E402
 from wider_heads import widen  # noqa: E402
 
 CELL = lab.CELLS[lab.TUNED]
@@ -82,9 +83,7 @@ def run(folder: Path, policy: Path, stories: lab.Writer, estimator: str, seed: i
 
     scores = folder / "scores.json"
     if not scores.exists():
-        if not (folder / "train.done").is_file():  # nothing may go on with what an interrupted training left
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        clear_unless_done(folder, "train")
         lines = [json.dumps(row) + "\n" for row in rows(stories.spread, seed, steps)]
         (folder / "prompts.jsonl").write_text("".join(lines))
         once(folder, "train", command(folder, policy, estimator, seed, steps))
@@ -127,6 +126,7 @@ def main() -> None:
     if not (args.model / "config.json").is_file():
         parser.error(f"--model needs a folder with stories260K, got none at {args.model}")
     folder = args.folder.resolve()
+    one_set_of_flags(folder, model=args.model.resolve(), steps=args.steps)
     policy, stories = folder / "policy", lab.writer(args.model)
     if not policy.exists():
         begun = folder / "policy.new"

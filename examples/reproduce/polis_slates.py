@@ -42,10 +42,11 @@ from typing import NamedTuple
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "personas"), str(HERE.parent / "road"), str(HERE)]
+sys.path[:0] = [str(HERE.parent / "personas"), str(HERE.parent / "road"), str(HERE.parent), str(HERE)]
 
 from votes import is_polis, ratings  # noqa: E402
 
+from kept_results import clear_unless_done, once, one_set_of_flags  # noqa: E402
 from models import build_policy  # noqa: E402  the demo's policy
 from openrlhf_pgrpo.core.annotations import Annotations  # noqa: E402
 from openrlhf_pgrpo.core.differences import Differences  # noqa: E402
@@ -53,7 +54,7 @@ from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
 from openrlhf_pgrpo.core.factorization import fit  # noqa: E402
 from openrlhf_pgrpo.files import whole_file  # noqa: E402
 from polis_slates_reward import NUMBERS  # noqa: E402
-from pref_votes import VOTES, once  # noqa: E402
+from pref_votes import VOTES  # noqa: E402
 
 GROUPS = ("majority", "minority")
 SCALES = ((1.0, 0.0), (5.0, -10.0))  # of the votes of each preference group, with --scales
@@ -234,9 +235,7 @@ def run(folder: Path, policy: Path, world: World, estimator: str, seed: int, ste
     """One training: its chances (G, P, 2, 2). Of its weights nothing is kept."""
     pairs = judged_pairs(world, seed)
     if not (folder / "chances.json").is_file():
-        if not (folder / "train.done").is_file():  # nothing may go on with what an interrupted training left
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+        clear_unless_done(folder, "train")
         rows = training_slates(world, steps * PROMPTS_PER_STEP, scales, seed)
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         once(folder, "train", training_command(policy, estimator, seed, steps))
@@ -362,13 +361,9 @@ def main(argv: list[str] | None = None) -> None:
     if not is_polis(args.data):
         raise SystemExit(f"this needs votes of a Polis conversation, got none in {args.data}: name it with --data")
     args.folder = args.folder.resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
     policy = (build_policy() if args.policy is None else args.policy).resolve()
-    settings, kept = [args.data.resolve(), policy, args.steps, args.scales, args.groups], args.folder / "settings.json"
-    text = json.dumps([str(one) for one in settings])
-    if kept.is_file() and kept.read_text() != text:
-        raise SystemExit(f"this needs a folder with the same flags, got {kept.read_text()}: name another than {kept}")
-    kept.write_text(text)
+    settings = {"data": args.data.resolve(), "policy": policy, "steps": args.steps}
+    one_set_of_flags(args.folder, **settings, scales=args.scales, groups=args.groups)
     try:
         reproduce(args, policy)
     except KeyboardInterrupt:

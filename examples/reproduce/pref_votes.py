@@ -9,22 +9,23 @@ of the rest, each person gives ten pairs. Two factorized reward models with as m
     trained    train_rm, which goes on from there with the whole backbone
 
 Both judge pairs of the statements that neither has seen, by the people whom both know. A command that is done is not
-done again, so the same call goes on where one was interrupted. An epoch takes about 20 minutes of two quiet cores.
+done again, so the same call goes on where one was interrupted; but for --seeds, other flags need another FOLDER. An
+epoch takes about 20 minutes of two quiet cores.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "personas"), str(HERE.parent / "road")]
+sys.path[:0] = [str(HERE.parent / "personas"), str(HERE.parent / "road"), str(HERE.parent)]
 
 from votes import as_csv, ratings  # noqa: E402
 
+from kept_results import once, one_set_of_flags  # noqa: E402
 from models import build_policy  # noqa: E402  the demo's policy
 from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
 
@@ -35,19 +36,6 @@ LEARNING_RATE = 2e-5
 L2 = 3
 MODELS, MEASURES = ("frozen", "trained"), ("accuracy", "log_loss")
 COMMAND = [str(Path(sys.executable).with_name("openrlhf-pgrpo"))]
-
-
-def once(folder: Path, name: str, words: list) -> None:
-    """Runs a command in the folder, its output into NAME.log, unless it ran to its end before."""
-    done = folder / f"{name}.done"
-    words = [str(word) for word in words]
-    if done.is_file() and done.read_text() == "\n".join(words):
-        return
-    print(f"{folder.name}: {name} ...", flush=True)
-    with open(folder / f"{name}.log", "w") as log:
-        if subprocess.run(words, cwd=folder, stdout=log, stderr=subprocess.STDOUT).returncode != 0:
-            raise SystemExit(f"{name} failed; the reason is at the end of {log.name}")
-    done.write_text("\n".join(words))
 
 
 def run(folder: Path, policy: Path, seed: int, epochs: int, factors: int) -> None:
@@ -106,7 +94,8 @@ def main() -> None:
     if not args.data.exists():
         raise SystemExit(f"this needs votes of a Polis conversation, got no {args.data}: name a folder with --data")
     policy = (build_policy() if args.policy is None else args.policy).resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"data": args.data.resolve(), "policy": policy, "epochs": args.epochs, "factors": args.factors}
+    one_set_of_flags(args.folder, **settings)
     (args.folder / "ratings.csv").write_text(as_csv(ratings(args.data)))
     folders = [args.folder.resolve() / f"seed-{seed}" for seed in range(args.seeds)]
     for seed, folder in enumerate(folders):

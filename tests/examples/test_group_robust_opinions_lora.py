@@ -58,8 +58,10 @@ def test_a_method_is_trained_once_and_reported_by_country(data, tiny, tmp_path, 
 
     lora.main([*map(str, argv)])
     again = capsys.readouterr().out
-    assert "GR-IPO: finished before" in again
+    assert "GR-IPO: train ..." in first and "train ..." not in again
     assert again.split("after epoch")[1:] == first.split("after epoch")[1:]
+    with pytest.raises(SystemExit, match=r'needs a folder with results of \{.*"seed": 1'):
+        lora.main([*map(str, argv), "--seed", "1"])
 
 
 @pytest.mark.core

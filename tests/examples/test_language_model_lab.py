@@ -84,13 +84,18 @@ def test_a_run_is_made_once(tmp_path):
     assert [row.split()[0] for row in rows] == [*names, *names]  # means, then likings
     assert rows[0].split()[1:3] != rows[1].split()[1:3]  # the weights do something
     assert len(rows[3].split()) == 8 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
-    assert len([*tmp_path.rglob("*.json")]) == 4
+    assert len([*tmp_path.rglob("rate-*.json")]) == 4
 
     (tmp_path / "users-400" / names[1] / f"rate-{lab.RATE:g}-steps-4-seed-1.json").unlink()
     figure = tmp_path / "figure.svg"
     again = subprocess.run([*map(str, [*command, "--out", figure])], capture_output=True, text=True)
     assert "1 of 4 runs are to be made" in again.stdout and figure.read_text().count("<svg") == 1, again.stderr
     assert {*rows} < {*again.stdout.splitlines()}  # the run that was made again is the same
+
+    kept = tmp_path / "users-400" / names[0] / "settings.json"  # as if a default had changed since
+    kept.write_text(kept.read_text().replace('"noise": 0.3', '"noise": 3.0'))
+    with pytest.raises(SystemExit, match=r"needs a folder with results of .*0\.3.*, got .* with those of .*3\.0"):
+        lab.main([*map(str, command[2:])])
 
 
 def test_weights_stand_after_a_plus():

@@ -223,7 +223,7 @@ def test_what_is_done_is_not_done_again(slates, polis, chat_policy, tmp_path, mo
     slates.main([*map(str, words)])
     assert len(ran) == 3
     assert "+0.000 ± 0.000" in capsys.readouterr().out.splitlines()[-3]
-    with pytest.raises(SystemExit, match="this needs a folder with the same flags"):
+    with pytest.raises(SystemExit, match=r"needs a folder with results of \{.*\"scales\": true"):
         slates.main([*map(str, words), "--scales"])
 
 
