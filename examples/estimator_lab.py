@@ -59,7 +59,7 @@ STOCK = ["group_norm", "dr_grpo", "rloo", "reinforce_baseline", "reinforce", "fl
 CENTRED = "pgrpo:center=prompt"
 OURS = ["pgrpo", "pgrpo_eb", CENTRED, "pref_group_norm"]
 VARIANTS = "update=after half_life=128 half_life=512 half_life=2048 min_count=2 min_count=16 min_count=64 eps=0.01"
-COMPARED = ["group_norm", "rloo", *OURS[:2], *RELATIVES]
+COMPARED = [*STOCK, *OURS[:2], *RELATIVES]
 OPTIONS_GRID = {"difficulty": [1.0], "drift": [0.0, 6.0], "samples": [2, 8]}
 OPTIONS = [f"{name}{variant}" for name in OURS[:2] for variant in ["", *(f":{text}" for text in VARIANTS.split())]]
 STYLES = {  # what the figure shows, in the colours of Okabe and Ito, which the colour-blind can tell apart
@@ -178,9 +178,10 @@ class Contender(NamedTuple):
         types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)} if ours else {}
         if name not in HOST:
             types["labels"] = str
-        texts = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
-        if not texts.keys() <= types.keys():
-            raise ValueError(f"{name} needs options from {list(types)}, got {text!r}")
+        pairs = [pair.partition("=")[::2] for pair in rest.split(",") if pair]
+        texts = dict(pairs)
+        if not texts.keys() <= types.keys() or len(texts) < len(pairs):
+            raise ValueError(f"{name} needs options from {list(types)}, each once, got {text!r}")
         values = {option: types[option](value) for option, value in texts.items()}
         labels = values.pop("labels", "true")
         if labels not in ("true", "random"):
@@ -318,11 +319,16 @@ def rival(text: str, outcomes: dict[str, Outcome]) -> Outcome:
     return outcomes[next(name for name in plain if name in outcomes)]
 
 
+def with_error(mean: float, error: float, digits: int = 3) -> str:
+    """`.873±.009`."""
+    return re.sub(r"\b0\.", ".", f"{mean:.{digits}f}±{error:.{digits}f}")
+
+
 def number(values: np.ndarray, other: np.ndarray) -> str:
     """Mean, standard error, and the sign of a clear paired difference to `other`: `.873±.009+`."""
     difference, margin = (values - other).mean(), CLEAR * error(values - other)
     sign = "+" if difference > margin else "-" if difference < -margin else " "
-    return f"{values.mean():.3f}±{error(values):.3f}".replace("0.", ".") + sign
+    return with_error(values.mean(), error(values)) + sign
 
 
 def ratio(text: str, outcomes: dict[str, Outcome]) -> str:
@@ -407,7 +413,9 @@ def draw(results: dict, path: Path) -> None:
 
 def parse(argv: list[str]):
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,  # defaults follow from what stands in argv
     )
     for spec in fields(Scenario):
         cells, many = spec.name in GRID, isinstance(spec.default, tuple)
@@ -447,6 +455,8 @@ def parse(argv: list[str]):
         for text, contender in contenders.items():
             if min(args.samples) < contender.min_samples:
                 raise ValueError(f"{text} needs --samples {contender.min_samples} or more, got {min(args.samples)}")
+            if contender.name == "jspo" and args.prompts < 2:
+                raise ValueError(f"jspo compares with other prompts: --prompts needs 2 or more, got {args.prompts}")
     except ValueError as problem:
         parser.error(str(problem))
     return args, scenarios, contenders

@@ -13,7 +13,7 @@ from openrlhf_pgrpo.core.history import RewardHistory
 
 
 def whitened(x: np.ndarray) -> np.ndarray:
-    """Each seed's batch with mean 0 and variance 1, as the host does it."""
+    """Each seed's batch with mean 0 and variance 1, as the host does it, which counts tokens instead of samples."""
     return (x - x.mean((1, 2), keepdims=True)) / np.sqrt(np.maximum(x.var((1, 2), keepdims=True), 1e-8))
 
 

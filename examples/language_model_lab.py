@@ -55,7 +55,7 @@ from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from estimator_lab import Contender, Outcome, error, print_table, rival, with_random_labels
+from estimator_lab import HOST, Contender, Outcome, error, print_table, rival, with_error, with_random_labels
 from kept_results import one_set_of_flags
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
@@ -64,7 +64,7 @@ BATCH, TOKENS = 32, 48
 EVALUATIONS = 4  # over a run, and one before
 START, PADDING = 1, 2  # the model ends a story with its start token, and never wrote another end
 ANSWERS_JUDGED = 128  # at each evaluation, over all preference groups
-THRESHOLD = 0.4  # of the mean over preference groups, for "samples needed"
+THRESHOLD = 0.6  # of the mean over likings, for "samples needed"
 RATE, RATES, TUNING_SEEDS = 3e-4, (0.75e-4, 1.5e-4, 3e-4, 6e-4), range(1000, 1003)
 CONTENDERS = [
     *("group_norm", "rloo", "dr_grpo", "reinforce_baseline"),
@@ -183,8 +183,8 @@ def contender_and_weights(text: str) -> tuple[Contender, str]:
     Raises:
         ValueError: an unknown name or option, or a bad value.
     """
-    contender, _, weights = text.partition("+")
-    if weights:
+    contender, plus, weights = text.partition("+")
+    if plus:
         weigher(weights, {"anybody": (0.0, 1.0)})
     return Contender.parse(contender), weights
 
@@ -192,10 +192,11 @@ def contender_and_weights(text: str) -> tuple[Contender, str]:
 def weigher(text: str, bounds: dict[str, tuple[float, float]]) -> GroupRobust:
     """Fresh weights as they are written after a plus; `bounds` are those of each preference group's mean reward."""
     name, _, rest = text.partition(":")
-    given = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
-    if not given.keys() <= {"eta", "chi", "improvement_lambda"}:
-        raise ValueError(f"weights need options from eta, chi and improvement_lambda, got {text!r}")
-    values = {option: float(value) for option, value in given.items()}
+    given = [pair.partition("=")[::2] for pair in rest.split(",") if pair]
+    values: dict[str, float] = {option: float(value) for option, value in given}
+    known = {"importance": set(), "improvement": {"eta", "chi", "improvement_lambda"}}.get(name, {"eta", "chi"})
+    if not values.keys() <= known or len(values) < len(given):
+        raise ValueError(f"weights of {name!r} need options from {sorted(known)}, each once, got {text!r}")
     signal = {"improvement_lambda": values.pop("improvement_lambda")} if "improvement_lambda" in values else {}
     if name == "importance":
         values["chi"] = 0.0
@@ -279,7 +280,7 @@ def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: in
     import torch
 
     stories, (contender, weights) = writer(folder), contender_and_weights(text)
-    rng = np.random.default_rng(seed)
+    rng, swaps = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     share, scale, offset, liking = cell.population(rng)
     names, prompts = people(cell.groups), BATCH // cell.samples
     torch.manual_seed(seed)
@@ -297,7 +298,7 @@ def train(folder: Path, cell: Cell, text: str, seed: int, rate: float, steps: in
             return found
         group = rng.choice(cell.groups, prompts, p=share)
         beginnings = rng.choice(TRAINED, prompts)
-        label = rng.permutation(group) if contender.random_labels else group
+        label = swaps.permutation(group) if contender.random_labels else group
         difficulty, noise = rng.standard_normal((prompts, 1)), rng.standard_normal((prompts, cell.samples))
         asked = [prompt(names[g], beginning) for g, beginning in zip(group, beginnings) for _ in range(cell.samples)]
         tokens, seen, begin = stories.sample(model, asked)
@@ -354,7 +355,7 @@ class Job:
     def settings(self) -> dict:
         """What a run follows from, besides what its path says; defaults may be others one day."""
         contender, weights = contender_and_weights(self.text)
-        found = {"cell": asdict(self.cell)}
+        found = {"cell": asdict(self.cell), "batch": BATCH, "tokens": TOKENS}
         if contender.name in advantage_estimators():
             found["options"] = asdict(contender.options)
         if weights:
@@ -405,32 +406,55 @@ def at_the_end(values: np.ndarray) -> np.ndarray:
     return values[:, -2:].mean(1)
 
 
+def curves(folder: Path, jobs: list[Job]) -> np.ndarray:
+    """(S, evaluations, likings)"""
+    return np.stack([curve(folder, job) for job in jobs])
+
+
+def evaluations_needed(scores: np.ndarray) -> float:
+    """Until the mean of scores (S, evaluations, likings) is THRESHOLD, on a line between two; inf if it never is."""
+    average = scores.mean((0, 2))
+    reached = np.flatnonzero(average >= THRESHOLD)
+    if not len(reached) or reached[0] == 0:
+        return np.inf
+    before, after = average[reached[0] - 1 : reached[0] + 1]
+    return reached[0] - 1 + (THRESHOLD - before) / (after - before)
+
+
+def ratio(own: np.ndarray, other: np.ndarray) -> str:
+    """Samples needed over those of another, with the jackknife's error over seeds, which both share."""
+    seeds = np.arange(len(own))
+    parts = [seeds, *(np.delete(seeds, seed) for seed in seeds)]
+    needed = np.array([[evaluations_needed(scores[part]) for part in parts] for scores in (own, other)])
+    if not np.isfinite(needed).all():
+        return "never" if np.isinf(needed[0]).any() else "alone"
+    together, *but_one = needed[0] / needed[1]
+    return with_error(together, np.sqrt((len(seeds) - 1) * np.var(but_one)), 2)
+
+
 def print_likings(folder: Path, contenders: dict[str, list[Job]], outcomes: dict[str, Outcome]) -> None:
-    """The score of each liking at the end; by how much mean and worst are above the rival's, with paired errors; and
-    the largest alpha, where samples have weights."""
+    """The score of each liking at the end; by how much mean and worst are above the rival's, with paired errors; the
+    samples needed; and the largest alpha, where samples have weights."""
     width = max(map(len, contenders))
-    heads = [*(liking.__name__ for liking in LIKINGS), "mean less", "worst less", "largest alpha"]
+    heads = [*(liking.__name__ for liking in LIKINGS), "mean less", "worst less", "samples", "largest alpha"]
     print("\n" + " " * width + "".join(f"  {head:<10}" for head in heads))
+    scores = {text: curves(folder, jobs) for text, jobs in contenders.items()}
+    fastest = min((text for text in scores if text in HOST), key=lambda text: outcomes[text].samples, default=None)
     for text, jobs in contenders.items():
         own, other = outcomes[text], rival(text, outcomes)
-        values = [*at_the_end(np.stack([curve(folder, job) for job in jobs])).T]
-        values += [own.mean - other.mean, own.worst - other.worst]
+        slower = fastest or next(name for name in scores if outcomes[name] is other)
+        values = [*at_the_end(scores[text]).T, own.mean - other.mean, own.worst - other.worst]
+        cells = [with_error(value.mean(), error(value)) for value in values] + [ratio(scores[text], scores[slower])]
         if "+" in text:
-            values.append(np.array([read(folder, job)[-1]["largest_alpha"] for job in jobs]))
-        cells = (f"{value.mean():.3f}±{error(value):.3f}".replace("0.", ".") for value in values)
+            alpha = np.array([read(folder, job)[-1]["largest_alpha"] for job in jobs])
+            cells.append(with_error(alpha.mean(), error(alpha)))
         print(text.ljust(width) + "".join(f"  {cell:<10}" for cell in cells))
 
 
 def outcome(folder: Path, jobs: list[Job]) -> Outcome:
     """Mean and worst score at the end; samples until the mean is THRESHOLD."""
-    curves = np.stack([curve(folder, job) for job in jobs])
-    end, average = at_the_end(curves), curves.mean((0, 2))
-    reached = np.flatnonzero(average >= THRESHOLD)
-    samples = np.inf
-    if len(reached) and reached[0] > 0:
-        before, after = average[reached[0] - 1 : reached[0] + 1]
-        evaluations = reached[0] - 1 + (THRESHOLD - before) / (after - before)
-        samples = evaluations * (jobs[0].steps // EVALUATIONS) * BATCH
+    scores = curves(folder, jobs)
+    end, samples = at_the_end(scores), evaluations_needed(scores) * (jobs[0].steps // EVALUATIONS) * BATCH
     return Outcome(jobs[0].rate, end.mean(1), end.min(1), samples)
 
 
@@ -443,27 +467,27 @@ def tune(folder: Path, model: Path, contenders: list[str], seeds, steps: int) ->
     made = {text: jobs_of(cell, text, rate, steps, seeds) for text, rate in best.items()}
     run(folder, model, [job for own in made.values() for job in own])
     outcomes = {text: outcome(folder, own) for text, own in made.items()}
-    print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes})
+    print_table(f"{TUNED}, each at its own best learning rate", {"chosen on other seeds": outcomes}, False)
     print_likings(folder, made, outcomes)
     print("rates: " + ", ".join(f"{text} {rate:g}" for text, rate in best.items()))
 
 
-def draw(curves: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> None:
+def draw(scores: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> None:
     """Mean and worst liking over samples, a column for each cell."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(2, len(curves), figsize=(3 * len(curves), 6), sharex=True, sharey="row", squeeze=False)
-    for column, (cell, found) in zip(axes.T, curves.items()):
+    fig, axes = plt.subplots(2, len(scores), figsize=(3 * len(scores), 6), sharex=True, sharey="row", squeeze=False)
+    for column, (cell, found) in zip(axes.T, scores.items()):
         for text, colour in SHOWN.items():
             if text not in found:
                 continue
-            for ax, scores in zip(column, (found[text].mean(2), found[text].min(2))):
-                samples = np.linspace(0, steps * BATCH, scores.shape[1])
-                errors = scores.std(0, ddof=1) / np.sqrt(len(scores))
-                ax.errorbar(samples, scores.mean(0), errors, color=colour, label=text, linewidth=1.2)
+            for ax, values in zip(column, (found[text].mean(2), found[text].min(2))):
+                samples = np.linspace(0, steps * BATCH, values.shape[1])
+                errors = values.std(0, ddof=1) / np.sqrt(len(values))
+                ax.errorbar(samples, values.mean(0), errors, color=colour, label=text, linewidth=1.2)
         column[0].set_title(cell, fontsize=10)
         column[1].set_xlabel("samples")
     axes[0, 0].set_ylabel("mean over likings")
@@ -476,7 +500,10 @@ def draw(curves: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> No
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,  # defaults follow from what stands in argv
+    )
     parser.add_argument("folder", type=Path, help="where runs are kept")
     parser.add_argument("--model", type=Path, default=MODEL, help="a folder with stories260K")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS])
@@ -487,6 +514,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--estimators", nargs="+", help="as in estimator_lab.py; after a plus, weights")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first_seed", type=int, default=0, help="others than those that a default was chosen on")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rate", type=float, default=RATE, help=f"the common learning rate. Default: {RATE:g}")
     parser.add_argument("--tune", action="store_true", help=f"in {TUNED}, also each at its own best learning rate")
@@ -497,6 +525,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
+    if args.first_seed < 0:
+        parser.error(f"--first_seed needs a number of at least 0, got {args.first_seed}")
+    if not 0 < args.rate < np.inf:
+        parser.error(f"--rate needs a positive number, got {args.rate:g}")
+    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
+        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
     if args.steps < EVALUATIONS or args.steps % EVALUATIONS:
         parser.error(f"--steps needs a multiple of {EVALUATIONS}, the number of evaluations, got {args.steps}")
     for name in ("noise", "difficulty"):
@@ -517,23 +551,24 @@ def main(argv: list[str]) -> None:
     except ValueError as problem:
         parser.error(str(problem))
 
-    seeds = range(args.seeds)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     grid = product(seeds, ((cell, text) for cell in cells for text in names[cell]))
     run(args.folder, args.model, [Job(cell, text, seed, args.rate, args.steps) for seed, (cell, text) in grid])
-    print(f"{args.seeds} seeds, {args.steps} steps of {BATCH} samples, learning rate {args.rate:g}\n"
+    print(f"seeds {seeds[0]} to {seeds[-1]}, {args.steps} steps of {BATCH} samples, learning rate {args.rate:g}\n"
           "mean, worst: score of held-out prompts at the end, mean over likings and worst of them, ± standard error\n"
-          f"ratio: samples to a mean of {THRESHOLD}, over those of the fastest of the host's\n"
           "less: mean and worst, less those of the host's best by mean, or where none runs of the contender without "
-          "what is added to it")  # fmt: skip
+          "what is added to it\n"
+          f"samples: to a mean of {THRESHOLD}, over those of the fastest of the host's, or of that contender"
+          )  # fmt: skip
     made = {cell: {text: jobs_of(cell, text, args.rate, args.steps, seeds) for text in names[cell]} for cell in cells}
     for cell, contenders in made.items():
         outcomes = {text: outcome(args.folder, own) for text, own in contenders.items()}
-        print_table(cell.name, {f"{cell.samples} samples per prompt": outcomes})
+        print_table(cell.name, {f"{cell.samples} samples per prompt": outcomes}, False)
         print_likings(args.folder, contenders, outcomes)
     if args.tune:
         tune(args.folder, args.model, args.estimators or CONTENDERS, seeds, args.steps)
     if args.out:
-        draw({cell.name: {text: np.stack([curve(args.folder, job) for job in own]) for text, own in contenders.items()}
+        draw({cell.name: {text: curves(args.folder, own) for text, own in contenders.items()}
               for cell, contenders in made.items()}, args.steps, args.out)  # fmt: skip
         print(f"\nfigure: {args.out}")
 

@@ -145,6 +145,7 @@ def test_a_sign_needs_more_than_three_paired_standard_errors():
     # differences .1, .1, .1, .14: mean .11, error .02/2; 3 errors are .03
     assert lab.number(base + [0.1, 0.1, 0.1, 0.14], base) == ".760±.073+"
     assert lab.number(base - [0.1, 0.1, 0.1, 0.14], base).endswith("-")
+    assert lab.with_error(10.55, 0.25) == "10.550±.250"
     # differences .1, .1, -.1, .1: mean .05, error .05
     assert lab.number(base + [0.1, 0.1, -0.1, 0.1], base).endswith(" ")
 
@@ -219,8 +220,11 @@ def test_the_contender_centred_on_prompts_differs_by_its_baseline_alone():
         ("--out nowhere/lab.png", "--out needs a .png, .svg or .pdf in a folder that exists, got nowhere/lab.png"),
         ("--out lab.txt", "--out needs a .png, .svg or .pdf in a folder that exists, got lab.txt"),
         ("--estimators ppo", "got 'ppo'"),
-        ("--estimators pgrpo:halflife=3", "'labels'], got 'pgrpo:halflife=3'"),
-        ("--estimators group_norm:eps=1", "group_norm needs options from [], got 'group_norm:eps=1'"),
+        ("--estimators pgrpo:halflife=3", "'labels'], each once, got 'pgrpo:halflife=3'"),
+        ("--estimators group_norm:eps=1", "group_norm needs options from [], each once, got 'group_norm:eps=1'"),
+        ("--estimators pgrpo:min_count=4,min_count=16", "each once, got 'pgrpo:min_count=4,min_count=16'"),
+        ("--prompts 1 --estimators jspo", "jspo compares with other prompts: --prompts needs 2 or more, got 1"),
+        ("--opt", "unrecognized arguments: --opt"),
         ("--estimators pgrpo:update=never", "update needs one of before, after, got 'never'"),
         ("--estimators pgrpo:labels=wrong", "pgrpo needs labels=true or labels=random, got 'pgrpo:labels=wrong'"),
     ],

@@ -64,6 +64,10 @@ stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"needs stories260K, g
         (("--noise", "nan"), "--noise needs a finite number of at least 0, got nan"),
         (("--difficulty", "-1"), "--difficulty needs a finite number of at least 0, got -1"),
         (("--tune", "--samples", "4"), "--tune needs the cell groups-2-noise-0.3 as it is"),
+        (("--rate", "nan"), "--rate needs a positive number, got nan"),
+        (("--first_seed", "-1"), "--first_seed needs a number of at least 0, got -1"),
+        (("--out", "lab.txt"), "--out needs a .png, .svg or .pdf in a folder that exists, got lab.txt"),
+        (("--qui",), "unrecognized arguments: --qui"),
     ],
 )
 def test_a_cell_that_means_nothing_is_refused(tmp_path, capsys, words, said):
@@ -83,7 +87,7 @@ def test_a_run_is_made_once(tmp_path):
     rows = [line for line in first.stdout.splitlines() if line.startswith(names[0])]
     assert [row.split()[0] for row in rows] == [*names, *names]  # means, then likings
     assert rows[0].split()[1:3] != rows[1].split()[1:3]  # the weights do something
-    assert len(rows[3].split()) == 8 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
+    assert len(rows[3].split()) == 9 and float(rows[3].split()[-1][:4]) > 1 / 400  # the largest alpha
     assert len([*tmp_path.rglob("rate-*.json")]) == 4
 
     (tmp_path / "users-400" / names[1] / f"rate-{lab.RATE:g}-steps-4-seed-1.json").unlink()
@@ -98,6 +102,17 @@ def test_a_run_is_made_once(tmp_path):
         lab.main([*map(str, command[2:])])
 
 
+def test_samples_needed_are_a_ratio_with_the_jackknifes_error():
+    """Two seeds, two likings: means .3 .5 .7 .9, and half as fast; one seed alone is earlier or later."""
+    one = np.linspace(0.3, 0.9, 4)[None, :, None] + np.array([-0.05, 0.05])[:, None, None] + np.zeros(2)
+    slow = np.linspace(0.3, 0.6, 4)[None, :, None] + np.array([-0.05, 0.15])[:, None, None] + np.zeros(2)
+    assert lab.evaluations_needed(one) == pytest.approx(1.5) and lab.evaluations_needed(slow) == pytest.approx(2.5)
+    assert lab.ratio(one, one) == "1.00±.00" and lab.ratio(slow, one) == "never"  # not without the second seed
+    assert lab.ratio(one, slow) == "alone"
+    fast = one + 0.1  # needs 1, and 1.25 and .75 with one seed; `one` 1.75 and 1.25
+    assert lab.ratio(fast, one) == f".67±{abs(0.75 / 1.25 - 1.25 / 1.75) / 2:.2f}".replace("0.", ".")
+
+
 def test_weights_stand_after_a_plus():
     bounds = {"ana": (0.0, 1.0), "ben": (-1.0, 3.0)}
     contender, weights = lab.contender_and_weights("pgrpo:half_life=64+improvement:eta=0.5,improvement_lambda=0.2")
@@ -110,7 +125,8 @@ def test_weights_stand_after_a_plus():
     assert fixed(batch) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])  # 1/2 of the weight for each preference group
     bounded(batch)
     assert bounded.latest.tolist() == [0.5, 0]
-    for text in ("rloo+fairness", "rloo+quantiles:rate=1", "rloo+quantiles:eta=-1", "nobody+quantiles"):
+    wrong = ("rloo+", "rloo+fairness", "rloo+quantiles:rate=1", "rloo+quantiles:eta=-1", "nobody+quantiles")
+    for text in (*wrong, "rloo+importance:chi=0.5", "rloo+quantiles:eta=1,eta=2"):
         with pytest.raises(ValueError, match="needs? "):
             lab.contender_and_weights(text)
 
