@@ -146,6 +146,9 @@ def main(argv=None):
     for name, default in (("seeds", 10), ("steps", 400), ("prompts", 64), ("samples", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = vars(parser.parse_args(argv))
+    for name, least in (("seeds", 2), ("steps", 1), ("prompts", 1), ("samples", 2)):  # one answer has no advantage
+        if args[name] < least:
+            parser.error(f"--{name} needs at least {least}, got {args[name]}")
     world = World()
     titles = ("worst regret", "mean regret", "minority alpha", "largest alpha")
     print(f"{'case':14}{'weights':26}" + "".join(f"{title:18}" for title in titles))

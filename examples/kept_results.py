@@ -30,19 +30,24 @@ def one_set_of_flags(folder: Path, **settings) -> None:
 
 def once(folder: Path, name: str, words: list) -> None:
     """Runs a command in the folder, its output into NAME.log, unless it ran to its end before."""
-    done = folder / f"{name}.done"
-    words = [str(word) for word in words]
-    if done.is_file() and done.read_text() == "\n".join(words):
+    if _is_done(folder, name, words):
         return
+    words = [str(word) for word in words]
     print(f"{folder.name}: {name} ...", flush=True)
     with open(folder / f"{name}.log", "w") as log:
         if subprocess.run(words, cwd=folder, stdout=log, stderr=subprocess.STDOUT).returncode != 0:
             raise SystemExit(f"{name} failed; the reason is at the end of {log.name}")
-    done.write_text("\n".join(words))
+    (folder / f"{name}.done").write_text("\n".join(words))
 
 
-def clear_unless_done(folder: Path, name: str) -> None:
-    """Empties the folder of a command that did not run to its end: nothing may go on with what it left."""
-    if not (folder / f"{name}.done").is_file():
+def clear_unless_done(folder: Path, name: str, words: list) -> None:
+    """Empties the folder of a command that did not run to its end, or was another: nothing may go on with what it
+    left."""
+    if not _is_done(folder, name, words):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+
+
+def _is_done(folder: Path, name: str, words: list) -> bool:
+    done = folder / f"{name}.done"
+    return done.is_file() and done.read_text() == "\n".join(map(str, words))

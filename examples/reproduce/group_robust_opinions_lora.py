@@ -81,7 +81,6 @@ def train(name: str, folder: Path, policy: Path, steps: int, epochs: int, seed: 
         SystemExit: the run failed; the message names its log.
     """
     run = folder / name
-    clear_unless_done(run, "train")
     settings = {
         **SETTINGS,
         "--model.model_name_or_path": policy,
@@ -93,7 +92,9 @@ def train(name: str, folder: Path, policy: Path, steps: int, epochs: int, seed: 
         "--ckpt.output_dir": run,
     }
     words = [word for pair in settings.items() for word in pair] + METHODS[name]
-    once(run, "train", [sys.executable, "-m", "openrlhf_pgrpo.cli.train_dpo", *words])
+    command = [sys.executable, "-m", "openrlhf_pgrpo.cli.train_dpo", *words]
+    clear_unless_done(run, "train", command)
+    once(run, "train", command)
     return evaluations(run)
 
 

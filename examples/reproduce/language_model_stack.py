@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import language_model_lab as lab  # noqa: E402
 from estimator_lab import HOST  # noqa: E402
 from kept_results import clear_unless_done, once, one_set_of_flags  # noqa: E402
+from openrlhf_pgrpo.core.estimator import advantage_estimators  # noqa: E402
 from openrlhf_pgrpo.files import whole_file  # noqa: E402
 from wider_heads import widen  # noqa: E402
 
@@ -38,7 +39,10 @@ def reward_func(queries, prompts, labels):
 
     rewards = []
     for query, asked in zip(queries, map(json.loads, labels), strict=True):
-        answer = query.partition(asked["prompt"])[2].partition("<s>")[0]
+        _, prompt, rest = query.partition(asked["prompt"])
+        if not prompt:
+            raise ValueError(f"needs texts that begin with their prompt {asked['prompt']!r}, got {query!r}")
+        answer = rest.partition("<s>")[0]
         value = lab.LIKINGS[asked["liking"]](answer) / asked["spread"]
         noise = CELL.difficulty * asked["difficulty"] + CELL.noise * np.random.default_rng().standard_normal()
         rewards.append(asked["offset"] + asked["scale"] * (value + noise))
@@ -83,10 +87,11 @@ def run(folder: Path, policy: Path, stories: lab.Writer, estimator: str, seed: i
 
     scores = folder / "scores.json"
     if not scores.exists():
-        clear_unless_done(folder, "train")
+        words = command(folder, policy, estimator, seed, steps)
+        clear_unless_done(folder, "train", words)
         lines = [json.dumps(row) + "\n" for row in rows(stories.spread, seed, steps)]
         (folder / "prompts.jsonl").write_text("".join(lines))
-        once(folder, "train", command(folder, policy, estimator, seed, steps))
+        once(folder, "train", words)
         every = steps // lab.EVALUATIONS
         saved = [folder / "checkpoints" / f"global_step{step}_hf" for step in range(every, steps, every)]
         names, liking = lab.people(CELL.groups), CELL.population(np.random.default_rng(seed))[3]
@@ -121,12 +126,17 @@ def main() -> None:
     parser.add_argument("--lab", type=Path, help="the lab's folder. Default: FOLDER/lab")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    if min(args.seeds, args.lab_seeds) < 2 or args.steps % lab.EVALUATIONS:
-        parser.error(f"two seeds or more, and --steps a multiple of {lab.EVALUATIONS}, are needed, got {vars(args)}")
+    if min(args.seeds, args.lab_seeds) < 2:
+        parser.error(f"--seeds and --lab_seeds need at least 2, got {args.seeds} and {args.lab_seeds}")
+    if args.steps < lab.EVALUATIONS or args.steps % lab.EVALUATIONS:
+        parser.error(f"--steps needs a multiple of {lab.EVALUATIONS}, the number of evaluations, got {args.steps}")
+    if unknown := {*args.estimators} - {*HOST, *advantage_estimators()}:
+        known = [*HOST, *advantage_estimators()]
+        parser.error(f"--estimators needs names that the lab has, too, from {known}, got {sorted(unknown)}")
     if not (args.model / "config.json").is_file():
         parser.error(f"--model needs a folder with stories260K, got none at {args.model}")
     folder = args.folder.resolve()
-    one_set_of_flags(folder, model=args.model.resolve(), steps=args.steps)
+    one_set_of_flags(folder, model=args.model.resolve(), steps=args.steps, rate=lab.RATE)
     policy, stories = folder / "policy", lab.writer(args.model)
     if not policy.exists():
         begun = folder / "policy.new"
@@ -140,6 +150,8 @@ def main() -> None:
         estimator: lab.jobs_of(CELL, estimator, lab.RATE, args.steps, range(args.lab_seeds))
         for estimator in args.estimators
     }
+    for estimator, (job, *_) in jobs.items():
+        one_set_of_flags(folder / estimator, **job.settings())
     stack = {
         estimator: np.stack([
             run(folder / estimator / f"seed-{seed}", policy, stories, estimator, seed, args.steps)

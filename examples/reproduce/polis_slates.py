@@ -1,6 +1,7 @@
 """Does a policy learn which statements people agree with, from their votes, through the real stack? (docs/pgrpo.md)
 
     python examples/reproduce/polis_slates.py FOLDER [--data POLIS] [--estimators group_norm pgrpo_eb] [--seeds 3]
+    python examples/reproduce/polis_slates.py FOLDER --estimators group_robust pgrpo_eb:min_count=16
     python examples/reproduce/polis_slates.py FOLDER --scales           # the minority marks harshly: 5 vote - 10
     python examples/reproduce/polis_slates.py FOLDER --groups random    # control: what the policy is told is drawn
     python examples/reproduce/polis_slates.py FOLDER --quick            # two steps of one seed: does it run?
@@ -36,6 +37,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +54,7 @@ from openrlhf_pgrpo.core.annotations import Annotations  # noqa: E402
 from openrlhf_pgrpo.core.differences import Differences  # noqa: E402
 from openrlhf_pgrpo.core.evaluation import mean_and_error  # noqa: E402
 from openrlhf_pgrpo.core.factorization import fit  # noqa: E402
+from openrlhf_pgrpo.core.pgrpo import PGRPOOptions  # noqa: E402
 from openrlhf_pgrpo.files import whole_file  # noqa: E402
 from polis_slates_reward import NUMBERS  # noqa: E402
 from pref_votes import VOTES  # noqa: E402
@@ -169,8 +172,12 @@ def judged_pairs(world: World, seed: int) -> np.ndarray:
 
 
 def training_command(policy: Path, estimator: str, seed: int, steps: int) -> list[str]:
+    """The training, as a user would type it. After a colon the estimator may have options, `pgrpo:min_count=16`."""
+    name, _, rest = estimator.partition(":")
+    options = [pair.partition("=") for pair in rest.split(",") if pair]
     flags = {
-        "--advantage_estimator": estimator,
+        "--advantage_estimator": name,
+        **{f"--pgrpo.{option}": value for option, _, value in options},
         "--actor.model_name_or_path": policy,
         "--reward.remote_url": HERE / "polis_slates_reward.py",
         "--data.prompt_dataset": "prompts.jsonl",
@@ -235,10 +242,11 @@ def run(folder: Path, policy: Path, world: World, estimator: str, seed: int, ste
     """One training: its chances (G, P, 2, 2). Of its weights nothing is kept."""
     pairs = judged_pairs(world, seed)
     if not (folder / "chances.json").is_file():
-        clear_unless_done(folder, "train")
+        command = training_command(policy, estimator, seed, steps)
+        clear_unless_done(folder, "train", command)
         rows = training_slates(world, steps * PROMPTS_PER_STEP, scales, seed)
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        once(folder, "train", training_command(policy, estimator, seed, steps))
+        once(folder, "train", command)
     found = judge(folder, folder / "trained", world, pairs)
     shutil.rmtree(folder / "trained", ignore_errors=True)
     return found
@@ -335,7 +343,7 @@ def reproduce(args: argparse.Namespace, policy: Path) -> None:
         folder.mkdir(exist_ok=True)
         policies = {"untrained": judge(folder, policy, world, pairs)}
         for estimator in args.estimators:
-            folder = args.folder / f"{estimator}-seed-{seed}"
+            folder = args.folder / f"{estimator.replace(':', ' ')}-seed-{seed}"
             policies[estimator] = run(folder, policy, world, estimator, seed, args.steps, args.scales)
         seeds.append(compare(world, pairs, policies))
         none.append({name: 1 - chance.sum(-1).mean() for name, chance in policies.items()})
@@ -358,12 +366,14 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a training that runs also ends
     if args.quick:
         args.seeds, args.steps = 1, 2
+    if min(args.seeds, args.steps) < 1:
+        parser.error(f"--seeds and --steps need at least 1, got {args.seeds} and {args.steps}")
     if not is_polis(args.data):
         raise SystemExit(f"this needs votes of a Polis conversation, got none in {args.data}: name it with --data")
     args.folder = args.folder.resolve()
     policy = (build_policy() if args.policy is None else args.policy).resolve()
-    settings = {"data": args.data.resolve(), "policy": policy, "steps": args.steps}
-    one_set_of_flags(args.folder, **settings, scales=args.scales, groups=args.groups)
+    settings = {"data": args.data.resolve(), "policy": policy, "steps": args.steps, "rate": LEARNING_RATE}
+    one_set_of_flags(args.folder, **settings, scales=args.scales, groups=args.groups, defaults=asdict(PGRPOOptions()))
     try:
         reproduce(args, policy)
     except KeyboardInterrupt:

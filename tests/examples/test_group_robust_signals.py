@@ -59,6 +59,13 @@ def test_the_surrogate_loss_says_nothing(world):
     np.testing.assert_allclose(alpha, 0.5, atol=1e-9)
 
 
+@pytest.mark.parametrize("name, least", [("seeds", 2), ("steps", 1), ("samples", 2)])
+def test_a_table_of_nothing_is_refused(name, least, capsys):
+    with pytest.raises(SystemExit):
+        lab.main([f"--{name}", str(least - 1)])
+    assert f"--{name} needs at least {least}, got {least - 1}" in capsys.readouterr().err
+
+
 def test_the_table(capsys):
     lab.main(["--seeds", "2", "--steps", "3", "--prompts", "8", "--samples", "2"])
     lines = capsys.readouterr().out.splitlines()

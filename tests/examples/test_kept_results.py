@@ -28,12 +28,13 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
 
 def test_a_command_is_run_once_and_from_the_start(tmp_path):
     folder = tmp_path / "seed-0"
-    clear_unless_done(folder, "train")
     count = [sys.executable, "-c", "print(1, file=open('ran', 'a')); import sys; sys.exit(len(sys.argv) == 1)"]
+    clear_unless_done(folder, "train", count)
     with pytest.raises(SystemExit, match="train failed; the reason is at the end of .*train.log"):
         once(folder, "train", count)
-    clear_unless_done(folder, "train")
     for _ in range(2):
+        clear_unless_done(folder, "train", [*count, "well"])
         once(folder, "train", [*count, "well"])
-        clear_unless_done(folder, "train")
     assert (folder / "ran").read_text() == "1\n"
+    clear_unless_done(folder, "train", [*count, "better"])  # of another command nothing is left
+    assert not [*folder.iterdir()]

@@ -183,3 +183,5 @@ def test_the_stack_gets_the_labs_prompts_and_rewards(monkeypatch):
         (found,) = stack.reward_func([query], [row["prompt"]], [row["wish"]])["rewards"].tolist()
         value = lab.LIKINGS[liking[g]](' cat. "Yes, we love it!"') / spread[liking[g]] + stack.CELL.noise * noise
         assert found == pytest.approx(offset[g] + scale[g] * value, rel=1e-6)
+    with pytest.raises(ValueError, match="needs texts that begin with their prompt '.*', got 'a cat'"):
+        stack.reward_func(["a cat"], [row["prompt"]], [row["wish"]])

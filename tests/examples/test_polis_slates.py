@@ -103,8 +103,9 @@ def test_an_answer_earns_the_vote_on_the_statement_that_it_names(slates):
 
 
 def test_the_reward_function_is_one_that_the_host_takes(slates, host_args):
-    command = slates.training_command(Path("policy"), "pgrpo_eb", 3, 60)
+    command = slates.training_command(Path("policy"), "pgrpo_eb:min_count=16", 3, 60)
     args = host_args(*command[3:])
+    assert args.pgrpo.min_count == 16
     assert args.data.max_samples == 960 and args.train.seed == 3
     assert Path(args.reward.remote_url) == FOLDER / "polis_slates_reward.py"
 
@@ -230,6 +231,12 @@ def test_what_is_done_is_not_done_again(slates, polis, chat_policy, tmp_path, mo
 def test_a_folder_without_votes_is_an_error(slates, tmp_path):
     with pytest.raises(SystemExit, match="this needs votes of a Polis conversation, got none in"):
         slates.main([str(tmp_path / "run"), "--data", str(tmp_path)])
+
+
+def test_no_seed_is_no_result(slates, tmp_path, polis, capsys):
+    with pytest.raises(SystemExit):
+        slates.main([str(tmp_path / "run"), "--data", str(polis), "--seeds", "0"])
+    assert "--seeds and --steps need at least 1, got 0 and 60" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(
