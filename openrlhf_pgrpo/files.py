@@ -8,11 +8,12 @@ import json
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 KINDS: dict[type, str] = {str: "a text", list: "a list of texts"}
 
@@ -85,7 +86,7 @@ def _keep_mode(path: Path, descriptor: int) -> None:
 
 
 @contextmanager
-def locked(path: Path, needed: bool = True) -> Iterator[None]:
+def locked(path: Path, needed: bool = True, refusal: str | None = None) -> Iterator[None]:
     """Waits until nobody else holds this lock, in any process or thread, and holds it for the block.
 
         with locked(path):
@@ -96,9 +97,10 @@ def locked(path: Path, needed: bool = True) -> Iterator[None]:
     file beside it, `.NAME.lock`, which is removed at the end. A process that dies gives its lock back.
 
     Args:
-        needed: False goes on where the file system has no locks.
+        needed: False goes on where the file system has no locks. refusal: what to say instead of waiting.
 
     Raises:
+        ValueError: somebody else holds the lock, and there is a `refusal`.
         OSError: the lock's file cannot be made, or is a link; or there are no locks, and one is needed.
     """
     lock = path.with_name(f".{path.name}.lock")
@@ -106,7 +108,9 @@ def locked(path: Path, needed: bool = True) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+            except BlockingIOError:
+                raise ValueError(refusal) from None
             except OSError:
                 if needed:
                     raise
@@ -131,11 +135,11 @@ def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] 
     """Looks before the work begins whether a file can be written.
 
     Args:
-        flag: names the file in messages. inputs: flag -> a file that the command reads; None is none.
+        flag: names the file in messages. inputs: as `check_apart`.
 
     Raises:
-        ValueError: its folder does not exist or cannot be written; `path` is a folder, a device or a pipe; or it is
-            one of the inputs, by whatever name or link.
+        ValueError: its folder does not exist or cannot be written; `path` is a folder, a device or a pipe; or as
+            `check_apart`.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -143,8 +147,26 @@ def check_folder(path: Path, flag: str, inputs: Mapping[str, str | Path | None] 
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"{flag} needs a folder that can be written, got {path.parent}: name another")
     _check_kind(path, flag)
-    for name, given in (inputs or {}).items():
-        if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+    check_apart(path, flag, inputs or {})
+
+
+def check_apart(path: Path, flag: str, inputs: Mapping[str, str | Path | None]) -> None:
+    """Checks that what is written is not read, now or by the next command.
+
+    Args:
+        inputs: flag -> a file or folder that the command reads, or a name on the hub; None is none.
+
+    Raises:
+        ValueError: `path` is one of the inputs, by whatever name or link, or lies in one.
+    """
+    for name, given in inputs.items():
+        if given is None or not Path(given).exists():
+            continue
+        if Path(given).is_dir() and path.resolve().is_relative_to(Path(given).resolve()):
+            raise ValueError(
+                f"{flag} needs a place outside of the folder {given}, which {name} reads, got {path}: name another"
+            )
+        if path.exists() and path.samefile(given):
             raise ValueError(f"{flag} needs a file of its own, got {path}, which {name} reads: name another")
 
 
@@ -162,9 +184,9 @@ def check_distinct(files: dict[str, Path | None]) -> None:
             raise ValueError(f"{one} and {other} need a file each, got {second} for both: name another")
 
 
-def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
-    """The files in a folder that `flag` names, as inputs for `check_folder`; none for a name on the hub."""
-    return {f"{flag} {file}": file for file in Path(folder).rglob("*")}
+def held_in(source: str | Path, flag: str) -> dict[str, Path]:
+    """What `flag` names, after the files in it if it is a folder, as inputs for `check_folder`."""
+    return {f"{flag} {file}": file for file in Path(source).rglob("*") if file.is_file()} | {flag: Path(source)}
 
 
 def to_disk(path: Path) -> None:
@@ -228,11 +250,20 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[tuple[int, dict]]:
 def json_object(text: bytes, what: str) -> dict:
     """The object that a text is. Raises ValueError, which begins with `what`, if it is none."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=with_keys_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} needs a JSON object, got {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{what} needs a JSON object, got {type(found).__name__}")
+    return found
+
+
+def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError if it has a key twice, of which Python silently takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} twice")
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from openrlhf_pgrpo.files import check_folder, locked, read_rows, whole_file, write_rows, write_whole
+from openrlhf_pgrpo.files import check_folder, held_in, locked, read_rows, whole_file, write_rows, write_whole
 
 pytestmark = pytest.mark.core
 
@@ -167,6 +167,22 @@ def test_e4_an_output_that_is_an_input_is_refused_by_any_name(tmp_path, monkeypa
         with pytest.raises(ValueError, match="--output needs a file of its own, got .*, which --data reads: name"):
             check_folder(tmp_path / name, "--output", {"--pool": None, "--data": "data.jsonl"})
     check_folder(tmp_path / "new.jsonl", "--output", {"--data": data})
+
+
+def test_an_output_inside_a_folder_that_is_read_is_refused(tmp_path):
+    """The next command would have read it as data."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "more").mkdir(parents=True)
+    elsewhere.symlink_to(data / "more")
+    for folder in (data, data / "more", elsewhere):
+        with pytest.raises(ValueError, match="--output needs a place outside of the folder .*data, which --data"):
+            check_folder(folder / "new.jsonl", "--output", held_in(data, "--data"))
+    (data / "linked.jsonl").symlink_to(tmp_path / "mine.jsonl")
+    (tmp_path / "mine.jsonl").touch()
+    with pytest.raises(ValueError, match="needs a file of its own, got .*mine.jsonl, which --data .*linked.jsonl"):
+        check_folder(tmp_path / "mine.jsonl", "--output", held_in(data, "--data"))
+    for source in (data, "a-name/on-the-hub"):
+        check_folder(tmp_path / "data.jsonl", "--output", held_in(source, "--data"))
 
 
 COUNT = """

@@ -49,6 +49,18 @@ def hold_out(user: np.ndarray, texts: np.ndarray, rng: np.random.Generator) -> t
     return ~held.any(1), held.all(1)
 
 
+def parts(sizes: np.ndarray, users: int, cells: int) -> list[tuple[int, int]]:
+    """Users with pools of these sizes (U,), parted into ranges of at most so many users and, padded, so many pairs. A
+    pool that is larger is alone."""
+    found, start, most = [], 0, 0
+    for user, size in enumerate(sizes.tolist()):
+        most = max(most, size)
+        if user > start and (user - start == users or (user + 1 - start) * most > cells):
+            found.append((start, user))
+            start, most = user, size
+    return [*found, (start, len(sizes))]
+
+
 def pools(user: np.ndarray, v: np.ndarray, preference: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (U, M, D) and answers (U, M) of what each user may be asked, padded; v (N, D), user (N,) sorted."""
     counts = np.bincount(user, minlength=users)

@@ -138,4 +138,5 @@ def majority(user: np.ndarray, pair: np.ndarray, preference: np.ndarray) -> np.n
     cell = np.unique(np.stack([user, pair], 1), axis=0, return_inverse=True)[1].ravel()
     votes = [np.bincount(pair, y)[pair] - np.bincount(cell, y)[cell] for y in (preference, 1 - preference)]
     first, second = (np.log1p(np.maximum(vote, 0)) for vote in votes)
-    return first - second
+    equal = np.abs(votes[0] - votes[1]) <= 1e-12 * np.bincount(pair)[pair]  # sums and differences are rounded
+    return np.where(equal, 0, first - second)

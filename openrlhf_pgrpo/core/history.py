@@ -177,6 +177,10 @@ class VarianceComponents(RewardHistory):
         return ratio(self.within_ss, self.within_df)
 
     def tau2(self) -> np.ndarray:
-        """Variance between prompts, (G,): the variance of prompt means less sig2 * mean(1/n), but at least 0."""
+        """Variance between prompts, (G,): the variance of prompt means less sig2 * mean(1/n), but at least 0.
+
+        The variance of k means divides by k, so that one sample a prompt makes `pgrpo_eb` the paper's `pgrpo`. After a
+        few prompts it is therefore low, and the baseline nearer to the history.
+        """
         noise = self.sig2() * ratio(self.inverse_n, self.count)
         return np.maximum(np.square(self.moments.std()) - noise, 0.0)

@@ -62,6 +62,8 @@ def read_stops(name: str | Path, tokenizer: Any) -> list[str]:
 def _check_there(name: str | Path) -> None:
     if not Path(name).exists() and not ON_THE_HUB.fullmatch(str(name)):
         raise ValueError(f"a model needs to be a folder or a name on the hub, got {name}, which is none: correct it")
+    if Path(name).is_file():
+        raise ValueError(f"a model needs to be a folder or a name on the hub, got {name}, a file: name the folder")
 
 
 def check(config: Any, name: str | Path) -> None:

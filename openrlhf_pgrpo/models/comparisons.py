@@ -27,6 +27,11 @@ from openrlhf_pgrpo.models.messages import (
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table, read_table
 
+PAIRS, RATINGS = "pairs", "ratings"
+COLUMNS_OF = {
+    PAIRS: ("user", "prompt", "chosen", "rejected", "preference"),
+    RATINGS: ("user", "prompt", "response", "rating"),
+}
 Row = tuple[str, Text, Text, Text, float]  # user, prompt, first answer, second answer, preference for the first
 
 
@@ -104,22 +109,39 @@ def read_data(source: str | Path, columns: Columns = COLUMNS, split: str | None 
             have one; answers that are the same; conversations that do not part at an answer; with rows.
     """
     table = read_table(source, {}, split, [columns.preference, "margin"])  # the host trains on margins
-    found = {column for row in table.rows for column in row}
-    if columns.preference != COLUMNS.preference and columns.preference not in found:
-        raise ValueError(f"{source} needs the column {columns.preference!r}, got no row with it: correct its name")
-    if columns.chosen in found:
-        if columns.rating != COLUMNS.rating or columns.response != COLUMNS.response:
-            raise ValueError(
-                f"--rating_key and --response_key name columns of ratings, got {source}, whose rows are pairs "
-                f"({columns.chosen!r}), so they do nothing: leave them out"
-            )
-        return read_pairs(table, columns, columns.prompt in found)
-    if columns.rating in found:
+    form = form_of(table, columns)
+    if form == PAIRS:
+        return read_pairs(table, columns, columns.prompt in table.columns)
+    if form == RATINGS:
         return read_ratings(table, columns)
     raise ValueError(
         f"{table.place(0)} needs the column {columns.chosen!r}, of pairs, or {columns.rating!r}, of ratings, got "
         f"{listed(table.rows[0]) or 'none'}: name it with --chosen_key or --rating_key"
     )
+
+
+def form_of(table: Table, columns: Columns) -> str | None:
+    """What the rows are: PAIRS, RATINGS, or neither, None.
+
+    Raises:
+        ValueError: a column that is named otherwise than by default, and that no row has, or rows of this form do not.
+    """
+    found = table.columns
+    form = PAIRS if columns.chosen in found else RATINGS if columns.rating in found else None
+    for kind, name in columns._asdict().items():
+        if name == getattr(COLUMNS, kind):
+            continue
+        if name not in found:
+            raise ValueError(
+                f"--{kind}_key needs a column of {table.name}, {listed(sorted(found))}, got {name!r}: correct it"
+            )
+        if form is not None and kind not in COLUMNS_OF[form]:
+            other = RATINGS if form == PAIRS else PAIRS
+            raise ValueError(
+                f"--{kind}_key names a column of {other}, got {table.name}, whose rows are {form}, so it does "
+                "nothing: leave it out"
+            )
+    return form
 
 
 def pair_up(data: Comparisons | Ratings, pairs_per_user: int | None, seed: int) -> Comparisons:

@@ -18,6 +18,7 @@ from openrlhf_pgrpo.core.differences import Differences
 from openrlhf_pgrpo.core.factorization import Factorization, NotCarried, check_factors, fit
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed
 from openrlhf_pgrpo.core.optimum import Problem, check_l2
+from openrlhf_pgrpo.files import check_apart
 from openrlhf_pgrpo.models import backbone as backbones
 from openrlhf_pgrpo.models.comparisons import Comparisons, Row, read
 from openrlhf_pgrpo.models.folder import write
@@ -197,6 +198,7 @@ def factorize(
         ArithmeticError: the fit does not converge.
     """
     check_new(folder, "--output", [backbone], refit=True)
+    check_apart(folder, "--output", {"--data": data})
     check_pooling(pooling)
     config = backbones.read_config(backbone)
     backbones.check(config, backbone)

@@ -18,6 +18,7 @@ from openrlhf_pgrpo.files import check_row
 from openrlhf_pgrpo.models.messages import Text, no_answer, no_text
 from openrlhf_pgrpo.models.tables import Columns, Table
 
+ROUNDED = 2**53  # from here on, whole numbers that differ may be the same float
 MOST_PAIRS = 10**7  # of all users: more would fill the memory
 
 
@@ -163,12 +164,18 @@ def _distinct(texts: Sequence[Text]) -> tuple[list[Text], np.ndarray]:
 def _number(value: Any, column: str, place: str) -> float:
     """A rating. In CSV it is a text."""
     try:
-        number = np.nan if isinstance(value, (bool, np.bool_)) else float(value)
+        no_number = isinstance(value, (bool, np.bool_)) or "_" in str(value)  # 1_000 is a number to Python alone
+        number = np.nan if no_number else float(value)
     except (TypeError, ValueError, OverflowError):
         number = np.nan
     if not np.isfinite(number):
         raise ValueError(
             f"{place} needs a finite number in {column!r}, got {in_words(value)}: correct it or drop the row"
+        )
+    if abs(number) >= ROUNDED:
+        raise ValueError(
+            f"{place} needs a rating below 2**53 in {column!r}, got {in_words(value)}: divide all ratings by one "
+            "number, because larger ones that differ may be rounded to a tie"
         )
     return number
 

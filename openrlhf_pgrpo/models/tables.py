@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from openrlhf_pgrpo.core.names import in_words, listed
-from openrlhf_pgrpo.files import check_row, read_rows, reading
+from openrlhf_pgrpo.files import check_row, read_rows, reading, with_keys_once
 from openrlhf_pgrpo.progress import progress
 
 OF_ARROW = {".parquet": "parquet", ".arrow": "arrow"}
@@ -48,6 +49,11 @@ class Table(NamedTuple):
     rows: list[dict]
     numbers: list[int]
     unit: str
+
+    @property
+    def columns(self) -> set[str]:
+        """All that some row has."""
+        return {column for row in self.rows for column in row}
 
     def place(self, row: int) -> str:
         """Where a row stands, for a message."""
@@ -189,7 +195,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _number(field: str | None) -> str | float | None:
     try:
-        return None if field is None else float(field)
+        return field if field is None or "_" in field else float(field)  # 1_000 is a number to Python alone
     except ValueError:  # left to whoever knows what the number is for
         return field
 
@@ -200,12 +206,12 @@ def _reader_of_json(path: Path) -> Callable[[str], list] | None:
     with open(path, "rb") as file:
         begin = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     if begin.startswith(b"["):
-        return json.loads
+        return partial(json.loads, object_pairs_hook=with_keys_once)
     return _one_after_the_other if re.match(rb"\{[ \r]*\n", begin) else None
 
 
 def _one_after_the_other(text: str) -> list:
-    decoder, rows, place = json.JSONDecoder(), [], 0
+    decoder, rows, place = json.JSONDecoder(object_pairs_hook=with_keys_once), [], 0
     while place < len(text):
         if text[place].isspace():
             place += 1

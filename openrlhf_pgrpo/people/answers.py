@@ -5,10 +5,11 @@ Axes: U users, P pairs, D base rewards.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed, listed
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
+from openrlhf_pgrpo.files import check_apart, check_distinct, check_folder, held_in, locked
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.output_folder import CONFIG, WEIGHT_FILES
@@ -47,8 +48,9 @@ def learn(
     """
     check_distinct({"--answers": answers, "--scores": scores})
     check_profiles_folder(profiles, "--profiles")
+    check_apart(profiles, "--profiles", {"--answers": answers})
     if scores is not None:
-        check_folder(scores, "--scores", held_in(model, "--model"))
+        check_folder(scores, "--scores", held_in(answers, "--answers") | held_in(model, "--model"))
     data, folder = read(answers, columns, split, pairs_per_user, seed), Folder(model, chat_template)
     for sentence in data.said:
         print(sentence, flush=True)
@@ -111,7 +113,7 @@ def answers_of(said: Mapping[str, Said], pairs: Sequence[Pair], features: Sequen
     found = {}
     for user, of_pairs in said.items():
         answers = [
-            Answer(name, v[rows[name]], sum(preferences) / len(preferences), *pairs[rows[name]])
+            Answer(name, v[rows[name]], fmean(preferences), *pairs[rows[name]])
             for name, preferences in of_pairs.items()
             if name in rows
         ]
@@ -172,8 +174,12 @@ def write_profiles(folder: Path, flag: str, profiles: Sequence[Profile], there: 
 
     Those that are there already with the same answers stay, so the same command goes on after an interruption.
 
+    Args:
+        there: as `profiles_there` gave them, perhaps long ago.
+
     Raises:
-        ValueError: one that is there has other answers; nothing has been written.
+        ValueError: one that is there has other answers, then nothing has been written; or one came in the meantime,
+            then that one stays and all others are written.
         OSError: a file cannot be written.
     """
     new = [profile for profile in profiles if profile.user not in there]
@@ -183,8 +189,20 @@ def write_profiles(folder: Path, flag: str, profiles: Sequence[Profile], there: 
             f"({listed(others)}) in {folder}: name another folder, or move these profiles away"
         )
     folder.mkdir(exist_ok=True)
+    came = []
     for profile in along(new, "writing profiles", "profiles"):
-        profile.save(folder / profile_name(profile.user))
+        path = folder / profile_name(profile.user)
+        with locked(path, needed=False):  # as a session does; the work is done, so no lock is no reason to lose it
+            if path.exists():
+                came.append(profile.user)
+            else:
+                profile.save(path)
+    if came:
+        raise ValueError(
+            f"{flag} needs a folder that nobody else writes these profiles to, got {len(came)} ({listed(came)}) that "
+            f"came into {folder} in the meantime, which stays; the others are written: run the command again, which "
+            "compares their answers"
+        )
 
 
 def choices(profile: Profile) -> list:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.core.win_rate import win_rate
-from openrlhf_pgrpo.files import json_object, locked, read_rows, write_whole
+from openrlhf_pgrpo.files import check_apart, json_object, locked, read_rows, write_whole
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
@@ -26,6 +27,7 @@ from openrlhf_pgrpo.models.tables import Table, as_json, read_table
 from openrlhf_pgrpo.models.users import ASK, MEAN, Users, profile_files
 from openrlhf_pgrpo.people.generation import Sampling, generate, prompt_ids, writers_for, written
 from openrlhf_pgrpo.people.judge import ANYBODY, Judge, Pair, read_prompt
+from openrlhf_pgrpo.people.terminal import on_one_line
 from openrlhf_pgrpo.progress import along, progress
 
 SETTINGS, VERDICTS, RESULT = "settings.json", "verdicts.jsonl", "result.json"
@@ -89,16 +91,23 @@ def compare(
         ModuleNotFoundError: vLLM is not installed.
     """
     _check(model, judge, judge_model, judge_prompt, pref_group_texts, profiles, population, chat_template)
+    check_apart(output, "--output", {"--data": data, "--model": model} | {f"--policies {p}": p for p in policies})
+    sampling = Sampling(temperature, max_tokens, seed)
+    if judge is not None:
+        asked = Judge(judge, judge_model, read_prompt(judge_prompt), judge_tokens, judge_timeout)
     read = read_data(data, prompt_key, user_key, pref_group_key, split)
     placed = dict(zip(read.places, read.prompts))
     ids = [prompt_ids(writer, placed) for writer in writers_for(policies, plain_prompts)]
-    sampling = Sampling(temperature, max_tokens, seed)
     _claim(output)
-    with locked(output / SETTINGS):
+    busy = (
+        f"--output needs a folder that no other compare writes to, got {output}, which one does: wait until it has "
+        "ended, or name another"
+    )
+    with locked(output / SETTINGS, refusal=busy):
         kept = _kept_settings(output)
         settings: dict[str, dict] = {"answers": {"data": _content(read), "prompt_key": prompt_key}}
         settings["answers"] |= {f"policy {side}": _identity(policy) for side, policy in zip(SIDES, policies)}
-        settings["answers"] |= {"plain_prompts": plain_prompts, **sampling._asdict()}
+        settings["answers"] |= {"plain_prompts": plain_prompts, **asdict(sampling)}
         columns = {"user_key": user_key or USER, "pref_group_key": pref_group_key or PREF_GROUP}
         if model is not None:
             users = Users(Folder(model, chat_template), profiles, f"{ASK}, or take the average user with --population")
@@ -108,10 +117,9 @@ def compare(
             settings["verdicts"] = {"model": users.model.fingerprint, "profiles": _sha256(files), **columns}
             settings["verdicts"] |= {"population": population, "chat_template": chat_template}
         else:
-            name = judge_model or kept.get("verdicts", {}).get("judge_model")
-            asked = Judge(judge, name, read_prompt(judge_prompt), judge_tokens, judge_timeout)
+            name = asked.find_name(kept.get("verdicts", {}).get("judge_model"))
             readers = _readers(read, pref_group_texts)
-            settings["verdicts"] = {"judge_model": asked.name, "judge_prompt": asked.prompt, **columns}
+            settings["verdicts"] = {"judge_model": name, "judge_prompt": asked.prompt, **columns}
             settings["verdicts"] |= {"judge_tokens": judge_tokens, "pref_group_texts": readers}
         settings = json.loads(json.dumps(settings))  # as those that are read
         _check_same(output, kept, settings)
@@ -274,7 +282,8 @@ def table(result: dict) -> list[str]:
     for group, of in [*result["pref_groups"].items(), ("all", result["all"])]:
         numbers = [f"{of[name]:.3g}" if isinstance(of[name], float) else str(of[name]) for name in titles]
         rate = "-" if of["win_rate"] is None else f"{of['win_rate']:.1%}"
-        lines.append([group, *numbers, rate, "-" if of["low"] is None else f"{of['low']:.1%} to {of['high']:.1%}"])
+        interval = "-" if of["low"] is None else f"{of['low']:.1%} to {of['high']:.1%}"
+        lines.append([on_one_line(group), *numbers, rate, interval])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
 
@@ -316,7 +325,9 @@ def _growing(path: Path, keys: Sequence[str], what: str, total: int):
 
 
 def _claim(output: Path) -> None:
-    """Makes the folder. Raises ValueError if it holds files that are not of this command."""
+    """Makes the folder. Raises ValueError if it is a file, or holds files that are not of this command."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output needs a folder, got {output}, a file: name another")
     output.mkdir(parents=True, exist_ok=True)
     held = {path.name for path in output.iterdir() if not path.name.startswith(".new-")}  # one that is being written
     if foreign := held - OUR_FILES or (held - {f".{SETTINGS}.lock"} if SETTINGS not in held else None):
@@ -327,7 +338,7 @@ def _claim(output: Path) -> None:
 
 
 def _kept_settings(output: Path) -> dict[str, Any]:
-    """The settings that a folder was begun with. Those of verdicts count only where there are some.
+    """The settings that a folder was begun with. Those of answers and verdicts count only where there are some.
 
     Raises:
         ValueError: the file is of something else.
@@ -342,7 +353,9 @@ def _kept_settings(output: Path) -> dict[str, Any]:
             f"{path} needs the settings of a comparison, got {in_words(kept.get(wrong[0]))} as {wrong[0]!r}: name "
             "another folder with --output"
         )
-    return kept if (output / VERDICTS).exists() else {**kept, "verdicts": {}}
+    filled = {file.name for file in output.glob("*.jsonl") if file.stat().st_size}
+    judged = VERDICTS in filled
+    return {"answers": kept["answers"] if filled else {}, "verdicts": kept["verdicts"] if judged else {}}
 
 
 def _check_same(output: Path, kept: dict[str, Any], settings: dict[str, dict]) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo import __version__
-from openrlhf_pgrpo.core.asking import coefficients_after, hold_out, pools
+from openrlhf_pgrpo.core.asking import coefficients_after, hold_out, parts, pools
 from openrlhf_pgrpo.core.evaluation import (
     METRICS,
     contributions,
@@ -45,7 +45,7 @@ ASKED = (0, 1, 3, 5, 10, 20)  # answers of a new user
 DRAWS = 5  # of random questions
 SEED = 0  # of what is held out of new users, and of random questions
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-USERS_AT_ONCE = 256  # who are asked: their pools are padded to one size
+USERS_AT_ONCE, CELLS_AT_ONCE = 256, 2**20  # who are asked, and their pools, which are padded to one size
 OWN, SHARED, MAJORITY = "own coefficients", "one reward for all", "majority of the others"
 CHOSEN, RANDOM = "by information", "at random"
 UNKNOWN = {"value": None, "error": None}
@@ -127,11 +127,11 @@ def evaluate(
         },
         "finished": False,
     }
-    parts = Predictions(v, said, annotations.users, folder.coefficients, known, texts_of(pairs)[1])
-    result["known"] = parts.known_people()
+    predictions = Predictions(v, said, annotations.users, folder.coefficients, known, texts_of(pairs)[1])
+    result["known"] = predictions.known_people()
     if output is not None:
         write_whole(output, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    result["new"] = parts.new_people()
+    result["new"] = predictions.new_people()
     result["notes"] = notes(result)
     result["finished"] = True
     if output is not None:
@@ -228,8 +228,7 @@ class Predictions:
         prior, orders = Prior.of(self.coefficients), [None] + [rng] * DRAWS
         found = [np.empty((len(ASKED), users, self.v.shape[1])) for _ in orders]
         with progress("asking", users * len(orders), "people") as count:
-            for start in range(0, users, USERS_AT_ONCE):
-                stop = min(start + USERS_AT_ONCE, users)
+            for start, stop in parts(np.bincount(said.user, minlength=users), USERS_AT_ONCE, CELLS_AT_ONCE):
                 part = said.select((said.user >= start) & (said.user < stop))
                 features, answers = pools(part.user - start, self.v[part.pair], part.preference, stop - start)
                 for one, order in zip(found, orders):

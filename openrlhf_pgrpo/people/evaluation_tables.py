@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openrlhf_pgrpo.people.evaluate import CHOSEN, MAJORITY, OWN, RANDOM, SHARED, UNKNOWN
+from openrlhf_pgrpo.people.terminal import on_one_line
 
 LISTED = 20  # preference groups in a table
 
@@ -72,10 +73,11 @@ HEADINGS |= {"calibration_error": "calibration"}
 
 def lines(table: Table) -> list[str]:
     """A table as lines of text."""
-    width = max(24, *(len(label) for label, *_ in table.rows))
+    labels = [on_one_line(label) for label, *_ in table.rows]
+    width = max(24, *map(len, labels))
     head = f"{'':{width}} {'people':>7} {'answers':>8}" + "".join(f" {name:>14}" for name in HEADINGS.values())
     made = [table.title, *([table.sentence] if table.sentence else []), head]
-    for label, people, answers, measures in table.rows:
+    for label, (_, people, answers, measures) in zip(labels, table.rows):
         cells = "".join(f" {estimate(cell(measures, key)):>14}" for key in HEADINGS)
         made.append(f"{label:{width}} {people:>7} {answers:>8}{cells}".rstrip())
     return [*made, ""]

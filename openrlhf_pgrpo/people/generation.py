@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,25 @@ from openrlhf_pgrpo.models.remote_code import trusted
 PATIENCE = 20.0  # seconds for a process to end before it is killed
 
 
-class Sampling(NamedTuple):
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy answers.
+
+    Raises:
+        ValueError: what vLLM would refuse only after its start, or a seed that it takes for none.
+    """
+
     temperature: float = 1.0
     max_tokens: int = 512
     seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"--temperature needs a number from 0 to 2, got {self.temperature}: correct it")
+        if self.max_tokens < 1:
+            raise ValueError(f"--max_tokens needs at least 1, got {self.max_tokens}: correct it")
+        if self.seed < 0:
+            raise ValueError(f"--seed needs at least 0, got {self.seed}: correct it")
 
 
 class Answer(NamedTuple):

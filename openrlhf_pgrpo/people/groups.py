@@ -26,6 +26,7 @@ from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.tables import Table, read_table
 from openrlhf_pgrpo.models.users import Users, profile_files
+from openrlhf_pgrpo.people.terminal import on_one_line
 from openrlhf_pgrpo.progress import along
 
 MOST_GROUPS = 10
@@ -55,8 +56,8 @@ def group_users(
         ValueError: arguments or files that do not fit.
         OSError: a file cannot be read or written.
     """
-    read = {f"--profile {file}": file for path in profiles for file in profile_files(path)}
-    check_folder(output, "--output", {"--data": data, **held_in(data, "--data"), **read, **held_in(model, "--model")})
+    read = {f"--profile {file}": file for path in profiles for file in (*profile_files(path), path)}
+    check_folder(output, "--output", {**held_in(data, "--data"), **read, **held_in(model, "--model")})
     table, folder = name_users(read_table(data, {user_key: object}, split), user_key).as_json(), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)
@@ -75,7 +76,10 @@ def describe_new(chances: Mapping[str, np.ndarray], names: Sequence[str]) -> lis
     """A line for each new user, as long as these are few, else how many are in which preference group."""
     best = {user: int(chance.argmax()) for user, chance in chances.items()}
     if len(best) <= SHOWN:
-        return [f"{user}: {names[row]}, with a probability of {chances[user][row]:.2f}" for user, row in best.items()]
+        return [
+            f"{on_one_line(user)}: {names[row]}, with a probability of {chances[user][row]:.2f}"
+            for user, row in best.items()
+        ]
     counts = Counter(names[row] for row in best.values())
     return [f"{len(best)} new users: {', '.join(f'{counts[name]} in {name}' for name in names)}"]
 

@@ -5,6 +5,7 @@ is a tie.
 """
 
 import asyncio
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -82,11 +83,11 @@ class Judge:
     """Asks a server for verdicts.
 
     Args:
-        url: with or without its /v1. name: of the model; None is the first that the server has. timeout: seconds for
-            an answer, before it is asked for again.
+        url: with or without its /v1. name: of the model; None until `find_name`. timeout: seconds for an answer,
+            before it is asked for again.
 
     Raises:
-        ValueError: no address of a server, or a server that does not answer.
+        ValueError: no address of a server, or numbers that cannot be.
     """
 
     def __init__(self, url: str, name: str | None, prompt: str, max_tokens: int, timeout: float):
@@ -94,8 +95,20 @@ class Judge:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ValueError(f"--judge needs an address like http://host:8000, got {url.split('@')[-1]!r}: correct it")
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self.prompt, self.max_tokens, self.timeout = prompt, max_tokens, timeout
-        self.name = name or asyncio.run(self._first_model())
+        if max_tokens < 1:
+            raise ValueError(f"--judge_tokens needs at least 1, got {max_tokens}: correct it")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"--judge_timeout needs seconds above 0, got {timeout}: correct it")
+        self.name, self.prompt, self.max_tokens, self.timeout = name, prompt, max_tokens, timeout
+
+    def find_name(self, before: str | None) -> str:
+        """The name of the model: the given one, else that of `before`, else the first that the server has.
+
+        Raises:
+            ValueError: the server does not answer.
+        """
+        self.name = self.name or before or asyncio.run(self._first_model())
+        return self.name
 
     def verdicts(self, pairs: Iterable[tuple[Any, Pair]], take: Callable[[Any, dict], None]) -> None:
         """Calls `take` with what comes with each pair, and its verdict: `verdict` (A, B, tie, or None for no verdict),

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.files import check_folder, check_row, whole_file
-from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_pairs
+from openrlhf_pgrpo.models.comparisons import RATINGS, Comparisons, check_draw, form_of, pair_up, read_pairs
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.ratings import Ratings, read_ratings
@@ -109,13 +109,13 @@ def _data_of(source: Path, columns: Columns, split: str | None) -> tuple[Compari
         ValueError: as `read_pool`, or no columns of answers.
     """
     table = read_table(source, {}, split)
-    there = {column for row in table.rows for column in row}
-    named = columns[2:4] != COLUMNS[2:4]
-    if {"a", "b"} <= there and not named:
+    there = table.columns
+    if {"a", "b"} <= there and columns[2:4] == COLUMNS[2:4]:
         columns = columns._replace(chosen="a", rejected="b")
-    elif columns.rating in there and columns.chosen not in there:
+    form = form_of(table, columns)
+    if form == RATINGS:
         return read_ratings(table, columns), 0
-    elif columns.chosen not in there:
+    if form is None:
         raise ValueError(
             f"{source} needs the columns 'a' and 'b', or {columns.chosen!r} and {columns.rejected!r}, or "
             f"{columns.response!r} and {columns.rating!r}, got {listed(sorted(there)) or 'none'}: name them with "

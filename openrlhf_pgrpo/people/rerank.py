@@ -60,7 +60,7 @@ def rerank(
         OSError: a file cannot be read or written.
         ModuleNotFoundError: vLLM is not installed.
     """
-    read = {"--candidates": candidates, **held_in(candidates, "--candidates"), "--profile": profile}
+    read = {**held_in(candidates, "--candidates"), "--profile": profile}
     read |= held_in(model, "--model") | (held_in(policy, "--generate") if policy is not None else {})
     check_folder(output, "--output", read)
     if responses_key in RANKING:
@@ -71,6 +71,9 @@ def rerank(
     given = {name: value for name, value in sampling.items() if value is not None}
     if policy is None and (unused := [*given, *["plain_prompts"] * plain_prompts]):
         raise ValueError(f"--{unused[0]} needs --generate, got responses in --candidates: leave it out")
+    n, how = given.pop("n", SAMPLES), Sampling(**given)
+    if n < 1:
+        raise ValueError(f"--n needs at least 1, got {n}: correct it")
     remedies = f"{ASK}, or take the average user with --population"
     folder = Folder(model, chat_template)
     coefficients = coefficients_for(folder, user, profile, MEAN if population else ERROR, remedies)
@@ -79,7 +82,6 @@ def rerank(
         prompts, responses = [row[prompt_key] for row in table.rows], [row[responses_key] for row in table.rows]
     else:
         table = read_prompts(candidates, prompt_key, responses_key, split)
-        n, how = given.pop("n", SAMPLES), Sampling(**given)
         prompts = [row[prompt_key] for row in table.rows]
         check_length(how.max_tokens, folder)
         writer = prompt_writer(policy, folder.writer, plain_prompts)

@@ -55,6 +55,11 @@ def plain(text: str) -> str:
     return text.translate(dict.fromkeys(map(ord, controls), "\ufffd"))
 
 
+def on_one_line(text: str) -> str:
+    """The text as `plain`, with spaces for its line breaks and tabs."""
+    return plain(text).translate({ord("\n"): " ", ord("\t"): " "})
+
+
 def block(text: str, indent: str) -> str:
     width = max(shutil.get_terminal_size().columns - 2, 40)
     lines = (line for line in plain(text).splitlines() or [""])

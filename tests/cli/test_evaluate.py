@@ -90,7 +90,7 @@ def test_the_page_opens_without_a_network_on_any_screen(visit, run, command, tmp
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--user_key", "who"), "needs the column 'who', got 'group', 'user'"),
+        (("--user_key", "who"), "heldout.jsonl, 'chosen', 'group', 'prompt', 'rejected', 'user', got 'who': correct"),
         (("--pref_group_key", "taste"), "needs the column 'taste', got 'group', 'user'"),
         (("--output", "no/out.json"), "--output needs a folder that exists"),
         (("--page", "no/page.html"), "--page needs a folder that exists"),
@@ -122,6 +122,14 @@ def test_a_row_without_its_preference_group_is_named(run, command, rows, jsonl):
 def test_a_model_that_is_none_is_refused(run, command, tiny):
     code, _ = run("evaluate", "--model", tiny / "model", *command[3:])
     assert "needs to be a factorized reward model" in code
+    code, _ = run("evaluate", "--model", "heldout.jsonl", *command[3:])
+    assert "a model needs to be a folder or a name on the hub, got heldout.jsonl, a file: name the folder" in code
+
+
+def test_names_of_preference_groups_cannot_change_the_terminal(run, command, rows, jsonl):
+    data = jsonl("some.jsonl", [{**row, "group": f"\x1b[31m{row['group']}\nx"} for row in rows])
+    _, shown = run(*command[:-1], data, "--pref_group_key", "group")
+    assert "\x1b" not in shown and "\ufffd[31mcalm x " in shown
 
 
 def test_ctrl_c_leaves_a_sentence(command, monkeypatch, tmp_path, capsys):

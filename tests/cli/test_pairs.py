@@ -210,7 +210,7 @@ def test_kinds_together_hold_out_new_people_on_new_responses(run, ratings, tmp_p
         (("--held_out", "ratings.jsonl", "--hold_out", "users:.2"), "--data and --held_out need a file each"),
         (("--held_out", "no/t", "--hold_out", "users:.2"), "--held_out needs a folder that exists"),
         (("--pairs", 0), "--pairs needs at least 1, got 0"),
-        (("--rating_key", "stars"), "needs the column 'chosen', of pairs, or 'stars', of ratings, got 'user', "),
+        (("--rating_key", "stars"), "--rating_key needs a column of "),
     ],
 )
 def test_wrong_flags_are_refused_and_nothing_is_written(run, ratings, tmp_path, flags, message):
@@ -229,3 +229,23 @@ def test_a_file_that_would_stay_empty_is_refused(run, jsonl, tmp_path):
 def test_no_file_is_written_over_that_is_read(run, ratings):
     code, _ = run("pairs", "--data", ratings, "--output", ratings)
     assert "--data and --output need a file each" in code
+
+
+@pytest.mark.parametrize(
+    "words, flag",
+    [
+        (("pairs", "--data", "data"), "--output"),
+        (("pairs", "--data", "data", "--output", "o.jsonl", "--hold_out", "users:0.5"), "--held_out"),
+        (("factorize", "--data", "data", "--backbone", "none"), "--output"),
+        (("elicit", "--model", "none", "--answers", "data"), "--profiles"),
+        (("elicit", "--model", "none", "--pool", "data", "--user", "eve"), "--scores"),
+        (("compare", "--data", "data", "--model", "none", "--policies", "none", "none"), "--output"),
+    ],
+)
+def test_nothing_is_written_into_a_folder_of_data(run, ratings, tmp_path, words, flag):
+    """The same command read it as data the next time."""
+    (tmp_path / "data").mkdir()
+    ratings.rename(tmp_path / "data" / "ratings.jsonl")
+    code, _ = run(*words, flag, "data/new")
+    assert f"{flag} needs a place outside of the folder data, which {words[words.index('data') - 1]} reads" in code
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["ratings.jsonl"]

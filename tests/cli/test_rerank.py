@@ -33,6 +33,25 @@ def test_a16_columns_of_the_ranking_are_not_overwritten(run, folder, jsonl, tmp_
     assert not (tmp_path / "o.jsonl").exists() and json.loads(data.read_text()) == row
 
 
+@pytest.mark.parametrize(
+    "flag, value, need",
+    [
+        ("--n", 0, "at least 1"),
+        ("--n", -2, "at least 1"),
+        ("--temperature", "nan", "a number from 0 to 2"),
+        ("--max_tokens", -5, "at least 1"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused_and_the_output_stays(run, folder, jsonl, tmp_path, flag, value, need):
+    """Hours of responses were replaced by empty lists."""
+    data, kept = jsonl("c.jsonl", [{"prompt": "p"}]), tmp_path / "o.jsonl"
+    kept.write_text("responses of hours")
+    words = ("--candidates", data, "--output", kept, "--generate", "nobody/policy", flag, value)
+    code, _ = run("rerank", "--model", folder, "--user", "ann", *words)
+    assert f"{flag} needs {need}, got {value}: correct it" in code
+    assert kept.read_text() == "responses of hours"
+
+
 @pytest.mark.parametrize("taken", ["pref_group", "pref_group_probability"])
 def test_a16_columns_of_preference_groups_are_not_overwritten(run, folder, jsonl, tmp_path, taken):
     data = jsonl("d.jsonl", [{"user": "ann", taken: "mine"}])

@@ -1,5 +1,7 @@
 """Measures of preferences by hand and against scikit-learn, and their errors against a bootstrap over users."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -144,3 +146,10 @@ def test_the_majority_is_that_of_the_others():
     y = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 0.5])
     # pair 0: the others of user 0 say 1 and 0, those of user 2 say 1 and 1; pairs 1 and 2: nobody else
     assert majority(user, pair, y) == pytest.approx([0, 0, np.log(3), 0, 0, 0])
+
+
+def test_others_who_are_of_two_minds_are_no_majority():
+    """(0.1 + 0.7) - 0.1 is not 0.7: rounding made a majority of either side."""
+    for own, one, other in product(np.arange(11) / 10, repeat=3):
+        z = majority(np.arange(3), np.zeros(3, int), np.array([own, one, other]))[0]
+        assert (z == 0) == (abs(one + other - 1) < 1e-9)

@@ -16,6 +16,7 @@ from openrlhf_pgrpo.models import ratings as ratings_module
 from openrlhf_pgrpo.models.comparisons import pair_up, read
 from openrlhf_pgrpo.models.ratings import MOST_PAIRS, read_ratings
 from openrlhf_pgrpo.models.tables import COLUMNS, Columns, Table
+from openrlhf_pgrpo.people.pool import read_pool
 
 pytestmark = pytest.mark.core
 
@@ -158,11 +159,25 @@ def test_a_text_is_a_rating_if_it_is_a_number(tmp_path):
         read(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("rating", ["null", "NaN", "true", "1e400", '""', '"good"', "[1]", "{}", "1" + 400 * "0"])
+@pytest.mark.parametrize(
+    "rating", ["null", "NaN", "true", "1e400", '""', '"good"', '"1_0"', "[1]", "{}", "1" + 400 * "0"]
+)
 def test_a_rating_that_is_none_is_refused_with_its_line(jsonl, rating):
     broken = '{"user": "ana", "prompt": "p", "response": "y", "rating": ' + rating + "}"
     with pytest.raises(ValueError, match="line 2 of .* needs a finite number in 'rating', got .*: correct it or drop"):
         read(jsonl("a.jsonl", [rated("ana", "p", "x", 1), broken]))
+
+
+def test_ratings_that_differ_by_less_than_a_number_can_hold_are_refused(jsonl):
+    """10**17 and 10**17 + 1 were a tie."""
+    with pytest.raises(ValueError, match=r"line 2 of .* needs a rating below 2\*\*53 in 'rating', got int 100"):
+        read(jsonl("a.jsonl", [rated("ana", "p", "x", 2**53 - 1), rated("ana", "p", "y", 10**17)]))
+
+
+def test_a_preference_of_csv_has_no_underscores(tmp_path):
+    (tmp_path / "a.csv").write_text("user,prompt,chosen,rejected,preference\nana,p,x,y,0_1\n")
+    with pytest.raises(ValueError, match="row 0 of .* in 'preference', got '0_1': correct it or drop the row"):
+        read(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -344,13 +359,33 @@ def test_a_response_that_is_a_whole_conversation_is_refused(tmp_path):
         read(path)
 
 
-def test_flags_of_ratings_beside_pairs_are_refused(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"user": "u", "prompt": "hi", "chosen": "yes", "rejected": "no", "stars": 3}) + "\n")
-    with pytest.raises(
-        ValueError, match="--rating_key and --response_key name columns of ratings, .*: leave them out"
-    ):
-        read(path, COLUMNS._replace(rating="stars"))
+@pytest.mark.parametrize(
+    "form, named, message",
+    [
+        ("pairs", {"rating": "stars"}, "--rating_key names a column of ratings, got .*, whose rows are pairs, so it"),
+        ("pairs", {"preference": "prefrence"}, "--preference_key needs a column of .*, got 'prefrence': correct it"),
+        ("chats", {"prompt": "promt"}, "--prompt_key needs a column of .*, 'chosen', .*, got 'promt': correct it"),
+        ("ratings", {"chosen": "god", "rejected": "bad"}, "--chosen_key needs a column of .*, got 'god': correct it"),
+        ("ratings", {"rejected": "bad"}, "--rejected_key names a column of pairs, got .*, whose rows are ratings, so"),
+        ("ratings", {"preference": "weight"}, "--preference_key names a column of pairs, got .*, so it does nothing:"),
+        ("ratings", {"user": "who"}, "--user_key needs a column of .*, got 'who': correct it"),
+    ],
+)
+@pytest.mark.parametrize("reading", [read, read_pool])
+def test_a_key_that_names_nothing_or_does_nothing_is_refused(jsonl, reading, form, named, message):
+    """A mistyped --chosen_key made ratings of pairs, and the others were passed over."""
+    rows = {
+        "pairs": [{"user": "u", "prompt": "hi", "chosen": "yes", "rejected": "no", "stars": 3}],
+        "chats": [{"user": "u", "chosen": [USER, SAID[0]], "rejected": [USER, SAID[1]]}],
+        "ratings": [
+            {"user": "u", "prompt": "hi", "response": text, "rating": len(text), "good": "g", "bad": "b", "weight": 1}
+            for text in ("yes", "no")
+        ],
+    }
+    path = jsonl("rows.jsonl", rows[form])
+    reading(path)
+    with pytest.raises(ValueError, match=message):
+        reading(path, COLUMNS._replace(**named))
 
 
 def test_half_of_a_character_in_a_name_is_refused_with_its_line(tmp_path):

@@ -187,6 +187,25 @@ def test_no_copy_of_peoples_answers_stays_behind(source, tmp_path, monkeypatch):
     assert not cache.exists() or not any(path.is_file() for path in cache.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "a.jsonl",
+            '{"user": "a"}\n{"user": "a", "user": "b"}\n',
+            "line 2 of .*a JSON object, got the key 'user' twice",
+        ),
+        ("a.json", '[{"user": "a", "user": "b"}]', "a.json cannot be read, .* the key 'user' twice"),
+        ("a.json", '{\n"user": "a",\n"user": "b"\n}', "a.json cannot be read, .* the key 'user' twice"),
+    ],
+)
+def test_a_key_that_a_row_has_twice_is_refused(tmp_path, name, content, message):
+    """The last one counted, silently."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name, {})
+
+
 def test_a_mistyped_file_and_an_empty_folder_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

@@ -1,12 +1,15 @@
 """Many people at once, learned from choices that exist."""
 
 import json
+import threading
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from openrlhf_pgrpo.core.posterior import Prior
+from openrlhf_pgrpo.files import locked
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.scoring import load
@@ -209,6 +212,33 @@ def test_a_full_disk_leaves_whole_files_and_the_same_command_goes_on(factorized,
     assert len(list((tmp_path / "people").iterdir())) == 5
     learn(str(factorized), everybody, tmp_path / "people")
     assert len(Users(Folder(factorized), [tmp_path / "people"]).profiles) == len(NAMES) + 1
+
+
+def test_a_profile_that_somebody_writes_in_the_meantime_stays_and_is_named(
+    factorized, everybody, tmp_path, monkeypatch
+):
+    """Whoever was asked while texts were scored lost their answers."""
+    folder, held, score = tmp_path / "people", threading.Event(), answers.base_rewards
+    folder.mkdir()
+
+    def ask_eve():
+        with locked(folder / "eve.json"):
+            held.set()
+            time.sleep(0.2)
+            (folder / "eve.json").write_text("of another process")
+
+    def slowly(*given):
+        session.start()
+        held.wait()
+        return score(*given)
+
+    session = threading.Thread(target=ask_eve)
+    monkeypatch.setattr(answers, "base_rewards", slowly)
+    with pytest.raises(ValueError, match=r"got 1 \('eve'\) that came into .*, which stays; the others are written"):
+        learn(str(factorized), everybody, folder)
+    session.join()
+    assert (folder / "eve.json").read_text() == "of another process"
+    assert {path.name for path in folder.iterdir()} == {profile_name(name) for name in [*NAMES, "7"]}
 
 
 def test_the_same_choices_in_another_order_are_no_other_choices(factorized, jsonl, tmp_path):

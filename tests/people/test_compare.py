@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from common import rows_in
 
+from openrlhf_pgrpo.files import locked
 from openrlhf_pgrpo.models.scoring import load
 from openrlhf_pgrpo.people import compare as module
 from openrlhf_pgrpo.people import judge as judges
@@ -133,6 +134,11 @@ def test_a_language_model_judges_in_both_orders(run, policies, tmp_path):
     assert policies.asked == {"A": [0, 1, 2, 3], "B": [0, 1, 2, 3]}  # once for both users
 
 
+def test_names_of_preference_groups_cannot_change_the_terminal(run, factorized):
+    said = run([{**row, "pref_group": f"\x1b[31m{row['pref_group']}\n"} for row in ROWS], model=str(factorized))
+    assert said[1].startswith("\ufffd[31mone ") and not any("\x1b" in line or "\n" in line for line in said)
+
+
 def test_a_verdict_that_depends_on_the_order_is_a_tie_and_counted(run, tmp_path):
     with serving(lambda text: "A") as judge:
         run(judge=judge.url)
@@ -217,6 +223,43 @@ def test_an_address_that_is_none_is_refused(run, url):
     with pytest.raises(ValueError, match="--judge needs an address like http://host:8000") as error:
         run(judge=url)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"temperature": 3.0}, "--temperature needs a number from 0 to 2, got 3.0"),
+        ({"temperature": float("nan")}, "--temperature needs a number from 0 to 2, got nan"),
+        ({"max_tokens": 0}, "--max_tokens needs at least 1, got 0"),
+        ({"seed": -1}, "--seed needs at least 0, got -1"),
+        ({"judge_tokens": -7}, "--judge_tokens needs at least 1, got -7"),
+        ({"judge_timeout": float("nan")}, "--judge_timeout needs seconds above 0, got nan"),
+        ({"judge_timeout": float("inf")}, "--judge_timeout needs seconds above 0, got inf"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_folder_is_made(run, tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        run(judge="http://nobody.invalid", **setting)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_not_held_against_anybody_before_there_is_an_answer(run, factorized, monkeypatch, tmp_path):
+    """Whatever made vLLM refuse to start could not be corrected."""
+    whole = module.generate
+
+    def refuses(policy, ids, sampling):
+        raise ValueError("too long for me")
+        yield
+
+    monkeypatch.setattr(module, "generate", refuses)
+    with pytest.raises(ValueError, match="too long for me"):
+        run(model=str(factorized), max_tokens=10**6)
+    monkeypatch.setattr(module, "generate", whole)
+    run(model=str(factorized), max_tokens=8)
+    for path in (tmp_path / "out").glob("answers-*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="got max_tokens '9' instead of '8'"):  # verdicts are of those answers
+        run(model=str(factorized), max_tokens=9)
 
 
 def test_the_key_is_sent_and_never_printed_or_written(run, monkeypatch, tmp_path, capsys):
@@ -326,6 +369,21 @@ def test_other_settings_are_refused_with_both_values(run, policies, factorized, 
         (tmp_path / "out" / module.VERDICTS).unlink()  # the answers stay
         run(judge=judge.url)
     assert len(policies.asked["A"]) == 4
+
+
+def test_a_folder_that_another_compare_writes_to_is_refused(run, factorized, tmp_path):
+    """It waited for hours, without a word."""
+    (tmp_path / "out").mkdir()
+    refused = pytest.raises(ValueError, match="--output needs a folder that no other compare writes to, got .*out, wh")
+    with locked(tmp_path / "out" / module.SETTINGS), refused:
+        run(model=str(factorized))
+    run(model=str(factorized))
+
+
+def test_a_file_for_a_folder_is_refused(run, factorized, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="--output needs a folder, got .*out, a file: name another"):
+        run(model=str(factorized))
 
 
 def test_a_folder_of_others_is_refused(run, factorized, tmp_path):

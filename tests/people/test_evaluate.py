@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from openrlhf_pgrpo.core.annotations import Annotations
+from openrlhf_pgrpo.core.asking import coefficients_after
 from openrlhf_pgrpo.core.names import Names
 from openrlhf_pgrpo.models.factorize import in_order
+from openrlhf_pgrpo.people import evaluate
 from openrlhf_pgrpo.people.evaluate import (
     CHOSEN,
     MAJORITY,
@@ -107,6 +109,23 @@ def test_new_people_are_better_predicted_with_every_answer(new):
     assert new["after"][0][CHOSEN]["all"]["accuracy"]["value"] < 0.65
     assert new["after"][-1][CHOSEN]["all"]["accuracy"]["value"] > 0.8
     assert {at["people"] for at in new["after"]} == {30} and new["people"] == 30
+
+
+def test_a_person_of_many_pairs_does_not_pad_everybody(world, monkeypatch):
+    """256 people had pools of the size of the largest: gigabytes for one person with all pairs."""
+    rows = np.concatenate([np.flatnonzero(world.user == user)[: 60 if user == 50 else 9] for user in range(40, 70)])
+    whole, cells = world.predictions(rows).new_people(), []
+
+    def counting(features, *given):
+        cells.append(features.shape[0] * features.shape[1])
+        return coefficients_after(features, *given)
+
+    monkeypatch.setattr(evaluate, "coefficients_after", counting)
+    monkeypatch.setattr(evaluate, "CELLS_AT_ONCE", 50)
+    parts = world.predictions(rows).new_people()
+    assert max(cells) <= 50 and sum(cells) < 6 * 2 * len(rows)  # asked in six orders
+    for part, of_whole in zip(parts["after"], whole["after"]):
+        assert flat(part.get(CHOSEN, {})) == pytest.approx(flat(of_whole.get(CHOSEN, {})))
 
 
 def test_who_has_too_few_pairs_is_left_out_with_a_count(world):
