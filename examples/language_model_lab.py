@@ -433,12 +433,14 @@ def ratio(own: np.ndarray, other: np.ndarray) -> str:
 
 
 def print_likings(folder: Path, contenders: dict[str, list[Job]], outcomes: dict[str, Outcome]) -> None:
-    """The score of each liking at the end; by how much mean and worst are above the rival's, with paired errors; the
-    samples needed; and the largest alpha, where samples have weights."""
-    width = max(map(len, contenders))
+    """The score of each liking before training and at the end; by how much mean and worst are above the rival's, with
+    paired errors; the samples needed; and the largest alpha, where samples have weights."""
+    width = max(map(len, ("untrained", *contenders)))
     heads = [*(liking.__name__ for liking in LIKINGS), "mean less", "worst less", "samples", "largest alpha"]
     print("\n" + " " * width + "".join(f"  {head:<10}" for head in heads))
     scores = {text: curves(folder, jobs) for text, jobs in contenders.items()}
+    before = next(iter(scores.values()))[:, 0].T  # the same for all: it is the seed's
+    print("untrained".ljust(width) + "".join(f"  {with_error(value.mean(), error(value)):<10}" for value in before))
     fastest = min((text for text in scores if text in HOST), key=lambda text: outcomes[text].samples, default=None)
     for text, jobs in contenders.items():
         own, other = outcomes[text], rival(text, outcomes)

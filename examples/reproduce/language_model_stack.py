@@ -116,7 +116,7 @@ def table(estimator: str, steps: int, stack: np.ndarray, expected: np.ndarray) -
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, default=lab.MODEL, help="a folder with stories260K")
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--lab_seeds", type=int, default=10)
     parser.add_argument("--lab", type=Path, help="the lab's folder. Default: FOLDER/lab")
     parser.add_argument("--steps", type=int, default=60)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.seeds, args.lab_seeds) < 2:
         parser.error(f"--seeds and --lab_seeds need at least 2, got {args.seeds} and {args.lab_seeds}")
     if args.steps < lab.EVALUATIONS or args.steps % lab.EVALUATIONS:

@@ -166,6 +166,22 @@ def test_the_wider_stories_are_the_stories_to_the_character(tmp_path):
     assert "Once upon a time, there was a little girl named Lily. She loved to play outside in the park." in said[0]
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--steps", "0"), "--steps needs a multiple of 4, the number of evaluations, got 0"),
+        (("--seeds", "1"), "--seeds and --lab_seeds need at least 2, got 1 and 10"),
+        (("--estimators", "pgrpo_robust"), "--estimators needs names that the lab has, too, from"),
+    ],
+)
+def test_the_stack_refuses_what_the_lab_cannot_compare(tmp_path, capsys, words, said):
+    import language_model_stack as stack
+
+    with pytest.raises(SystemExit):
+        stack.main([str(tmp_path / "run"), *words])
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_the_stack_gets_the_labs_prompts_and_rewards(monkeypatch):
     """A batch as the host hands it over: the text with its tokens' marks, the prompt, and what the label says."""
     import language_model_stack as stack  # it puts the folders of the demo on the path
