@@ -184,9 +184,14 @@ def check_distinct(files: dict[str, Path | None]) -> None:
             raise ValueError(f"{one} and {other} need a file each, got {second} for both: name another")
 
 
-def held_in(source: str | Path, flag: str) -> dict[str, Path]:
-    """What `flag` names, after the files in it if it is a folder, as inputs for `check_folder`."""
-    return {f"{flag} {file}": file for file in Path(source).rglob("*") if file.is_file()} | {flag: Path(source)}
+def held_in(folder: str | Path, flag: str) -> dict[str, Path]:
+    """The files in a folder that `flag` names, as inputs for `check_folder`; none for a name on the hub."""
+    return {f"{flag} {file}": file for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def data_in(source: str | Path, flag: str) -> dict[str, Path]:
+    """As `held_in`, and the file or folder itself: all that lies in a folder of data is read as data."""
+    return held_in(source, flag) | {flag: Path(source)}
 
 
 def to_disk(path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from openrlhf_pgrpo.files import check_folder, held_in, locked, read_rows, whole_file, write_rows, write_whole
+from openrlhf_pgrpo.files import check_folder, data_in, held_in, locked, read_rows, whole_file, write_rows, write_whole
 
 pytestmark = pytest.mark.core
 
@@ -176,13 +176,14 @@ def test_an_output_inside_a_folder_that_is_read_is_refused(tmp_path):
     elsewhere.symlink_to(data / "more")
     for folder in (data, data / "more", elsewhere):
         with pytest.raises(ValueError, match="--output needs a place outside of the folder .*data, which --data"):
-            check_folder(folder / "new.jsonl", "--output", held_in(data, "--data"))
+            check_folder(folder / "new.jsonl", "--output", data_in(data, "--data"))
+        check_folder(folder / "new.jsonl", "--output", held_in(data, "--model"))  # what a model does not read
     (data / "linked.jsonl").symlink_to(tmp_path / "mine.jsonl")
     (tmp_path / "mine.jsonl").touch()
     with pytest.raises(ValueError, match="needs a file of its own, got .*mine.jsonl, which --data .*linked.jsonl"):
-        check_folder(tmp_path / "mine.jsonl", "--output", held_in(data, "--data"))
+        check_folder(tmp_path / "mine.jsonl", "--output", data_in(data, "--data"))
     for source in (data, "a-name/on-the-hub"):
-        check_folder(tmp_path / "data.jsonl", "--output", held_in(source, "--data"))
+        check_folder(tmp_path / "data.jsonl", "--output", data_in(source, "--data"))
 
 
 COUNT = """

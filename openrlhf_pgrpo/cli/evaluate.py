@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openrlhf_pgrpo.cli.factorize import add_columns, columns_in
 from openrlhf_pgrpo.cli.people import add_batch_size, add_chat_template
-from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
+from openrlhf_pgrpo.files import check_distinct, check_folder, data_in, held_in
 from openrlhf_pgrpo.host.flags import add_trust
 
 GAIN = "gain: accuracy minus that of one reward for all on the same answers. ±: standard error over people"
@@ -51,7 +51,7 @@ def measure(args) -> None:
     check_distinct({"--data": args.data, **files})
     for flag, file in files.items():
         if file is not None:
-            check_folder(file, flag, {**held_in(args.data, "--data"), **held_in(args.model, "--model")})
+            check_folder(file, flag, {**data_in(args.data, "--data"), **held_in(args.model, "--model")})
     given = (args.scores, columns_in(args), args.pref_group_key, args.chat_template, args.split, args.batch_size)
     result = evaluate(args.model, args.data, args.output, *given, args.pairs, args.seed)
     made = tables(result)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from openrlhf_pgrpo.core.names import Names, alike, alike_listed, listed
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_apart, check_distinct, check_folder, held_in, locked
+from openrlhf_pgrpo.files import check_apart, check_distinct, check_folder, data_in, held_in, locked
 from openrlhf_pgrpo.models.comparisons import Comparisons, read
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.output_folder import CONFIG, WEIGHT_FILES
@@ -50,7 +50,7 @@ def learn(
     check_profiles_folder(profiles, "--profiles")
     check_apart(profiles, "--profiles", {"--answers": answers})
     if scores is not None:
-        check_folder(scores, "--scores", held_in(answers, "--answers") | held_in(model, "--model"))
+        check_folder(scores, "--scores", data_in(answers, "--answers") | held_in(model, "--model"))
     data, folder = read(answers, columns, split, pairs_per_user, seed), Folder(model, chat_template)
     for sentence in data.said:
         print(sentence, flush=True)

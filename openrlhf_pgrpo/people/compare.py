@@ -91,7 +91,7 @@ def compare(
         ModuleNotFoundError: vLLM is not installed.
     """
     _check(model, judge, judge_model, judge_prompt, pref_group_texts, profiles, population, chat_template)
-    check_apart(output, "--output", {"--data": data, "--model": model} | {f"--policies {p}": p for p in policies})
+    check_apart(output, "--output", {"--data": data})
     sampling = Sampling(temperature, max_tokens, seed)
     if judge is not None:
         asked = Judge(judge, judge_model, read_prompt(judge_prompt), judge_tokens, judge_timeout)

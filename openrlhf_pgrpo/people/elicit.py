@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openrlhf_pgrpo.core.names import alike
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_distinct, check_folder, held_in
+from openrlhf_pgrpo.files import check_distinct, check_folder, data_in, held_in
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS
@@ -63,7 +63,7 @@ def elicit(
     check_distinct({"--pool": pool, "--scores": scores, "--profile": path})
     for flag, file in (("--profile", path), ("--scores", scores)):
         if file is not None:
-            check_folder(file, flag, held_in(pool, "--pool") | held_in(model, "--model"))
+            check_folder(file, flag, data_in(pool, "--pool") | held_in(model, "--model"))
     if web:
         from openrlhf_pgrpo.people.web import listen, serve
     address = (LOCAL if host is None else host, port or 0)

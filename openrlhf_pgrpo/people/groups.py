@@ -21,7 +21,7 @@ from sklearn.mixture import GaussianMixture
 
 from openrlhf_pgrpo.core.names import user_in
 from openrlhf_pgrpo.core.posterior import Prior, log_evidence
-from openrlhf_pgrpo.files import check_folder, held_in, write_rows
+from openrlhf_pgrpo.files import check_folder, data_in, held_in, write_rows
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.tables import Table, read_table
@@ -57,7 +57,7 @@ def group_users(
         OSError: a file cannot be read or written.
     """
     read = {f"--profile {file}": file for path in profiles for file in (*profile_files(path), path)}
-    check_folder(output, "--output", {**held_in(data, "--data"), **read, **held_in(model, "--model")})
+    check_folder(output, "--output", {**data_in(data, "--data"), **read, **held_in(model, "--model")})
     table, folder = name_users(read_table(data, {user_key: object}, split), user_key).as_json(), Folder(model)
     users = Users(folder, profiles)
     found = cluster(folder.coefficients, groups)

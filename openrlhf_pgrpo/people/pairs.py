@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf_pgrpo.core.names import Names, listed, name_of
-from openrlhf_pgrpo.files import check_distinct, check_folder, held_in, write_rows
+from openrlhf_pgrpo.files import check_distinct, check_folder, data_in, write_rows
 from openrlhf_pgrpo.models.comparisons import Comparisons, check_draw, pair_up, read_data
 from openrlhf_pgrpo.models.messages import Text
 from openrlhf_pgrpo.models.ratings import Ratings, text_key
@@ -50,7 +50,7 @@ def write_pairs(
     check_distinct({"--data": data, "--output": output, "--held_out": held_out})
     for flag, file in (("--output", output), ("--held_out", held_out)):
         if file is not None:
-            check_folder(file, flag, held_in(data, "--data"))
+            check_folder(file, flag, data_in(data, "--data"))
     read = read_data(data, columns, split)
     parts, lines = {output: read}, []
     if held_out is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from openrlhf_pgrpo.core.names import in_words, listed
-from openrlhf_pgrpo.files import check_folder, held_in, write_rows
+from openrlhf_pgrpo.files import check_folder, data_in, held_in, write_rows
 from openrlhf_pgrpo.models.backbone import read_tokenizer
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.form import PLAIN, Form, Writer
@@ -60,7 +60,7 @@ def rerank(
         OSError: a file cannot be read or written.
         ModuleNotFoundError: vLLM is not installed.
     """
-    read = {**held_in(candidates, "--candidates"), "--profile": profile}
+    read = {**data_in(candidates, "--candidates"), "--profile": profile}
     read |= held_in(model, "--model") | (held_in(policy, "--generate") if policy is not None else {})
     check_folder(output, "--output", read)
     if responses_key in RANKING:
