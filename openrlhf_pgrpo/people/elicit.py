@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openrlhf_pgrpo.core.names import alike
 from openrlhf_pgrpo.core.posterior import Prior
-from openrlhf_pgrpo.files import check_distinct, check_folder, data_in, held_in
+from openrlhf_pgrpo.files import check_distinct, check_folder, data_in
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import check_user
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS
@@ -61,9 +61,10 @@ def elicit(
         raise ValueError(f"{given[0]} needs --web, got questions in the terminal: leave it out")
     path = profile or Path(profile_name(user))
     check_distinct({"--pool": pool, "--scores": scores, "--profile": path})
+    check_folder(path, "--profile")
     for flag, file in (("--profile", path), ("--scores", scores)):
-        if file is not None:
-            check_folder(file, flag, data_in(pool, "--pool") | held_in(model, "--model"))
+        if file is not None and not file.exists():  # one that exists is read, and the session goes on from it
+            check_folder(file, flag, data_in(pool, "--pool"))
     if web:
         from openrlhf_pgrpo.people.web import listen, serve
     address = (LOCAL if host is None else host, port or 0)

@@ -56,7 +56,7 @@ def group_users(
         ValueError: arguments or files that do not fit.
         OSError: a file cannot be read or written.
     """
-    read = {f"--profile {file}": file for path in profiles for file in (*profile_files(path), path)}
+    read = {f"--profile {file}": file for path in profiles for file in profile_files(path)}
     check_folder(output, "--output", {**data_in(data, "--data"), **read, **held_in(model, "--model")})
     table, folder = name_users(read_table(data, {user_key: object}, split), user_key).as_json(), Folder(model)
     users = Users(folder, profiles)

@@ -249,3 +249,14 @@ def test_nothing_is_written_into_a_folder_of_data(run, ratings, tmp_path, words,
     code, _ = run(*words, flag, "data/new")
     assert f"{flag} needs a place outside of the folder data, which {words[words.index('data') - 1]} reads" in code
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["ratings.jsonl"]
+
+
+def test_a_session_goes_on_from_files_in_the_models_own_folder(run, ratings, tmp_path):
+    """What it has written itself is no file that it would write over."""
+    (tmp_path / "rm").mkdir()
+    ratings.rename(tmp_path / "rm" / "ratings.jsonl")
+    for name in ("eve.json", "kept.st"):
+        (tmp_path / "rm" / name).touch()
+    words = ("--pool", "rm/ratings.jsonl", "--user", "eve", "--profile", "rm/eve.json", "--scores", "rm/kept.st")
+    code, _ = run("elicit", "--model", "rm", *words)
+    assert "needs a file of its own" not in str(code) and "outside" not in str(code)
