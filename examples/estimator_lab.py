@@ -33,7 +33,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,6 +45,7 @@ from estimator_relatives import RELATIVES, whitened
 from openrlhf_pgrpo.core.estimator import RewardBatch, advantage_estimators, make_advantage_estimator
 from openrlhf_pgrpo.core.pgrpo import PGRPOOptions
 from openrlhf_pgrpo.files import whole_file
+from reproduce import shown
 
 CLIP = (-10.0, 10.0)  # the default of the host's --reward.clip_range
 BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the host's default --actor.adam.betas
@@ -160,6 +161,15 @@ HOST = {
 }
 
 
+def options_in(text: str, known: Collection[str], refusal: str) -> dict[str, str]:
+    """Options written `half_life=256,update=after`. Raises ValueError: one is not known, or stands there twice."""
+    pairs = [pair.partition("=")[::2] for pair in text.split(",") if pair]
+    found = dict(pairs)
+    if not found.keys() <= set(known) or len(found) < len(pairs):
+        raise ValueError(refusal)
+    return found
+
+
 class Contender(NamedTuple):
     """An estimator with its options, written `pgrpo_eb:half_life=256,update=after`, and the labels it gets to see."""
 
@@ -178,10 +188,7 @@ class Contender(NamedTuple):
         types = {spec.name: str if spec.type is str else float for spec in fields(PGRPOOptions)} if ours else {}
         if name not in HOST:
             types["labels"] = str
-        pairs = [pair.partition("=")[::2] for pair in rest.split(",") if pair]
-        texts = dict(pairs)
-        if not texts.keys() <= types.keys() or len(texts) < len(pairs):
-            raise ValueError(f"{name} needs options from {list(types)}, each once, got {text!r}")
+        texts = options_in(rest, types, f"{name} needs options from {list(types)}, each once, got {text!r}")
         values = {option: types[option](value) for option, value in texts.items()}
         labels = values.pop("labels", "true")
         if labels not in ("true", "random"):
@@ -307,10 +314,6 @@ def run(scenarios: list[Scenario], contenders: dict[str, Contender], *settings) 
     return tuple({s: dict(zip(contenders, (pair[i] for pair in pairs[s]))) for s in scenarios} for i in (0, 1))
 
 
-def error(values: np.ndarray) -> float:
-    return values.std(ddof=1) / np.sqrt(len(values))
-
-
 def rival(text: str, outcomes: dict[str, Outcome]) -> Outcome:
     """What a contender is compared with: the best of the host's; where none runs, itself without anything added."""
     if stock := [outcomes[name] for name in outcomes if name in HOST]:
@@ -319,16 +322,11 @@ def rival(text: str, outcomes: dict[str, Outcome]) -> Outcome:
     return outcomes[next(name for name in plain if name in outcomes)]
 
 
-def with_error(mean: float, error: float, digits: int = 3) -> str:
-    """`.873±.009`."""
-    return re.sub(r"\b0\.", ".", f"{mean:.{digits}f}±{error:.{digits}f}")
-
-
 def number(values: np.ndarray, other: np.ndarray) -> str:
     """Mean, standard error, and the sign of a clear paired difference to `other`: `.873±.009+`."""
-    difference, margin = (values - other).mean(), CLEAR * error(values - other)
+    difference, margin = (values - other).mean(), CLEAR * shown.error(values - other)
     sign = "+" if difference > margin else "-" if difference < -margin else " "
-    return with_error(values.mean(), error(values)) + sign
+    return shown.number(values) + sign
 
 
 def ratio(text: str, outcomes: dict[str, Outcome]) -> str:
@@ -393,7 +391,7 @@ def draw(results: dict, path: Path) -> None:
             for text, (colour, style) in STYLES.items():
                 areas = [getattr(cell[text], reward) for cell in outcomes.values() if text in cell]
                 if areas:
-                    means, errors = [area.mean() for area in areas], [error(area) for area in areas]
+                    means, errors = [area.mean() for area in areas], [shown.error(area) for area in areas]
                     label = LABELS.get(text, text)
                     ax.errorbar(ticks, means, errors, fmt=style, color=colour, markersize=4, label=label)
             ax.set_xscale("log", base=2)
@@ -445,8 +443,7 @@ def parse(argv: list[str]):
             raise ValueError(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
         if not all(0 < rate < np.inf for rate in [args.rate, *args.rates]):
             raise ValueError(f"--rate and --rates need positive numbers, got {args.rate} and {args.rates}")
-        if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-            raise ValueError(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+        shown.check_figure(parser, args.out)
         values = {spec.name: getattr(args, spec.name) for spec in fields(Scenario)}
         fixed = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items() if name not in GRID}
         cells = itertools.product(*(values[name] for name in GRID))

@@ -55,8 +55,9 @@ from openrlhf_pgrpo.core.signals import SIGNALS, SignalOptions
 from openrlhf_pgrpo.files import whole_file
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from estimator_lab import HOST, Contender, Outcome, error, print_table, rival, with_error, with_random_labels
+from estimator_lab import HOST, Contender, Outcome, options_in, print_table, rival, with_random_labels
 from kept_results import one_set_of_flags
+from reproduce import shown
 
 MODEL = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 FIGURE = Path(__file__).with_suffix(".png")
@@ -192,11 +193,9 @@ def contender_and_weights(text: str) -> tuple[Contender, str]:
 def weigher(text: str, bounds: dict[str, tuple[float, float]]) -> GroupRobust:
     """Fresh weights as they are written after a plus; `bounds` are those of each preference group's mean reward."""
     name, _, rest = text.partition(":")
-    given = [pair.partition("=")[::2] for pair in rest.split(",") if pair]
-    values: dict[str, float] = {option: float(value) for option, value in given}
-    known = {"importance": set(), "improvement": {"eta", "chi", "improvement_lambda"}}.get(name, {"eta", "chi"})
-    if not values.keys() <= known or len(values) < len(given):
-        raise ValueError(f"weights of {name!r} need options from {sorted(known)}, each once, got {text!r}")
+    known = {"importance": [], "improvement": ["chi", "eta", "improvement_lambda"]}.get(name, ["chi", "eta"])
+    refusal = f"weights of {name!r} need options from {known}, each once, got {text!r}"
+    values = {option: float(value) for option, value in options_in(rest, known, refusal).items()}
     signal = {"improvement_lambda": values.pop("improvement_lambda")} if "improvement_lambda" in values else {}
     if name == "importance":
         values["chi"] = 0.0
@@ -429,7 +428,7 @@ def ratio(own: np.ndarray, other: np.ndarray) -> str:
     if not np.isfinite(needed).all():
         return "never" if np.isinf(needed[0]).any() else "alone"
     together, *but_one = needed[0] / needed[1]
-    return with_error(together, np.sqrt((len(seeds) - 1) * np.var(but_one)), 2)
+    return shown.with_error(together, np.sqrt((len(seeds) - 1) * np.var(but_one)), 2)
 
 
 def print_likings(folder: Path, contenders: dict[str, list[Job]], outcomes: dict[str, Outcome]) -> None:
@@ -440,16 +439,16 @@ def print_likings(folder: Path, contenders: dict[str, list[Job]], outcomes: dict
     print("\n" + " " * width + "".join(f"  {head:<10}" for head in heads))
     scores = {text: curves(folder, jobs) for text, jobs in contenders.items()}
     before = next(iter(scores.values()))[:, 0].T  # the same for all: it is the seed's
-    print("untrained".ljust(width) + "".join(f"  {with_error(value.mean(), error(value)):<10}" for value in before))
+    print("untrained".ljust(width) + "".join(f"  {shown.number(value):<10}" for value in before))
     fastest = min((text for text in scores if text in HOST), key=lambda text: outcomes[text].samples, default=None)
     for text, jobs in contenders.items():
         own, other = outcomes[text], rival(text, outcomes)
         slower = fastest or next(name for name in scores if outcomes[name] is other)
         values = [*at_the_end(scores[text]).T, own.mean - other.mean, own.worst - other.worst]
-        cells = [with_error(value.mean(), error(value)) for value in values] + [ratio(scores[text], scores[slower])]
+        cells = [*map(shown.number, values), ratio(scores[text], scores[slower])]
         if "+" in text:
             alpha = np.array([read(folder, job)[-1]["largest_alpha"] for job in jobs])
-            cells.append(with_error(alpha.mean(), error(alpha)))
+            cells.append(shown.number(alpha))
         print(text.ljust(width) + "".join(f"  {cell:<10}" for cell in cells))
 
 
@@ -488,8 +487,7 @@ def draw(scores: dict[str, dict[str, np.ndarray]], steps: int, path: Path) -> No
                 continue
             for ax, values in zip(column, (found[text].mean(2), found[text].min(2))):
                 samples = np.linspace(0, steps * BATCH, values.shape[1])
-                errors = values.std(0, ddof=1) / np.sqrt(len(values))
-                ax.errorbar(samples, values.mean(0), errors, color=colour, label=text, linewidth=1.2)
+                ax.errorbar(samples, values.mean(0), shown.error(values), color=colour, label=text, linewidth=1.2)
         column[0].set_title(cell, fontsize=10)
         column[1].set_xlabel("samples")
     axes[0, 0].set_ylabel("mean over likings")
@@ -531,8 +529,7 @@ def main(argv: list[str]) -> None:
         parser.error(f"--first_seed needs a number of at least 0, got {args.first_seed}")
     if not 0 < args.rate < np.inf:
         parser.error(f"--rate needs a positive number, got {args.rate:g}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+    shown.check_figure(parser, args.out)
     if args.steps < EVALUATIONS or args.steps % EVALUATIONS:
         parser.error(f"--steps needs a multiple of {EVALUATIONS}, the number of evaluations, got {args.steps}")
     for name in ("noise", "difficulty"):

@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import language_model_lab as lab  # noqa: E402
+import shown  # noqa: E402
 from estimator_lab import HOST  # noqa: E402
 from kept_results import clear_unless_done, once, one_set_of_flags  # noqa: E402
 from openrlhf_pgrpo.core.estimator import advantage_estimators  # noqa: E402
@@ -108,7 +109,7 @@ def table(estimator: str, steps: int, stack: np.ndarray, expected: np.ndarray) -
     """Means over seeds and likings with standard errors over seeds; curves (seeds, evaluations, likings)."""
     lines = [f"\n{estimator}{'':4}{'step':>6}{'real stack':>16}{'lab':>16}{'difference / its error':>26}"]
     for row, (ours, theirs) in enumerate(zip(stack.mean(2).T, expected.mean(2).T, strict=True)):
-        errors = [values.std(ddof=1) / np.sqrt(len(values)) for values in (ours, theirs)]
+        errors = [shown.error(values) for values in (ours, theirs)]
         means = [f"{values.mean():.3f} ± {error:.3f}" for values, error in zip((ours, theirs), errors)]
         apart = (ours.mean() - theirs.mean()) / np.hypot(*errors)
         step = row * steps // lab.EVALUATIONS
@@ -130,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--seeds and --lab_seeds need at least 2, got {args.seeds} and {args.lab_seeds}")
     if args.steps < lab.EVALUATIONS or args.steps % lab.EVALUATIONS:
         parser.error(f"--steps needs a multiple of {lab.EVALUATIONS}, the number of evaluations, got {args.steps}")
-    if unknown := {*args.estimators} - {*HOST, *advantage_estimators()}:
-        known = [*HOST, *advantage_estimators()]
+    known = [*HOST, *advantage_estimators()]
+    if unknown := {*args.estimators}.difference(known):
         parser.error(f"--estimators needs names that the lab has, too, from {known}, got {sorted(unknown)}")
     if not (args.model / "config.json").is_file():
         parser.error(f"--model needs a folder with stories260K, got none at {args.model}")

@@ -1,4 +1,4 @@
-"""How the reproductions take their arguments, and show numbers and figures."""
+"""How the reproductions and the labs take their arguments, and show numbers and figures."""
 
 import argparse
 import re
@@ -14,10 +14,14 @@ def arguments(parser: argparse.ArgumentParser, argv: list[str], figure: Path) ->
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error(f"--seeds needs at least 2 for a standard error, got {args.seeds}")
-    if args.out and (args.out.suffix not in (".png", ".svg", ".pdf") or not args.out.parent.is_dir()):
-        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {args.out}")
+    check_figure(parser, args.out)
     args.out = args.out or (None if argv else figure)
     return args
+
+
+def check_figure(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    if out and (out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir()):
+        parser.error(f"--out needs a .png, .svg or .pdf in a folder that exists, got {out}")
 
 
 def error(values: np.ndarray) -> np.ndarray:
@@ -27,7 +31,11 @@ def error(values: np.ndarray) -> np.ndarray:
 
 def number(values: np.ndarray, digits: int = 3) -> str:
     """Mean and standard error over seeds: `.468±.011`."""
-    return re.sub(r"\b0\.", ".", f"{values.mean():.{digits}f}±{error(values):.{digits}f}")
+    return with_error(values.mean(), error(values), digits)
+
+
+def with_error(value: float, error: float, digits: int = 3) -> str:
+    return re.sub(r"\b0\.", ".", f"{value:.{digits}f}±{error:.{digits}f}")
 
 
 def subplots(*shape: int, **options):

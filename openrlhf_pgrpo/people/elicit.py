@@ -61,10 +61,10 @@ def elicit(
         raise ValueError(f"{given[0]} needs --web, got questions in the terminal: leave it out")
     path = profile or Path(profile_name(user))
     check_distinct({"--pool": pool, "--scores": scores, "--profile": path})
-    check_folder(path, "--profile")
-    for flag, file in (("--profile", path), ("--scores", scores)):
-        if file is not None and not file.exists():  # one that exists is read, and the session goes on from it
-            check_folder(file, flag, data_in(pool, "--pool"))
+    inputs = data_in(pool, "--pool")
+    check_folder(path, "--profile", None if path.exists() else inputs)  # the session goes on from one that exists
+    if scores is not None and not scores.exists():
+        check_folder(scores, "--scores", inputs)
     if web:
         from openrlhf_pgrpo.people.web import listen, serve
     address = (LOCAL if host is None else host, port or 0)

@@ -145,7 +145,7 @@ def test_a_sign_needs_more_than_three_paired_standard_errors():
     # differences .1, .1, .1, .14: mean .11, error .02/2; 3 errors are .03
     assert lab.number(base + [0.1, 0.1, 0.1, 0.14], base) == ".760±.073+"
     assert lab.number(base - [0.1, 0.1, 0.1, 0.14], base).endswith("-")
-    assert lab.with_error(10.55, 0.25) == "10.550±.250"
+    assert lab.shown.with_error(10.55, 0.25) == "10.550±.250"
     # differences .1, .1, -.1, .1: mean .05, error .05
     assert lab.number(base + [0.1, 0.1, -0.1, 0.1], base).endswith(" ")
 
