@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openrlhf_pgrpo.files import check_folder, whole_file
+from openrlhf_pgrpo.files import check_folder, data_in, whole_file
 from openrlhf_pgrpo.host.flags import add_trust
 
 
@@ -80,7 +80,7 @@ def check_curve(args) -> None:
         raise ValueError(f"--curve needs a .png, .svg or .pdf in a folder that exists, got {path}: name another")
     if args.factors is not None and args.l2 is not None:
         raise ValueError("--curve needs something to choose, got both --factors and --l2: leave one of them out")
-    check_folder(path, "--curve")
+    check_folder(path, "--curve", data_in(args.data, "--data"))
     if path.resolve().is_relative_to(output.resolve()):
         raise ValueError(
             f"--curve needs a place outside of --output {output}, which holds a model alone, got {path}: name another"

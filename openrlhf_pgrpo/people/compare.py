@@ -19,7 +19,7 @@ import numpy as np
 
 from openrlhf_pgrpo.core.names import in_words, listed, user_in
 from openrlhf_pgrpo.core.win_rate import win_rate
-from openrlhf_pgrpo.files import check_apart, json_object, locked, read_rows, write_whole
+from openrlhf_pgrpo.files import check_apart, json_object, locked, read_rows, with_keys_once, write_whole
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.messages import Text, no_text
 from openrlhf_pgrpo.models.scoring import RewardModel, load
@@ -402,7 +402,7 @@ def _readers(data: Data, texts: Path | None) -> dict[str | None, str]:
     if texts is None:
         return {None: ANYBODY, **{group: group for group in groups}}
     try:
-        said = json.loads(Path(texts).read_text(encoding="utf-8"))
+        said = json.loads(Path(texts).read_text(encoding="utf-8"), object_pairs_hook=with_keys_once)
     except ValueError as error:
         raise ValueError(f"--pref_group_texts needs a JSON object, got {error} in {texts}: correct it") from error
     for group in groups:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from openrlhf_pgrpo.core.names import listed
 from openrlhf_pgrpo.core.posterior import Prior
+from openrlhf_pgrpo.files import check_apart
 from openrlhf_pgrpo.models.folder import Folder
 from openrlhf_pgrpo.models.profiles import Answer, Profile
 from openrlhf_pgrpo.models.scoring import MOST_TEXTS
@@ -41,6 +42,7 @@ def refit(
         OSError: a file cannot be read or written.
     """
     check_profiles_folder(output, "--output")
+    check_apart(output, "--output", {"--pool": pool})
     paths = dict.fromkeys(file for given in profiles for file in profile_files(given))
     texts = {} if pool is None else {pair.name: pair for _, pair in read_pool(pool)}
     folder = Folder(model, chat_template)

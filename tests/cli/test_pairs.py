@@ -237,6 +237,8 @@ def test_no_file_is_written_over_that_is_read(run, ratings):
         (("pairs", "--data", "data"), "--output"),
         (("pairs", "--data", "data", "--output", "o.jsonl", "--hold_out", "users:0.5"), "--held_out"),
         (("factorize", "--data", "data", "--backbone", "none"), "--output"),
+        (("factorize", "--data", "data", "--backbone", "none", "--output", "m"), "--curve"),
+        (("refit", "--model", "none", "--profile", "none", "--pool", "data"), "--output"),
         (("elicit", "--model", "none", "--answers", "data"), "--profiles"),
         (("elicit", "--model", "none", "--pool", "data", "--user", "eve"), "--scores"),
         (("compare", "--data", "data", "--model", "none", "--policies", "none", "none"), "--output"),
@@ -246,7 +248,7 @@ def test_nothing_is_written_into_a_folder_of_data(run, ratings, tmp_path, words,
     """The same command read it as data the next time."""
     (tmp_path / "data").mkdir()
     ratings.rename(tmp_path / "data" / "ratings.jsonl")
-    code, _ = run(*words, flag, "data/new")
+    code, _ = run(*words, flag, "data/new.svg")
     assert f"{flag} needs a place outside of the folder data, which {words[words.index('data') - 1]} reads" in code
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["ratings.jsonl"]
 

@@ -287,6 +287,9 @@ def test_the_judges_prompt_comes_from_a_file_and_knows_the_preference_group(run,
         texts.write_text(json.dumps({"one": "x"}))
         with pytest.raises(ValueError, match="--pref_group_texts needs a text for 'other', got null"):
             run(judge=judge.url, judge_prompt=prompt, pref_group_texts=texts)
+        texts.write_text('{"one": "x", "other": "y", "one": "z"}')
+        with pytest.raises(ValueError, match="--pref_group_texts needs a JSON object, got the key 'one' twice in"):
+            run(judge=judge.url, judge_prompt=prompt, pref_group_texts=texts)
         prompt.write_text("{prompt} {a}")
         with pytest.raises(ValueError, match="--judge_prompt needs .* without {b}"):
             run(judge=judge.url, judge_prompt=prompt)
